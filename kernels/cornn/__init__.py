@@ -1,0 +1,5 @@
+"""The coRNN time loop."""
+
+from kernels.cornn.reference import cornn
+
+__all__ = ["cornn"]

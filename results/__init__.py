@@ -1,0 +1,1 @@
+"""The papers' numbers as data, and (to come) what compares ours with them."""

@@ -1,0 +1,101 @@
+"""What every task gives to the training loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tasks.randomness import generator
+
+
+class Task:
+    """A source of batches with its splits, loss and metric. Batches are time-major: x is (T, B, D).
+
+    A subclass sets the attributes and gives ``batch``, ``evaluation`` and ``scores``.
+    """
+
+    inputs: int
+    """D, the number of input channels."""
+    outputs: int
+    """The width of the model's output."""
+    objective: str
+    """The score that is minimised in training (its mean over the batch is the loss)."""
+    metric: str
+    """The score that selects, stops and is compared with published values."""
+    higher_is_better: bool
+    monitor: str = "validation"
+    """The split that is evaluated while training."""
+    milestones: tuple[float, ...] = ()
+    """Values of the metric on ``monitor``; the record says at which step each was first passed."""
+    baseline: dict[str, float] = {}
+    """Scores of the trivial prediction, for comparison."""
+    split_id: str
+    """What identifies the split and the order of the data: two runs compare only when it is equal."""
+    files: tuple[tuple[str, str], ...] = ()
+    """(name, sha256) of each data file that was read."""
+
+    def steps_per_epoch(self, batch_size: int) -> int | None:
+        """The number of batches in an epoch; None where fresh batches are drawn for ever."""
+        raise NotImplementedError
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The training batch of step 0, 1, ...: x (T, B, D) and its targets (B, ...). A function of (seed, step)."""
+        raise NotImplementedError
+
+    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of ``split``, in a fixed order."""
+        raise NotImplementedError
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Every score of every sample, each (B,); their means over a split are what is reported."""
+        raise NotImplementedError
+
+    def better(self, a: float, b: float | None) -> bool:
+        """Whether metric value ``a`` beats ``b`` (None is beaten by everything)."""
+        return b is None or (a > b if self.higher_is_better else a < b)
+
+
+class ArrayTask(Task):
+    """A data set that fits in memory: one array of samples, sliced by an index permutation.
+
+    The order of epoch e is a function of (seed, e). The last batch of an epoch may be smaller.
+
+    Args:
+        samples: (N, ...) inputs of all splits, in any storage type.
+        targets: (N, ...).
+        splits: indices into both, by name; "train" is the training set.
+        seed: of the run.
+    """
+
+    evaluation_batch = 1000
+
+    def __init__(self, samples: Tensor, targets: Tensor, splits: dict[str, Tensor], seed: int):
+        self.samples, self.targets, self.splits, self.seed = samples, targets, splits, seed
+        self._order: tuple[int, Tensor] | None = None
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        """Turns stored samples (B, ...) into the model's input (T, B, D)."""
+        raise NotImplementedError
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-len(self.splits["train"]) // batch_size)
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
+        if self._order is None or self._order[0] != epoch:
+            train = self.splits["train"]
+            self._order = epoch, train[torch.randperm(len(train), generator=generator(self.seed, "order", epoch))]
+        return self._take(self._order[1][position * batch_size : (position + 1) * batch_size])
+
+    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in self.splits[split].split(self.evaluation_batch):
+            yield self._take(indices)
+
+    def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.prepare(self.samples[indices]), self.targets[indices]
+
+
+def data_root(configured: str | None, environment: dict[str, str], checkout: Path) -> Path:
+    """Where data sets live: the configured path, else ``LONGWAVE_DATA``, else ``data/`` in the checkout."""
+    return (checkout / (configured or environment.get("LONGWAVE_DATA") or "data")).expanduser()

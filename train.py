@@ -1,0 +1,68 @@
+"""One run: compose, build task and model, fit, write the record. ``python train.py --help`` says what can be chosen."""
+
+import os
+import shlex
+import sys
+
+# Hydra then hands errors on, and they are shown here, in one line.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from results import published
+from tasks.base import data_root
+from tasks.randomness import counted_seed
+from training.config import CHECKOUT, Config, check, recipe_of, resolve
+from training.errors import Interrupted, UserError
+from training.loop import fit, pick_device, set_up_numerics
+from training.progress import log
+from training.run import Run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Trains and tests; gives the metric on the monitored split, for sweepers."""
+    job = HydraConfig.get()
+    try:
+        config = resolve(cfg, job.runtime.choices)
+        command = shlex.join(["python", "train.py", *job.overrides.task])
+        return train(config, recipe_of(job.runtime.choices), command)
+    except UserError as error:
+        if job.mode == RunMode.MULTIRUN:
+            log.error("job %s failed: %s", job.job.num, error)
+        raise
+
+
+def train(config: Config, recipe: str | None, command: str) -> float:
+    try:
+        run = Run(config, recipe, published.lookup(config.published), command)
+        record = run.record()
+        if record is not None and record["status"] == "finished" and not config.fresh:
+            log.info("%s is finished already; fresh=true runs it again", run.name)
+            return run.report(record)
+        device = pick_device(config.device)
+        set_up_numerics(config.threads)
+        task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    config.training.check(task)
+    torch.manual_seed(counted_seed(config.seed, "init"))
+    model = config.model.build(task.inputs, task.outputs)
+    with run:
+        run.describe(task, model, device)
+        run.finish(fit(config, task, model, device, run))
+    return run.report(run.record())
+
+
+if __name__ == "__main__":
+    try:
+        check(sys.argv[1:])
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as error:
+        sys.exit(128 + error.signal)

@@ -1,0 +1,263 @@
+"""The typed configuration of a run: its schemas, its checks, and its errors in one line.
+
+Schemas are found, not listed: every ``Config`` in ``models/*.py`` and ``tasks/*.py`` is registered under the name of
+its file, as ``schema/model/<file>`` and ``schema/task/<file>``, for ``conf/model/*.yaml`` and ``conf/task/*.yaml``.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import itertools
+import json
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+import models
+import tasks
+from training.errors import UserError
+from training.loop import Training
+from training.optimizers import Optimizer, Scheduler
+from training.tracking import Tracking
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONF = CHECKOUT / "conf"
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+# What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
+NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking")
+
+
+@dataclass
+class Data:
+    """Where data sets live.
+
+    Args:
+        root: a folder, relative to the checkout; null is the environment's ``LONGWAVE_DATA``, else ``data``.
+    """
+
+    root: str | None = None
+
+
+@dataclass
+class Config:
+    """One run.
+
+    Args:
+        seed: of everything that is random; 0 or more.
+        published: key of the published value that the run aims at, ``<paper>/<cell>``, as in ``results/published``.
+        output: folder of all runs, relative to the checkout.
+        device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
+        threads: CPU threads; null is torch's default.
+        fresh: start over where the run has already been started or finished. The old folder is kept beside the new.
+    """
+
+    model: Any = MISSING
+    task: Any = MISSING
+    training: Any = MISSING
+    tracking: Any = MISSING
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    data: Data = field(default_factory=Data)
+    seed: int = 0
+    published: str | None = None
+    output: str = "outputs"
+    device: str = "auto"
+    threads: int | None = None
+    fresh: bool = False
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be 0 or more")
+        if self.device not in DEVICES:
+            raise ValueError(f"device={self.device}: must be one of {', '.join(DEVICES)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads}: must be 1 or more")
+
+    def as_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def identity(self, with_seed: bool = True) -> str:
+        """The hash that names a run: of every key that can change its numbers. Without the seed, it names a group."""
+        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_IDENTITY}
+        kept["training"].pop("checkpoint_seconds")
+        if not with_seed:
+            kept.pop("seed")
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def register() -> None:
+    """Puts the schemas and the resolvers of conf/ into place; called once, at import."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="train", node=Config)
+    store.store(group="schema", name="training", node=Training)
+    store.store(group="schema", name="tracking", node=Tracking)
+    for kind, package in (("model", models), ("task", tasks)):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            schema = getattr(importlib.import_module(module.name), "Config", None)
+            if schema is not None:
+                store.store(group=f"schema/{kind}", name=module.name.rsplit(".", 1)[1], node=schema)
+    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
+    OmegaConf.register_new_resolver("checkout", lambda path: str(CHECKOUT / path), replace=True)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group in conf/, without their suffix."""
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
+    """The composed ``cfg`` as checked dataclasses.
+
+    Args:
+        chosen: the choice made in each group, as in ``HydraConfig.get().runtime.choices``.
+
+    Raises:
+        UserError: for an unknown key or a value out of range; one line that names the key and what is allowed.
+    """
+    _refuse_unknown(cfg, "")
+    for section in [key for key in cfg if OmegaConf.is_dict(cfg[key])]:
+        _to_object(cfg[section], f"{section}.")
+    config = _to_object(cfg, "")
+    for group in ("model", "task", "tracking"):
+        name = getattr(config, group).name
+        if name != chosen[group]:
+            raise UserError(f"{group}.name={name}: is fixed; choose with {group}={' | '.join(choices(group))}")
+    return config
+
+
+def recipe_of(chosen: dict[str, str | None]) -> str | None:
+    """The recipe that was composed, such as ``cornn/psmnist``, or None where there is none for this model and task."""
+    name = chosen.get("recipe")
+    return name if name and (CONF / "recipe" / f"{name}.yaml").exists() else None
+
+
+def recipe_training(name: str) -> Training:
+    """The ``training`` section of a recipe, as it is before the command line changes it."""
+    content = OmegaConf.load(CONF / "recipe" / f"{name}.yaml")
+    bases = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    sections = [OmegaConf.load(CONF / "recipe" / f"{base}.yaml").get("training", {}) for base in bases]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), *sections, content.get("training", {})))
+
+
+def check(arguments: list[str]) -> None:
+    """Composes and checks every run that a command line asks for, before anything is created.
+
+    Sweeps over lists and ranges are expanded; the spaces of a sweeper of its own (``interval(...)``) are left to it.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    parsed = get_args_parser().parse_args(arguments)
+    alternatives = []
+    try:
+        for text, override in zip(
+            parsed.overrides, OverridesParser.create().parse_overrides(parsed.overrides), strict=True
+        ):
+            if not override.is_sweep_override():
+                alternatives.append([text])
+            elif not parsed.multirun:
+                raise UserError(f"{text}: several values make several runs; add -m")
+            elif override.is_discrete_sweep():
+                alternatives.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
+    except OverrideParseException as error:
+        raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
+    if parsed.config_dir is not None:
+        alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in itertools.product(*alternatives):
+            _check_one(list(overrides))
+
+
+def _check_one(overrides: list[str]) -> None:
+    try:
+        cfg = compose("train", overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+    chosen = cfg.hydra.runtime.choices
+    with open_dict(cfg):
+        del cfg["hydra"]
+    if any(text.startswith("recipe=") for text in overrides) and chosen.recipe is not None:
+        model, _, cell = chosen.recipe.partition("/")
+        if recipe_of(chosen) is None:
+            raise UserError(f"recipe={chosen.recipe}: no such recipe; there are {', '.join(choices('recipe'))}")
+        if model != chosen.model or not f"{cell}_".startswith(f"{chosen.task}_"):
+            raise UserError(
+                f"recipe={chosen.recipe}: is not for model={chosen.model} task={chosen.task}; "
+                f"model={model} task={cell} takes it by itself"
+            )
+    resolve(cfg, chosen)
+
+
+def _refuse_unknown(node: DictConfig, prefix: str) -> None:
+    # Hydra lets +key=value add keys even to a typed section.
+    known = [f.name for f in dataclasses.fields(OmegaConf.get_type(node))]
+    for key in node:
+        if key not in known:
+            raise UserError(_unknown(f"{prefix}{key}", key, known))
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            _refuse_unknown(node[key], f"{prefix}{key}.")
+
+
+def _to_object(node: DictConfig, prefix: str) -> Any:
+    try:
+        return OmegaConf.to_object(node)
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
+
+
+def _unknown(full_key: str, key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"{full_key}: no such key{meant}; there are {', '.join(known)}"
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's message as one line that names the key, the value and what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        if group != "hydra":
+            return f"{group}={name}: no such choice; there are {', '.join(choices(group))}"
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: no such choice; there are {', '.join(error.options)}"
+    cause = error
+    while cause is not None and not getattr(cause, "full_key", None):
+        cause = cause.__cause__ or cause.__context__
+    message = " ".join(str(error).split())
+    if cause is None:
+        found = re.match(r"Could not override '([^']+)'. No match in the defaults list", message)
+        if found:
+            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+            return _unknown(found[1], found[1], [f.name for f in dataclasses.fields(Config)] + groups)
+        return message
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        where = re.match(r"In '(recipe/[^']+)'", message)
+        known = [str(key) for key in cause.parent_node if key != "hydra"]
+        return _unknown(cause.full_key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
+    expected = re.search(r"could not be converted to (\w+)", str(cause))
+    if expected:
+        value = re.search(r"Value '(.*?)' of type", str(cause))
+        allowed = _TYPES.get(expected[1], expected[1])
+        return f"{cause.full_key}={value[1] if value else '?'}: must be {allowed}"
+    return f"{cause.full_key}: {' '.join(str(cause).split(chr(10))[0].split())}"
+
+
+register()

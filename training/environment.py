@@ -1,0 +1,71 @@
+"""Where a run ran: what a record needs so that somebody else can understand its numbers."""
+
+import contextlib
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "triton", "hydra-core", "omegaconf", "wandb")
+
+
+def packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git(checkout: Path) -> dict | None:
+    """The commit and whether tracked files differ from it; None outside a repository."""
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True, timeout=30)
+        done.check_returncode()
+        return done.stdout.strip()
+
+    try:
+        return {"commit": call("rev-parse", "HEAD"), "dirty": bool(call("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({_processor()}, {torch.get_num_threads()} threads)"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def reset_peak_memory() -> None:
+    """So that the second job of a process does not report the peak of the first."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Elsewhere than on Linux the peak is of the whole process.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of the device on CUDA, else the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,327 @@
+"""The training loop: steps, evaluations, selection, early stopping."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from tasks.base import Task
+from tasks.randomness import counted_seed
+from training.errors import Interrupted, UserError
+from training.progress import ProgressBar, log
+
+
+@dataclass
+class Training:
+    """Budget, cadence and selection.
+
+    Args:
+        steps: budget in training steps.
+        epochs: budget in epochs. With both, the one that is reached first ends the run.
+        batch_size: samples a step.
+        evaluate_every: steps between evaluations; null is once an epoch, or 100 where the task has no epochs.
+        log_every: steps between two entries of the training loss in the history.
+        clip_norm: gradients are scaled down to this norm; null is off.
+        clip_value: gradients are clamped to [-clip_value, clip_value]; null is off.
+        selection: which weights are tested at the end: last, or best (by the metric on the validation split).
+        patience: evaluations without improvement of the metric after which the run ends; null is off.
+        target: value of the metric at which the run ends, once it has held in ``target_evaluations`` evaluations
+            in a row; null is off.
+        target_evaluations: see ``target``.
+        precision: fp32, or bf16 (autocast; weights and optimiser stay in fp32).
+        checkpoint_seconds: time between checkpoints; 0 is after every step.
+        limit_evaluation: evaluate on that many batches only; null is all. Such a run is no result.
+        overfit: train on the first batch only. Such a run is no result.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 64
+    evaluate_every: int | None = None
+    log_every: int = 50
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    selection: str = "last"
+    patience: int | None = None
+    target: float | None = None
+    target_evaluations: int = 3
+    precision: str = "fp32"
+    checkpoint_seconds: float = 60.0
+    limit_evaluation: int | None = None
+    overfit: bool = False
+
+    def __post_init__(self):
+        for key in [
+            "steps",
+            "epochs",
+            "batch_size",
+            "evaluate_every",
+            "log_every",
+            "patience",
+            "target_evaluations",
+            "limit_evaluation",
+        ]:
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: must be 1 or more")
+        for key in ("clip_norm", "clip_value"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"{key}={value}: must be > 0")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be >= 0")
+        if self.selection not in ("last", "best"):
+            raise ValueError(f"selection={self.selection}: must be one of last, best")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={self.precision}: must be one of fp32, bf16")
+        if self.steps is None and self.epochs is None:
+            raise ValueError("steps=null: no recipe gives a budget here; set training.steps or training.epochs")
+
+    def check(self, task: Task) -> None:
+        """Raises UserError for what does not go with the task."""
+        if self.selection == "best" and task.monitor == "test":
+            raise UserError("training.selection=best: this task has no validation split to select by; use last")
+        if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:
+            raise UserError(f"training.epochs={self.epochs}: this task has no epochs; set training.steps")
+
+    def total_steps(self, task: Task) -> int:
+        """The budget in steps."""
+        per_epoch = task.steps_per_epoch(self.batch_size)
+        budgets = [self.steps, self.epochs and self.epochs * per_epoch]
+        return min(budget for budget in budgets if budget)
+
+
+@dataclass
+class State:
+    """All that a run carries from step to step beside weights, optimiser and schedule."""
+
+    step: int = 0
+    seconds: float = 0.0
+    sessions: int = 0
+    stopped: str | None = None
+    history: list[dict] = field(default_factory=list)
+    # {"step", "value", "weights"} of the best evaluation; the weights only where they will be tested.
+    best: dict | None = None
+    evaluations_since_best: int = 0
+    evaluations_at_target: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    grad_norm: float = 0.0
+
+
+class Diverged(UserError):
+    """A loss or gradient that is not finite."""
+
+    def __init__(self, step: int, what: str, value: float):
+        super().__init__(f"the {what} is {value} at step {step}; the last good checkpoint is kept")
+        self.step = step
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``device=name`` means here."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise UserError(f"device={name}: not available here; there are auto, {', '.join(available)}")
+    return torch.device(name)
+
+
+def set_up_numerics(threads: int | None) -> None:
+    """Once a process, before torch starts its threads, which inherit the setting of denormals."""
+    # Vanishing gradients become denormal numbers, on which a CPU computes many times slower.
+    torch.set_flush_denormal(True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict:
+    """Trains ``model`` to the end of its budget, resuming where ``run`` has a checkpoint, and tests it.
+
+    Args:
+        config: the :class:`training.config.Config`.
+        run: the :class:`training.run.Run`, entered.
+
+    Returns:
+        What the record says of the outcome: ``metrics``, ``objective``, ``selected_step``, ``stopped``, ...
+
+    Raises:
+        Diverged: when a loss or gradient is not finite; the weights before that step are in the checkpoint.
+        Interrupted: when the process was told to stop; its state has been saved.
+    """
+    settings: Training = config.training
+    total = settings.total_steps(task)
+    per_epoch = task.steps_per_epoch(settings.batch_size)
+    evaluate_every = settings.evaluate_every or per_epoch or 100
+    monitored = f"{task.monitor}/{task.metric}"
+
+    model.to(device)
+    optimizer = config.optimizer.build(model)
+    scheduler = config.scheduler.build(optimizer, per_epoch or 1, total)
+    by_plateau = config.scheduler.name == "plateau"
+    state = _restore(run.load(), model, optimizer, scheduler)
+    run.start(state, total, per_epoch)
+    began = time.monotonic() - state.seconds
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": dataclasses.asdict(state)})
+        saved = time.monotonic()
+
+    with ProgressBar(run.name, state.step, total) as bar:
+        while state.step < total and state.stopped is None:
+            loss, norm = _train_step(config, task, model, device, optimizer, state.step)
+            state.step += 1
+            if not by_plateau:
+                scheduler.step()
+            state.loss_sum += loss
+            state.loss_count += 1
+            state.grad_norm = norm
+
+            evaluating = state.step % evaluate_every == 0 or state.step == total
+            if evaluating or state.step % settings.log_every == 0:
+                entry = {"step": state.step, "lr": optimizer.param_groups[0]["lr"]}
+                if per_epoch is not None:
+                    entry["epoch"] = state.step / per_epoch
+                entry[f"train/{task.objective}"] = state.loss_sum / state.loss_count
+                entry["train/grad_norm"] = state.grad_norm
+                state.loss_sum, state.loss_count = 0.0, 0
+                if evaluating:
+                    scores = evaluate(model, task, task.monitor, device, settings)
+                    entry.update({f"{task.monitor}/{key}": value for key, value in scores.items()})
+                    if by_plateau:
+                        scheduler.step(scores[task.objective])
+                    _judge(settings, task, model, state, scores[task.metric])
+                state.seconds = time.monotonic() - began
+                entry["seconds"] = state.seconds
+                state.history.append(entry)
+                run.log(entry)
+                bar.update(state.step, {k: entry[k] for k in (f"train/{task.objective}", monitored) if k in entry})
+            else:
+                bar.update(state.step)
+
+            if run.signal is not None:
+                state.seconds = time.monotonic() - began
+                save()
+                raise Interrupted(f"interrupted at step {state.step}; the same command goes on from there", run.signal)
+            if time.monotonic() - saved >= settings.checkpoint_seconds:
+                state.seconds = time.monotonic() - began
+                save()
+    if state.stopped is None:
+        state.stopped = "budget"
+    save()
+    return _outcome(settings, task, model, device, state, monitored)
+
+
+def _restore(saved: dict | None, model, optimizer, scheduler) -> State:
+    state = State()
+    if saved is not None:
+        try:
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            scheduler.load_state_dict(saved["scheduler"])
+            state = State(**saved["state"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"the checkpoint is of another version of the code ({reason}); fresh=true starts over"
+            ) from error
+        log.info("resuming at step %d", state.step)
+        state.sessions += 1
+    return state
+
+
+def _train_step(config, task: Task, model, device, optimizer, step: int) -> tuple[float, float]:
+    """One update; gives the loss and the norm of the gradient, both before it."""
+    settings: Training = config.training
+    # Whatever the model draws (dropout) depends on the step only.
+    torch.manual_seed(counted_seed(config.seed, "forward", step))
+    x, target = (t.to(device) for t in task.batch(0 if settings.overfit else step, settings.batch_size))
+    model.train()
+    optimizer.zero_grad()
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        output = model(x)
+    loss = task.scores(output.float(), target)[task.objective].mean()
+    value = loss.item()
+    if not math.isfinite(value):
+        raise Diverged(step + 1, f"training loss ({task.objective})", value)
+    loss.backward()
+    if settings.clip_value is not None:
+        nn.utils.clip_grad_value_(model.parameters(), settings.clip_value)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not math.isfinite(norm):
+        raise Diverged(step + 1, "norm of the gradient", norm.item())
+    if settings.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, norm)
+    optimizer.step()
+    return value, norm.item()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, task: Task, split: str, device: torch.device, settings: Training) -> dict[str, float]:
+    """The mean of every score over the samples of ``split``."""
+    model.eval()
+    sums: dict[str, float] = {}
+    count = 0
+    for index, (x, target) in enumerate(task.evaluation(split)):
+        if index == settings.limit_evaluation:
+            break
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            output = model(x.to(device))
+        for key, values in task.scores(output.float(), target.to(device)).items():
+            sums[key] = sums.get(key, 0.0) + values.double().sum().item()
+        count += len(target)
+    return {key: value / count for key, value in sums.items()}
+
+
+def _judge(settings: Training, task: Task, model, state: State, value: float) -> None:
+    """Keeps the best weights, and stops early where the settings say so."""
+    if task.better(value, state.best and state.best["value"]):
+        state.best = {"step": state.step, "value": value}
+        if settings.selection == "best":
+            state.best["weights"] = {key: tensor.cpu().clone() for key, tensor in model.state_dict().items()}
+        state.evaluations_since_best = 0
+    else:
+        state.evaluations_since_best += 1
+    if settings.patience is not None and state.evaluations_since_best >= settings.patience:
+        state.stopped = "patience"
+    reached = settings.target is not None and not task.better(settings.target, value)
+    state.evaluations_at_target = state.evaluations_at_target + 1 if reached else 0
+    if state.evaluations_at_target >= settings.target_evaluations:
+        state.stopped = "target"
+
+
+def _outcome(settings: Training, task: Task, model, device, state: State, monitored: str) -> dict:
+    evaluations = [entry for entry in state.history if monitored in entry]
+    selected = state.best if settings.selection == "best" else {"step": state.step}
+    if "weights" in selected:
+        model.load_state_dict(selected["weights"])
+    chosen = next(entry for entry in evaluations if entry["step"] == selected["step"])
+    metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
+    for key, value in chosen.items():
+        split, _, score = key.partition("/")
+        if split == task.monitor:
+            metrics.setdefault(split, {})[score] = value
+    metrics["test"] = evaluate(model, task, "test", device, settings)
+    first_passed = {
+        str(bound): next((e["step"] for e in evaluations if task.better(e[monitored], bound)), None)
+        for bound in task.milestones
+    }
+    return {
+        "metrics": metrics,
+        "objective": {"key": monitored, "value": metrics[task.monitor][task.metric]},
+        "selected_step": selected["step"],
+        "stopped": state.stopped,
+        "first_passed": {monitored: first_passed} if first_passed else {},
+        "baseline": task.baseline,
+    }

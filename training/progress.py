@@ -1,0 +1,76 @@
+"""What people see while a run works: one bar in a terminal, plain lines elsewhere."""
+
+import logging
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console()
+log = logging.getLogger("longwave")
+
+# Between two lines where the output is no terminal.
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log messages above the bar, one line each however long."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), soft_wrap=True, markup=False, highlight=False)
+
+
+class ProgressBar:
+    """Steps, loss, metric, steps per second and time left.
+
+    Args:
+        name: of the run.
+        start: steps that were already done.
+        total: steps in the budget.
+    """
+
+    def __init__(self, name: str, start: int, total: int):
+        self.name, self.start, self.step, self.total = name, start, start, total
+        self._began = self._last_line = time.monotonic()
+        self._scores = ""
+        self._bar = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[scores]}"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("<"),
+                TimeRemainingColumn(),
+                console=console,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(name, completed=start, total=total, scores="", speed="")
+
+    def __enter__(self) -> "ProgressBar":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, scores: dict[str, float] | None = None) -> None:
+        """Call once a step; ``scores`` when there are new ones."""
+        self.step = step
+        now = time.monotonic()
+        if scores:
+            self._scores = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+        if self._bar is not None:
+            speed = f"{(step - self.start) / max(now - self._began, 1e-9):.1f} steps/s"
+            self._bar.update(self._task, completed=step, scores=self._scores, speed=speed)
+        elif step == self.total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            rate = (step - self.start) / max(now - self._began, 1e-9)
+            left = (self.total - step) / rate if rate else 0
+            log.info(
+                "%s  step %d/%d  %s  %.1f steps/s  %d s left", self.name, step, self.total, self._scores, rate, left
+            )

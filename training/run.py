@@ -1,0 +1,263 @@
+"""A run is a folder: its configuration, checkpoint, history, log and record."""
+
+import json
+import logging
+import os
+import signal
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from traceback import format_exception
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from tasks.base import Task
+from training import environment
+from training.config import CHECKOUT, Config, recipe_training
+from training.errors import Interrupted, UserError
+from training.files import load_checkpoint, save_checkpoint, write_atomic
+from training.loop import Diverged, State
+from training.progress import log
+from training.tracking import NoTracker, WandbTracker
+
+
+class Run:
+    """One run: found by its identity, locked while it works, with a record at every end.
+
+    Files in ``folder``: ``config.yaml``, ``checkpoint.pt`` (and the one before it, ``checkpoint.previous.pt``),
+    ``history.jsonl`` (a line an entry, of training or evaluation), ``log.txt``, ``record.json``.
+
+    Args:
+        config: of the run.
+        recipe: name of the recipe it was composed from, or None.
+        published: ``{"key", "value", "source", ...}`` of the published value it aims at, or None.
+        command: what to type to run it again.
+    """
+
+    def __init__(self, config: Config, recipe: str | None, published: dict | None, command: str):
+        self.config, self.published = config, published
+        self.identity = config.identity()
+        self.name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{self.identity}"
+        self.output = CHECKOUT / Path(config.output).expanduser()
+        self.folder = self.output / "runs" / self.name
+        self.signal: int | None = None
+        self.tracker = NoTracker()
+        self._state = State()
+        self._body: dict = {
+            "status": "interrupted",
+            "name": self.name,
+            "identity": self.identity,
+            "command": command,
+            "model": config.model.name,
+            "task": config.task.name,
+            "recipe": recipe,
+            "seed": config.seed,
+            "config": config.as_dict(),
+            "metrics": {},
+            "published": published,
+            "budget": {"steps_done": 0, "steps": None, "steps_in_recipe": None},
+            "packages": environment.packages(),
+            "git": environment.git(CHECKOUT),
+        }
+        self._lock = FileLock(self.folder / "lock", timeout=0)
+        self._log_file: logging.Handler | None = None
+
+    def record(self) -> dict | None:
+        """The record that an earlier process left, or None."""
+        try:
+            return json.loads((self.folder / "record.json").read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s); it will be written anew", self.folder / "record.json", error)
+            return None
+
+    def report(self, record: dict) -> float:
+        """Says what a finished run came to, and gives its objective."""
+        objective = record["objective"]
+        scores = record["metrics"]["test"]
+        test = ", ".join(f"{key} {value:.5g}" for key, value in scores.items())
+        baseline = ", ".join(f"{key} {value:.4g}" for key, value in record["baseline"].items())
+        log.info("test: %s (trivial prediction: %s)", test, baseline)
+        for key, bounds in record["first_passed"].items():
+            passed = ", ".join(
+                f"{bound} at step {step}" if step else f"{bound} never" for bound, step in bounds.items()
+            )
+            log.info("%s first below %s", key, passed)
+        if record["published"] is not None and record["published"]["value"] is not None:
+            value = record["published"]["value"]
+            log.info("published: %s (%s; %s)", value, record["published"]["kind"], record["published"]["source"])
+        budget = record["budget"]
+        if budget["steps_in_recipe"] is not None and budget["steps"] < budget["steps_in_recipe"]:
+            log.info("reduced budget: %d of the recipe's %d steps", budget["steps"], budget["steps_in_recipe"])
+        log.info("record: %s", self.folder / "record.json")
+        return objective["value"]
+
+    def describe(self, task: Task, model: torch.nn.Module, device: torch.device) -> None:
+        """Adds to the record what is known once task and model are built."""
+        self._task, self._device = task, device
+        if self._body["recipe"] is not None:
+            self._body["budget"]["steps_in_recipe"] = recipe_training(self._body["recipe"]).total_steps(task)
+        self._body |= {
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "backend": model.backend,
+            "device": environment.device_name(device),
+            "data": {"split_id": task.split_id, "files": [{"file": f, "sha256": s} for f, s in task.files]},
+        }
+
+    def __enter__(self) -> "Run":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            if self.config.fresh:
+                self._set_aside()
+            self._log_file = logging.FileHandler(self.folder / "log.txt")
+        except Timeout:
+            raise UserError(f"another process is training this run: {self.folder} is locked") from None
+        except OSError as error:
+            self._lock.release()
+            raise UserError(f"output={self.config.output}: cannot write to {self.folder} ({error.strerror})") from error
+        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._log_file)
+        environment.reset_peak_memory()
+        self._handlers = {}
+        # Python takes signals in its main thread only; launchers may run jobs in another.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _on_signal(self, number: int, frame) -> None:
+        log.info("stopping after this step (again: at once)")
+        self.signal = number
+        signal.signal(number, self._handlers[number])
+
+    def _set_aside(self) -> None:
+        """Moves what an earlier process left into a folder of its own; nothing is deleted."""
+        old = [path for path in self.folder.iterdir() if path.name != "lock" and not path.name.startswith("before-")]
+        if old:
+            aside = self.folder / f"before-{datetime.now():%Y-%m-%d_%H-%M-%S}"
+            aside.mkdir()
+            for path in old:
+                os.replace(path, aside / path.name)
+            log.info("fresh=true: the earlier run is kept in %s", aside)
+
+    def load(self) -> dict | None:
+        """The newest good checkpoint, or None."""
+        saved, damaged = load_checkpoint(self.folder / "checkpoint.pt")
+        for line in damaged:
+            then = f"going on from step {saved['state']['step']}" if saved else "starting from the beginning"
+            log.warning("%s; %s", line, then)
+        return saved
+
+    def start(self, state: State, total: int, per_epoch: int | None) -> None:
+        """Called by the loop once it knows where it stands: writes the configuration, opens the tracker."""
+        self._state = state
+        self._body["budget"]["steps"] = total
+        as_dict = self.config.as_dict()
+        write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict)).encode())
+        # The checkpoint's history is the truth: lines behind it will be written again.
+        lines = "".join(json.dumps(entry) + "\n" for entry in state.history)
+        write_atomic(self.folder / "history.jsonl", lines.encode())
+        self._write_record()
+        if self.config.tracking.name == "wandb":
+            without_seed = self.name.replace(f"-seed{self.config.seed}-{self.identity}", "")
+            self.tracker = WandbTracker(
+                self.config.tracking,
+                self.output,
+                {**as_dict, "identity": self.identity, "recipe": self._body["recipe"]},
+                {
+                    "id": self._wandb_id(),
+                    "name": f"{without_seed}-seed{self.config.seed}",
+                    "group": f"{without_seed}-{self.config.identity(with_seed=False)}",
+                    "tags": [self.config.model.name, self.config.task.name],
+                },
+                state.sessions,
+                (f"{self._task.monitor}/{self._task.metric}", self._task.higher_is_better),
+            )
+        log.info(
+            "%s: %s parameters, %d steps%s, on %s, time loop: %s",
+            self.name,
+            f"{self._body['parameters']:,}",
+            total,
+            f" ({per_epoch} an epoch)" if per_epoch else "",
+            self._body["device"],
+            self._body["backend"],
+        )
+
+    def _wandb_id(self) -> str:
+        # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
+        path = self.folder / "wandb_id"
+        if not path.exists():
+            write_atomic(path, f"{self.identity}{os.urandom(3).hex()}".encode())
+        return path.read_text()
+
+    def log(self, entry: dict) -> None:
+        """One more entry of the history."""
+        try:
+            with open(self.folder / "history.jsonl", "a") as out:
+                out.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.folder / 'history.jsonl'}: {error.strerror}") from error
+        self.tracker.log(entry)
+
+    def save(self, checkpoint: dict) -> None:
+        """Writes a checkpoint, and the record as it would stand if the process died now."""
+        save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
+        self._write_record()
+
+    def finish(self, outcome: dict) -> None:
+        """The run has come to its end."""
+        self._body |= outcome
+        self._body["status"] = "finished"
+
+    def __exit__(self, kind, error, traceback) -> None:
+        exit_code = 0
+        if error is not None:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            self._body["status"] = "interrupted" if stopped else "failed"
+            self._body["error"] = f"{kind.__name__}: {error}"
+            if isinstance(error, Diverged):
+                self._body["failed_step"] = error.step
+            if not isinstance(error, UserError | KeyboardInterrupt):
+                self._body["traceback"] = "".join(format_exception(error))
+            exit_code = 128 + error.signal if isinstance(error, Interrupted) else 1
+        try:
+            self._write_record()
+        except UserError as second:
+            # A full disk must not hide what ended the run.
+            if error is None:
+                raise
+            log.error("%s", second)
+        finally:
+            self.tracker.finish(self._summary(), exit_code)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            log.removeHandler(self._log_file)
+            self._log_file.close()
+            self._lock.release()
+
+    def _write_record(self) -> None:
+        self._body["budget"]["steps_done"] = self._state.step
+        seconds = self._state.seconds
+        self._body |= {
+            "wall_seconds": round(seconds, 3),
+            "steps_per_second": round(self._state.step / seconds, 3) if seconds else None,
+            "sessions": self._state.sessions + 1,
+            "peak_memory_bytes": environment.peak_memory_bytes(self._device),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_atomic(self.folder / "record.json", (json.dumps(self._body, indent=2) + "\n").encode())
+
+    def _summary(self) -> dict:
+        """What the W&B dashboard shows beside the curves."""
+        body = self._body
+        summary = {
+            key: body.get(key) for key in ("status", "parameters", "backend", "wall_seconds", "peak_memory_bytes")
+        }
+        for split, scores in body["metrics"].items():
+            summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
+        if self.published is not None:
+            summary |= {"published/key": self.published["key"], "published/value": self.published["value"]}
+        return summary

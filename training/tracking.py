@@ -1,0 +1,114 @@
+"""Weights & Biases: the dashboard. The truth is the run's own history."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.progress import log
+
+MODES = ("auto", "online", "offline")
+
+
+@dataclass
+class Tracking:
+    """Where a run is shown.
+
+    Args:
+        name: wandb or none.
+        project: W&B's project.
+        entity: W&B's user or team; null is your default.
+        mode: auto (online where you are logged in, else offline), online or offline. The environment's ``WANDB_MODE``
+            wins over auto.
+        tags: further tags of the run.
+        notes: a remark on the run.
+    """
+
+    name: str = "wandb"
+    project: str = "longwave"
+    entity: str | None = None
+    mode: str = "auto"
+    tags: list[str] | None = None
+    notes: str | None = None
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode}: must be one of {', '.join(MODES)}")
+
+
+class NoTracker:
+    """Logs nothing."""
+
+    def log(self, entry: dict[str, float]) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        pass
+
+
+class WandbTracker:
+    """One W&B run, online or offline.
+
+    All runs of a checkout write under one folder, ``<output>/wandb``, so that ``wandb leet <folder>`` compares them.
+    Online, a resumed run goes on under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of
+    the same group whose config names the one before (``resumed_from``).
+
+    Args:
+        config: of the run, as a dictionary.
+        about: what the run is: ``name``, ``group`` (everything but the seed), ``tags``.
+        session: 0 for a run's first process, 1 after it was resumed, ...
+        metric: the key whose best value the summary keeps, and whether more is better.
+    """
+
+    def __init__(
+        self, tracking: Tracking, output: Path, config: dict, about: dict, session: int, metric: tuple[str, bool]
+    ):
+        import wandb
+
+        output.mkdir(parents=True, exist_ok=True)
+        mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE")
+        if mode is None:
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        run_id = about["id"]
+        if mode == "offline" and session:
+            config = {**config, "resumed_from": run_id if session == 1 else f"{run_id}-{session - 1}"}
+            run_id = f"{run_id}-{session}"
+        self._run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            dir=output,
+            id=run_id,
+            name=about["name"],
+            group=about["group"],
+            job_type="train",
+            tags=[*about["tags"], *(tracking.tags or [])],
+            notes=tracking.notes,
+            config=config,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            # A worker of a launcher may run several jobs in one process.
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True),
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        key, higher = metric
+        self._run.define_metric(key, step_metric="step", summary="max,last" if higher else "min,last")
+        # Steps that were logged before the process died are run again after a resume, but not shown twice.
+        self._logged = int(self._run.summary.get("step", -1)) if self._run.resumed else -1
+        self.url = self._run.url
+        if mode == "online":
+            log.info("W&B: %s", self.url)
+        elif mode == "offline":
+            folder = output / "wandb"
+            log.info(
+                "W&B is offline: look with `wandb leet %s`, upload with `wandb sync %s`", folder, self._run.sync_dir
+            )
+
+    def log(self, entry: dict[str, float]) -> None:
+        if entry["step"] > self._logged:
+            self._run.log(entry)
+
+    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
+        self._run.summary.update(summary)
+        self._run.finish(exit_code=exit_code)
