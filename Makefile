@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?= model=cornn task=adding task.T=100
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+train: setup  ## The main job; any run with ARGS="model=lstm task=psmnist training.epochs=1"
+	@$(BIN)/python train.py $(ARGS)
+
+test: setup  ## The tests; one of them with ARGS=tests/test_adding.py
+	@$(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS))
+
+lint: setup  ## Style and formatting, checked
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup  ## Style and formatting, mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+setup: .venv/installed  ## The virtual environment, made once
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Longwave needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv: once, some minutes, about 6 GB"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib,submitit]'
+	@touch $@
+
+clean:  ## Removes the virtual environment and caches; runs and data are kept
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
