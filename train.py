@@ -34,7 +34,9 @@ def main(cfg: DictConfig) -> float:
     except UserError as error:
         if job.mode == RunMode.MULTIRUN:
             log.error("job %s failed: %s", job.job.num, error)
-        raise
+            raise
+        # Not an Exception: Hydra lets it pass without a line of its own.
+        sys.exit(f"error: {error}")
 
 
 def train(config: Config, recipe: str | None, command: str) -> float:

@@ -183,6 +183,7 @@ def check(arguments: list[str]) -> None:
 
 
 def _check_one(overrides: list[str]) -> None:
+    _check_recipe(dict(text.split("=", 1) for text in overrides if "=" in text))
     try:
         cfg = compose("train", overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -190,16 +191,30 @@ def _check_one(overrides: list[str]) -> None:
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    if any(text.startswith("recipe=") for text in overrides) and chosen.recipe is not None:
-        model, _, cell = chosen.recipe.partition("/")
-        if recipe_of(chosen) is None:
-            raise UserError(f"recipe={chosen.recipe}: no such recipe; there are {', '.join(choices('recipe'))}")
-        if model != chosen.model or not f"{cell}_".startswith(f"{chosen.task}_"):
-            raise UserError(
-                f"recipe={chosen.recipe}: is not for model={chosen.model} task={chosen.task}; "
-                f"model={model} task={cell} takes it by itself"
-            )
     resolve(cfg, chosen)
+
+
+def _check_recipe(given: dict[str, str]) -> None:
+    # Hydra passes over an optional default that does not exist, and a recipe for another model fails far from here.
+    name = given.get("recipe", "null")
+    if name == "null":
+        return
+    if name not in choices("recipe"):
+        raise UserError(f"recipe={name}: no such recipe; there are {', '.join(choices('recipe'))}")
+    model, _, cell = name.partition("/")
+    chosen = _groups(CONF / "train.yaml") | _groups(CONF / "recipe" / f"{name}.yaml") | given
+    if chosen["model"] != model or not f"{cell}_".startswith(f"{chosen['task']}_"):
+        raise UserError(
+            f"recipe={name}: is not for model={chosen['model']} task={chosen['task']}; "
+            f"say model={model} and its task as well, or leave recipe away: it follows from them"
+        )
+
+
+def _groups(path: Path) -> dict[str, str]:
+    """The groups that a file's defaults list chooses or overrides."""
+    entries = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", [])
+    chosen = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+    return {key.removeprefix("override ").lstrip("/"): value for key, value in chosen}
 
 
 def _refuse_unknown(node: DictConfig, prefix: str) -> None:
