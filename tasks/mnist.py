@@ -129,8 +129,9 @@ def read_checked(root: Path) -> tuple[tuple[str, str], ...]:
             try:
                 MNIST(root, download=True)
             except Exception as error:
+                reason = " ".join(str(error).split())
                 raise OSError(
-                    f"cannot download MNIST from {' or '.join(MNIST.mirrors)} ({error}); "
+                    f"cannot download MNIST from {' or '.join(MNIST.mirrors)} ({reason}); "
                     f"put {', '.join(SHA256)} into {raw}, or name another data root with data.root or LONGWAVE_DATA"
                 ) from error
     for name, expected in SHA256.items():

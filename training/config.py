@@ -142,7 +142,7 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
 def recipe_of(chosen: dict[str, str | None]) -> str | None:
     """The recipe that was composed, such as ``cornn/psmnist``, or None where there is none for this model and task."""
     name = chosen.get("recipe")
-    return name if name and (CONF / "recipe" / f"{name}.yaml").exists() else None
+    return name if name != "none" and name in choices("recipe") else None
 
 
 def recipe_training(name: str) -> Training:
@@ -177,27 +177,32 @@ def check(arguments: list[str]) -> None:
         raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
     if parsed.config_dir is not None:
         alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for overrides in itertools.product(*alternatives):
-            _check_one(list(overrides))
+    for overrides in itertools.product(*alternatives):
+        compose_run(list(overrides))
 
 
-def _check_one(overrides: list[str]) -> None:
+def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
+    """The checked configuration that a list of overrides makes, and the name of its recipe or None.
+
+    Raises:
+        UserError: see :func:`resolve`.
+    """
     _check_recipe(dict(text.split("=", 1) for text in overrides if "=" in text))
     try:
-        cfg = compose("train", overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_one_line(error)) from error
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    resolve(cfg, chosen)
+    return resolve(cfg, chosen), recipe_of(chosen)
 
 
 def _check_recipe(given: dict[str, str]) -> None:
     # Hydra passes over an optional default that does not exist, and a recipe for another model fails far from here.
-    name = given.get("recipe", "null")
-    if name == "null":
+    name = given.get("recipe", "none")
+    if name == "none":
         return
     if name not in choices("recipe"):
         raise UserError(f"recipe={name}: no such recipe; there are {', '.join(choices('recipe'))}")

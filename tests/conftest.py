@@ -1,0 +1,112 @@
+"""What several tests need: composed configurations, training in this process and in real ones, data or a stand-in."""
+
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tasks.mnist
+import train
+from tasks.base import data_root
+from training.config import CHECKOUT, compose_run
+
+# One thread: several small processes on a few cores otherwise wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fit_here(tmp_path):
+    """Trains in this process: ``fit_here("task.T=10", ...)`` gives (objective, folder of the run)."""
+
+    def call(*overrides: str, output: Path = tmp_path / "outputs"):
+        config, recipe = compose_run(["tracking=none", f"output={output}", *overrides])
+        objective = train.train(config, recipe, "python train.py")
+        return objective, run_folder(config)
+
+    return call
+
+
+def run_folder(config) -> Path:
+    name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
+    return Path(config.output) / "runs" / name
+
+
+class TrainProcess:
+    """``train.py`` as a user starts it, in another process and from another folder."""
+
+    def __init__(self, folder: Path):
+        self.output = folder / "outputs"
+        self.folder = folder
+
+    def arguments(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(CHECKOUT / "train.py"), f"output={self.output}", "threads=1", *overrides]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+        return kept | {"OMP_NUM_THREADS": "1", "HOME": str(self.folder), "COLUMNS": "200"} | extra
+
+    def start(self, *overrides: str, **extra: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.arguments(*overrides),
+            cwd=self.folder,
+            env=self.environment(**extra),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *overrides: str, **extra: str) -> subprocess.CompletedProcess:
+        process = self.start(*overrides, **extra)
+        out, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout=out)
+
+    def runs(self) -> list[Path]:
+        return sorted((self.output / "runs").glob("*")) if (self.output / "runs").exists() else []
+
+
+@pytest.fixture
+def train_process(tmp_path) -> TrainProcess:
+    return TrainProcess(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mnist_root() -> Path:
+    """The data root with the real MNIST; skips where it is not there."""
+    root = data_root(None, os.environ, CHECKOUT)
+    if not all((root / "MNIST" / "raw" / name).exists() for name in tasks.mnist.SHA256):
+        pytest.skip(f"MNIST is not in {root}: set LONGWAVE_DATA, or run `python train.py task=smnist` once online")
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_mnist_files(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """Files in MNIST's format whose pixel j of image i is (7 i + j) mod 256, and their checksums."""
+    root = tmp_path_factory.mktemp("fake")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    sums = {}
+    for part, count in (("train", 60000), ("t10k", 10000)):
+        index = np.arange(count, dtype=np.int64)[:, None]
+        pixels = ((7 * index + np.arange(784)) % 256).astype(np.uint8)
+        labels = (index[:, 0] % 10).astype(np.uint8)
+        for name, header, content in (
+            (f"{part}-images-idx3-ubyte", struct.pack(">IIII", 2051, count, 28, 28), pixels),
+            (f"{part}-labels-idx1-ubyte", struct.pack(">II", 2049, count), labels),
+        ):
+            data = header + content.tobytes()
+            (raw / name).write_bytes(data)
+            sums[name] = hashlib.sha256(data).hexdigest()
+    return root, sums
+
+
+@pytest.fixture
+def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
+    root, sums = fake_mnist_files
+    monkeypatch.setattr(tasks.mnist, "SHA256", sums)
+    return root

@@ -1,0 +1,96 @@
+"""Every recipe composes, is valid, says what its source says, and trains."""
+
+import pytest
+import torch
+
+from training.config import choices, compose_run
+from training.errors import UserError
+
+RECIPES = [name for name in choices("recipe") if name != "none"]
+
+
+def selection(recipe: str) -> list[str]:
+    """What a user types for a recipe: its model and task, or, for a variant, its name."""
+    model, _, cell = recipe.partition("/")
+    return [f"model={model}", f"task={cell}"] if cell in choices("task") else [f"recipe={recipe}"]
+
+
+def test_the_recipes_are_there():
+    wanted = {"cornn/adding", "cornn/smnist", "cornn/smnist_128", "cornn/psmnist", "cornn/psmnist_128"}
+    assert wanted | {"lstm/adding", "lstm/smnist", "lstm/psmnist"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_composes_by_itself(recipe):
+    config, found = compose_run(selection(recipe))
+    assert found == recipe
+    assert config.published is not None
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_trains(recipe, fit_here, fake_mnist, monkeypatch):
+    monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
+    # Narrow, and few samples: what is tested is that the parts fit.
+    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    objective, folder = fit_here(*selection(recipe), "debug=fast", "model.hidden=4", "training.batch_size=3")
+    assert objective == objective
+    assert (folder / "record.json").exists()
+
+
+# tk-rusch/coRNN, defaults of the scripts: hidden, batch, lr, dt, gamma, epsilon, epochs, milestones, selection.
+COUPLED = {
+    "cornn/smnist": (256, 120, 0.0021, 0.042, 2.7, 4.7, 120, [100], "last"),
+    "cornn/psmnist": (256, 120, 0.0054, 0.076, 0.4, 8.0, 120, [100], "best"),
+}
+
+
+@pytest.mark.parametrize("recipe", COUPLED)
+def test_settings_are_the_released_ones(recipe):
+    c, _ = compose_run(selection(recipe))
+    t, o, s, m = c.training, c.optimizer, c.scheduler, c.model
+    found = (m.hidden, t.batch_size, o.lr, m.dt, m.gamma, m.epsilon, t.epochs, s.milestones, t.selection)
+    assert found == COUPLED[recipe]
+    assert (o.name, o.weight_decay, t.clip_norm, t.clip_value, s.name, s.factor) == ("adam", 0, None, None, "step", 0.1)
+    assert t.steps is None
+
+
+def test_permutation_follows_the_recipe_and_the_command_line_beats_it():
+    assert compose_run(["model=cornn", "task=psmnist"])[0].task.permutation == "cornn"
+    config, _ = compose_run(
+        ["model=cornn", "task=psmnist", "task.permutation=exprnn", "optimizer=sgd", "scheduler=cosine", "model.dt=0.5"]
+    )
+    assert config.task.permutation == "exprnn"
+    assert config.optimizer.name == "sgd"
+    assert config.optimizer.lr == 0.0054
+    assert (config.scheduler.name, config.scheduler.milestones) == ("cosine", None)
+    assert config.model.dt == 0.5
+
+
+def test_a_variant_sets_model_and_task():
+    config, recipe = compose_run(["recipe=cornn/psmnist_128"])
+    assert recipe == "cornn/psmnist_128"
+    assert (config.model.name, config.task.name, config.model.hidden) == ("cornn", "psmnist", 128)
+    assert config.training.epochs == 120
+
+
+def test_no_recipe():
+    config, recipe = compose_run(["model=cornn", "task=psmnist", "recipe=none", "training.epochs=1"])
+    assert recipe is None
+    assert config.published is None
+    assert config.model.dt != 0.076
+    with pytest.raises(UserError, match="steps=null.*epochs"):
+        compose_run(["model=cornn", "task=psmnist", "recipe=none"])
+
+
+def test_lr_falls_to_a_tenth_after_epoch_100():
+    config, _ = compose_run(["model=cornn", "task=psmnist"])
+    model = torch.nn.Linear(1, 1)
+    optimizer = config.optimizer.build(model)
+    scheduler = config.scheduler.build(optimizer, steps_per_unit=475, total_steps=57000)
+    optimizer.step()
+    rates = []
+    for _ in range(57000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert rates[: 100 * 475] == [0.0054] * (100 * 475)
+    assert rates[100 * 475 :] == pytest.approx([0.00054] * (20 * 475))

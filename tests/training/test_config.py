@@ -1,0 +1,159 @@
+"""A wrong key, type, choice or value ends in one line that names it and what is allowed, before anything is made."""
+
+import pytest
+
+from training.config import check, choices, compose_run
+from training.errors import UserError
+
+WRONG = [
+    # A misspelt key in every section, with and without Hydra's plus.
+    ("model.hiden=3", r"model\.hiden: no such key \(did you mean hidden\?\).*gamma"),
+    ("+model.x=1", r"model\.x: no such key; there are .*hidden"),
+    ("task.t=3", r"task\.t: no such key.*test_samples"),
+    ("+task.x=3", r"task\.x: no such key.*test_samples"),
+    ("training.stps=3", r"training\.stps: no such key \(did you mean steps\?\)"),
+    ("+training.x=3", r"training\.x: no such key.*epochs"),
+    ("optimizer.learning_rate=3", r"optimizer\.learning_rate: no such key.*lr"),
+    ("+optimizer.x=3", r"optimizer\.x: no such key"),
+    ("scheduler.milestone=[3]", r"scheduler\.milestone: no such key \(did you mean milestones\?\)"),
+    ("+scheduler.x=[3]", r"scheduler\.x: no such key"),
+    ("tracking.projct=x", r"tracking\.projct: no such key \(did you mean project\?\)"),
+    ("+tracking.x=x", r"tracking\.x: no such key"),
+    ("data.rot=x", r"data\.rot: no such key \(did you mean root\?\)"),
+    ("+data.x=x", r"data\.x: no such key"),
+    ("unknown=1", r"unknown: no such key; .*seed"),
+    ("+unknown=1", r"unknown: no such key; .*seed"),
+    ("sed=1", r"sed: no such key \(did you mean seed\?\)"),
+    ("modle=cornn", r"modle: no such key \(did you mean model\?\)"),
+    # A wrong choice in every group.
+    ("model=foo", r"model=foo: no such choice; there are cornn, lstm"),
+    ("task=foo", r"task=foo: no such choice; there are adding, psmnist, smnist"),
+    ("recipe=cornn/foo", r"recipe=cornn/foo: no such recipe; there are .*cornn/psmnist_128"),
+    ("optimizer=foo", r"optimizer=foo: no such choice; there are adam, adamw, rmsprop, sgd"),
+    ("scheduler=foo", r"scheduler=foo: no such choice; there are constant, cosine, plateau, step"),
+    ("tracking=foo", r"tracking=foo: no such choice; there are none, wandb"),
+    ("training=foo", r"training=foo: no such choice; there are default"),
+    ("debug=foo", r"debug=foo: no such choice; there are fast, overfit"),
+    ("hydra/launcher=foo", r"hydra/launcher=foo: no such choice; there are basic"),
+    ("device=tpu", r"device=tpu: must be one of auto, cpu, cuda, mps"),
+    ("tracking.mode=foo", r"tracking\.mode=foo: must be one of auto, online, offline"),
+    ("optimizer.name=foo", r"optimizer\.name=foo: must be one of adam"),
+    ("scheduler.name=foo", r"scheduler\.name=foo: must be one of constant"),
+    ("training.selection=foo", r"training\.selection=foo: must be one of last, best"),
+    ("training.precision=fp16", r"training\.precision=fp16: must be one of fp32, bf16"),
+    ("task=psmnist task.permutation=foo", r"task\.permutation=foo: must be one of cornn, .*nnrnn"),
+    ("task=smnist task.permutation=cornn", r"task\.permutation=cornn: smnist is not permuted; use task=psmnist"),
+    ("model.name=lstm", r"model\.name=lstm: is fixed; choose with model=cornn \| lstm"),
+    # A wrong type.
+    ("model.hidden=abc", r"model\.hidden=abc: must be a whole number"),
+    ("model.hidden=1.5", r"model\.hidden=1\.5: must be a whole number"),
+    ("task.T=long", r"task\.T=long: must be a whole number"),
+    ("model.dt=small", r"model\.dt=small: must be a number"),
+    ("optimizer.lr=high", r"optimizer\.lr=high: must be a number"),
+    ("seed=a", r"seed=a: must be a whole number"),
+    ("fresh=perhaps", r"fresh=perhaps: must be true or false"),
+    ("training=3", r"training"),
+    ("model=null", r"model"),
+    # A value out of range.
+    ("model.dt=-1", r"model\.dt=-1\.0: must be > 0"),
+    ("model.dt=nan", r"model\.dt=nan: must be > 0"),
+    ("model.hidden=0", r"model\.hidden=0: must be 1 or more"),
+    ("model.gamma=-1", r"model\.gamma=-1\.0: must be >= 0"),
+    ("model=lstm model.hidden=0", r"model\.hidden=0: must be 1 or more"),
+    ("task.T=1", r"task\.T=1: must be 2 or more"),
+    ("task=smnist task.validation=60000", r"task\.validation=60000: must be from 1 to 59999"),
+    ("training.batch_size=0", r"training\.batch_size=0: must be 1 or more"),
+    ("training.steps=0", r"training\.steps=0: must be 1 or more"),
+    ("training.steps=null", r"training\.steps=null.*training\.epochs"),
+    ("training.clip_norm=0", r"training\.clip_norm=0\.0: must be > 0"),
+    ("training.checkpoint_seconds=-1", r"training\.checkpoint_seconds=-1\.0: must be >= 0"),
+    ("optimizer.lr=0", r"optimizer\.lr=0\.0: must be > 0"),
+    ("optimizer.betas=[0.9,1]", r"optimizer\.betas=\[0\.9, 1\.0\]: must be two numbers in \[0, 1\)"),
+    ("optimizer.momentum=0.9", r"optimizer\.momentum=0\.9: is not a setting of adam"),
+    ("scheduler=step", r"scheduler\.milestones=null: the step schedule needs one"),
+    ("scheduler=step scheduler.milestones=[5,3]", r"scheduler\.milestones=\[5, 3\]: must be increasing"),
+    ("scheduler=cosine scheduler.factor=0.5", r"scheduler\.factor=0\.5: is not a setting of the cosine schedule"),
+    ("scheduler=plateau scheduler.factor=2", r"scheduler\.factor=2\.0: must be between 0 and 1"),
+    ("seed=-1", r"seed=-1: must be 0 or more"),
+    ("threads=0", r"threads=0: must be 1 or more"),
+    # The grammar.
+    ("model.hidden", r"cannot read 'model\.hidden': write key=value"),
+    ("seed=0,1", r"seed=0,1: several values make several runs; add -m"),
+    # A recipe that is not for the model and task that are chosen.
+    ("recipe=cornn/psmnist", r"recipe=cornn/psmnist: is not for model=cornn task=adding"),
+    ("recipe=cornn/psmnist_128 model=lstm", r"recipe=cornn/psmnist_128: is not for model=lstm task=psmnist"),
+    ("model=lstm model.dt=3", r"model\.dt: no such key; there are name, hidden"),
+    # The third of three jobs.
+    ("-m seed=0,1,-2", r"seed=-2: must be 0 or more"),
+    ("-m model=cornn,foo", r"model=foo: no such choice"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line for line, _ in WRONG])
+def test_wrong_input_is_one_line(line, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        check(line.split())
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["", "model=lstm", "-m seed=0,1 model=cornn,lstm", "-m model.dt=interval(0.01,0.1)", "--cfg job", "--help"]
+)
+def test_right_input_passes(line):
+    check(line.split())
+
+
+def test_process_says_it_in_one_line_and_leaves_nothing(train_process):
+    done = train_process.run("model.hiden=3")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "error: model.hiden: no such key (did you mean hidden?); there are name, hidden, dt, gamma, epsilon"
+    ]
+    # What only shows when the task is built is said in one line too.
+    done = train_process.run("training.selection=best")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "error: training.selection=best: this task has no validation split to select by; use last"
+    ]
+    assert not train_process.output.exists()
+
+
+def test_help_is_a_screenful_of_choices(train_process):
+    done = train_process.run("--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 40
+    for group in ("model", "task", "optimizer", "scheduler", "tracking", "debug"):
+        line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [group])
+        assert all(choice in line for choice in choices(group))
+    assert all(name in done.stdout for name in choices("recipe"))
+
+
+def identity(*overrides):
+    return compose_run(list(overrides))[0].identity()
+
+
+def test_identity_is_of_what_can_change_the_numbers():
+    base = identity()
+    for same in (
+        "device=cpu threads=1 fresh=true output=elsewhere data.root=there",
+        "tracking=none",
+        "tracking.project=other tracking.tags=[a]",
+        "training.checkpoint_seconds=1",
+        "published=null",
+        "model=cornn task=adding task.T=100 seed=0",
+    ):
+        assert identity(*same.split()) == base, same
+    different = ["seed=1", "task.T=101", "model.dt=0.5", "training.steps=7", "training.precision=bf16", "model=lstm"]
+    different += ["optimizer=sgd", "scheduler=cosine", "training.clip_norm=1", "debug=fast", "recipe=none debug=fast"]
+    found = [identity(*line.split()) for line in different]
+    assert len({base, *found}) == 1 + len(different)
+
+
+def test_a_group_is_everything_but_the_seed():
+    one, two = (compose_run([f"seed={seed}"])[0] for seed in (1, 2))
+    assert one.identity() != two.identity()
+    assert one.identity(with_seed=False) == two.identity(with_seed=False)
+    other = compose_run(["task.T=101"])[0]
+    assert other.identity(with_seed=False) != one.identity(with_seed=False)
