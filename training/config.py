@@ -187,7 +187,12 @@ def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
     Raises:
         UserError: see :func:`resolve`.
     """
-    _check_recipe(dict(text.split("=", 1) for text in overrides if "=" in text))
+    given = dict(text.split("=", 1) for text in overrides if "=" in text)
+    for group, value in given.items():
+        # Hydra does not name the group when a choice reads as a number, a boolean or null.
+        if (CONF / group).is_dir() and re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE):
+            raise UserError(_no_choice(group, value, choices(group)))
+    _check_recipe(given)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides, return_hydra_config=True)
@@ -205,7 +210,7 @@ def _check_recipe(given: dict[str, str]) -> None:
     if name == "none":
         return
     if name not in choices("recipe"):
-        raise UserError(f"recipe={name}: no such recipe; there are {', '.join(choices('recipe'))}")
+        raise UserError(_no_choice("recipe", name, choices("recipe")))
     model, _, cell = name.partition("/")
     chosen = _groups(CONF / "train.yaml") | _groups(CONF / "recipe" / f"{name}.yaml") | given
     if chosen["model"] != model or not f"{cell}_".startswith(f"{chosen['task']}_"):
@@ -247,7 +252,11 @@ def _unknown(full_key: str, key: str, known: list[str]) -> str:
     return f"{full_key}: no such key{meant}; there are {', '.join(known)}"
 
 
-_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+def _no_choice(group: str, value: str, options: list[str]) -> str:
+    return f"{group}={value}: no such choice; there are {', '.join(options)}"
+
+
+_TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
 def _one_line(error: Exception) -> str:
@@ -255,9 +264,9 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).partition("/")
         if group != "hydra":
-            return f"{group}={name}: no such choice; there are {', '.join(choices(group))}"
+            return _no_choice(group, name, choices(group))
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: no such choice; there are {', '.join(error.options)}"
+        return _no_choice(group, name, error.options)
     cause = error
     while cause is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__ or cause.__context__
@@ -272,11 +281,9 @@ def _one_line(error: Exception) -> str:
         where = re.match(r"In '(recipe/[^']+)'", message)
         known = [str(key) for key in cause.parent_node if key != "hydra"]
         return _unknown(cause.full_key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
-    expected = re.search(r"could not be converted to (\w+)", str(cause))
+    expected = re.search(r"Value '(.*?)' (?:of type .* could not be converted to|is not a valid) (\w+)", str(cause))
     if expected:
-        value = re.search(r"Value '(.*?)' of type", str(cause))
-        allowed = _TYPES.get(expected[1], expected[1])
-        return f"{cause.full_key}={value[1] if value else '?'}: must be {allowed}"
+        return f"{cause.full_key}={expected[1]}: must be {_TYPES.get(expected[2], expected[2])}"
     return f"{cause.full_key}: {' '.join(str(cause).split(chr(10))[0].split())}"
 
 

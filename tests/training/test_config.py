@@ -28,7 +28,7 @@ WRONG = [
     # A wrong choice in every group.
     ("model=foo", r"model=foo: no such choice; there are cornn, lstm"),
     ("task=foo", r"task=foo: no such choice; there are adding, psmnist, smnist"),
-    ("recipe=cornn/foo", r"recipe=cornn/foo: no such recipe; there are .*cornn/psmnist_128"),
+    ("recipe=cornn/foo", r"recipe=cornn/foo: no such choice; there are .*cornn/psmnist_128"),
     ("optimizer=foo", r"optimizer=foo: no such choice; there are adam, adamw, rmsprop, sgd"),
     ("scheduler=foo", r"scheduler=foo: no such choice; there are constant, cosine, plateau, step"),
     ("tracking=foo", r"tracking=foo: no such choice; there are none, wandb"),
@@ -52,8 +52,8 @@ WRONG = [
     ("optimizer.lr=high", r"optimizer\.lr=high: must be a number"),
     ("seed=a", r"seed=a: must be a whole number"),
     ("fresh=perhaps", r"fresh=perhaps: must be true or false"),
-    ("training=3", r"training"),
-    ("model=null", r"model"),
+    ("training=3", r"training=3: no such choice; there are default"),
+    ("model=null", r"model=null: no such choice; there are cornn, lstm"),
     # A value out of range.
     ("model.dt=-1", r"model\.dt=-1\.0: must be > 0"),
     ("model.dt=nan", r"model\.dt=nan: must be > 0"),
