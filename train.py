@@ -67,4 +67,5 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except Interrupted as error:
+        print(error, file=sys.stderr)
         sys.exit(128 + error.signal)

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console()
 log = logging.getLogger("longwave")
+log.setLevel(logging.INFO)
 
 # Between two lines where the output is no terminal.
 SECONDS_BETWEEN_LINES = 10.0

@@ -1,0 +1,145 @@
+"""Killed at any moment and started again, a run is bit for bit the run that was never killed."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+ADDING = (
+    "model=cornn", "task=adding", "task.T=20", "model.hidden=8", "training.batch_size=4", "task.test_samples=50",
+    "training.steps=400", "training.evaluate_every=20", "training.log_every=7", "training.target=null",
+)  # fmt: skip
+PSMNIST = (
+    "model=cornn", "task=psmnist", "model.hidden=4", "training.batch_size=2", "training.steps=40",
+    "training.evaluate_every=15", "training.log_every=4", "training.limit_evaluation=1", "scheduler=cosine",
+)  # fmt: skip
+
+
+def outcome(folder):
+    """All that must be equal: weights, optimiser, schedule, counters, history and metrics, less what a clock says."""
+    saved = torch.load(folder / "checkpoint.pt")
+    record = json.loads((folder / "record.json").read_text())
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    saved["state"] = {k: v for k, v in saved["state"].items() if k not in ("seconds", "sessions")}
+    assert [{**e} for e in saved["state"]["history"]] == history
+    for entry in [*history, *saved["state"]["history"]]:
+        del entry["seconds"]
+    kept = {key: record[key] for key in ("status", "metrics", "objective", "selected_step", "first_passed")}
+    return {"saved": saved, "history": history, **kept}
+
+
+def assert_same(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}/{index}")
+    else:
+        assert a == b, where
+
+
+def entries(folder) -> int:
+    path = folder / "history.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def kill_in_the_middle(train_process, arguments, rng) -> str | None:
+    """Starts the run and kills it at a random moment after it has logged something new; gives its output."""
+    before = entries(train_process.runs()[0]) if train_process.runs() else 0
+    process = train_process.start(*arguments)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        runs = train_process.runs()
+        if runs and (runs[0] / "checkpoint.pt").exists() and entries(runs[0]) > before + 1:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(rng.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it had already ended: give it more steps"
+    return out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "checkpoint_seconds"),
+    # After every step, and rarely: then the steps since the last checkpoint are run again.
+    [(ADDING, 0), (ADDING, 0.5), (PSMNIST, 0)],
+    ids=["adding", "adding, rare checkpoints", "psmnist"],
+)
+def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train_process, request):
+    if arguments is PSMNIST:
+        arguments = (*arguments, f"data.root={request.getfixturevalue('mnist_root')}")
+    arguments = (*arguments, f"training.checkpoint_seconds={checkpoint_seconds}", "tracking=none")
+    rng = random.Random(f"{arguments}")
+    for _ in range(2):
+        kill_in_the_middle(train_process, arguments, rng)
+        record = json.loads((train_process.runs()[0] / "record.json").read_text())
+        assert record["status"] == "interrupted"
+    done = train_process.run(*arguments)
+    assert done.returncode == 0, done.stdout
+    assert "resuming at step" in done.stdout
+    (folder,) = train_process.runs()
+    killed = outcome(folder)
+    assert json.loads((folder / "record.json").read_text())["sessions"] > 1
+
+    done = train_process.run(*arguments, "fresh=true")
+    assert done.returncode == 0, done.stdout
+    assert "resuming" not in done.stdout
+    assert_same(outcome(folder), killed)
+    # The run that was set aside is whole.
+    (aside,) = folder.glob("before-*")
+    assert_same(outcome(aside), killed)
+
+
+def test_resuming_in_this_process_after_any_step(fit_here, tmp_path, monkeypatch):
+    """Every step of a short run with a schedule, the best weights and the means of the log in flight."""
+    arguments = (
+        "model=lstm", "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=7",
+        "training.evaluate_every=3", "training.log_every=2", "training.target=null", "scheduler=plateau",
+        "training.checkpoint_seconds=0",
+    )  # fmt: skip
+    _, folder = fit_here(*arguments)
+    whole = outcome(folder)
+    train_step = __import__("training.loop").loop._train_step
+    for last in range(1, 7):
+
+        def dying(config, task, model, device, optimizer, step, last=last):
+            if step == last:
+                raise KeyboardInterrupt
+            return train_step(config, task, model, device, optimizer, step)
+
+        with monkeypatch.context() as m:
+            m.setattr("training.loop._train_step", dying)
+            with pytest.raises(KeyboardInterrupt):
+                fit_here(*arguments, output=tmp_path / str(last))
+        _, folder = fit_here(*arguments, output=tmp_path / str(last))
+        assert_same(outcome(folder), whole, f"died at step {last}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
+    arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
+    process = train_process.start(*arguments)
+    while not train_process.runs() or entries(train_process.runs()[0]) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "the same command goes on from there" in out
+    assert "Traceback" not in out
+    (folder,) = train_process.runs()
+    record = json.loads((folder / "record.json").read_text())
+    saved = torch.load(folder / "checkpoint.pt")
+    assert record["status"] == "interrupted"
+    assert record["budget"]["steps_done"] == saved["state"]["step"] > 0

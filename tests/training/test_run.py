@@ -1,0 +1,129 @@
+import errno
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from training.errors import UserError
+
+SMALL = (
+    "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=4",
+    "training.target=null",
+)  # fmt: skip
+
+
+def test_the_same_command_reports_a_finished_run(train_process):
+    first = train_process.run(*SMALL, "tracking=none")
+    assert first.returncode == 0, first.stdout
+    (folder,) = train_process.runs()
+    written = (folder / "record.json").stat().st_mtime_ns
+    second = train_process.run(*SMALL, "tracking=none")
+    assert second.returncode == 0
+    assert "is finished already; fresh=true runs it again" in second.stdout
+    result = [line for line in first.stdout.splitlines() if line.startswith(("test", "record"))]
+    assert len(result) == 3
+    assert all(line in second.stdout for line in result)
+    assert (folder / "record.json").stat().st_mtime_ns == written
+
+
+def test_plain_lines_where_the_output_is_no_terminal(train_process):
+    done = train_process.run(*SMALL, "tracking=none")
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    assert any("step 4/4" in line and "mse" in line and "steps/s" in line for line in done.stdout.splitlines())
+
+
+def test_two_processes_on_one_run(train_process):
+    arguments = (*SMALL, "training.steps=100000", "training.checkpoint_seconds=0", "tracking=none")
+    first = train_process.start(*arguments)
+    while not train_process.runs() or not (train_process.runs()[0] / "checkpoint.pt").exists():
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.05)
+    second = train_process.run(*arguments)
+    assert second.returncode == 1
+    assert "another process is training this run" in second.stdout
+    assert str(train_process.runs()[0]) in second.stdout
+    assert len(second.stdout.splitlines()) == 1
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    # The lock does not outlive the process.
+    third = train_process.start(*arguments)
+    while "resuming" not in (line := third.stdout.readline()):
+        assert line, "it ended"
+    third.kill()
+    third.communicate()
+
+
+def test_output_that_cannot_be_written(fit_here, tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    with pytest.raises(UserError, match=r"output=.*file/sub: cannot write to .*Not a directory"):
+        fit_here(*SMALL, output=in_the_way / "sub")
+
+
+def test_a_read_only_folder(fit_here, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(UserError, match=r"output=.*: cannot write to .*Read-only file system"):
+        fit_here(*SMALL)
+
+
+def test_a_disk_that_fills_keeps_the_last_checkpoint(fit_here, tmp_path, monkeypatch):
+    arguments = (*SMALL, "training.checkpoint_seconds=0", "training.log_every=1")
+    replace = os.replace
+
+    def full_from_step_3(source, target):
+        if str(target).endswith("checkpoint.pt.new") and torch.load(source)["state"]["step"] >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", full_from_step_3)
+        with pytest.raises(UserError, match=r"checkpoint\.pt\.new: No space left on device"):
+            fit_here(*arguments)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "failed"
+    assert "No space left" in record["error"]
+    assert torch.load(folder / "checkpoint.pt")["state"]["step"] == 2
+    objective, folder = fit_here(*arguments)
+    with_space, _ = fit_here(*arguments, output=tmp_path / "elsewhere")
+    assert objective == with_space
+
+
+def test_a_truncated_checkpoint_gives_way_to_an_older_one(fit_here, tmp_path, caplog):
+    objective, folder = fit_here(*SMALL, "training.checkpoint_seconds=0")
+    (folder / "record.json").unlink()
+    path = folder / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    again, _ = fit_here(*SMALL, "training.checkpoint_seconds=0")
+    assert again == objective
+    assert "checkpoint.pt is damaged" in caplog.text
+    assert "going on from step 4" in caplog.text
+
+
+def test_a_bug_leaves_a_record_with_its_traceback(fit_here, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("training.loop.evaluate", broken)
+    with pytest.raises(ZeroDivisionError):
+        fit_here(*SMALL)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "ZeroDivisionError: a bug")
+    assert "in broken" in record["traceback"]
+
+
+def test_a_damaged_record_is_written_anew(fit_here, caplog):
+    objective, folder = fit_here(*SMALL)
+    (folder / "record.json").write_text("{")
+    again, _ = fit_here(*SMALL)
+    assert again == objective
+    assert "record.json cannot be read" in caplog.text
+    assert json.loads((folder / "record.json").read_text())["status"] == "finished"
