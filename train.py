@@ -62,7 +62,7 @@ def train(config: Config, recipe: str | None, command: str) -> float:
 
 if __name__ == "__main__":
     try:
-        check(sys.argv[1:])
+        sys.argv[1:] = check(sys.argv[1:])
         main()
     except UserError as error:
         sys.exit(f"error: {error}")

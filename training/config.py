@@ -153,15 +153,18 @@ def recipe_training(name: str) -> Training:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), *sections, content.get("training", {})))
 
 
-def check(arguments: list[str]) -> None:
+def check(arguments: list[str]) -> list[str]:
     """Composes and checks every run that a command line asks for, before anything is created.
 
     Sweeps over lists and ranges are expanded; the spaces of a sweeper of its own (``interval(...)``) are left to it.
 
+    Returns:
+        The same arguments with the flags in front: Hydra takes no overrides on both sides of a flag.
+
     Raises:
         UserError: for the first thing that is wrong.
     """
-    parsed = get_args_parser().parse_args(arguments)
+    parsed = get_args_parser().parse_intermixed_args(arguments)
     alternatives = []
     try:
         for text, override in zip(
@@ -179,6 +182,7 @@ def check(arguments: list[str]) -> None:
         alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
     for overrides in itertools.product(*alternatives):
         compose_run(list(overrides))
+    return [text for text in arguments if text not in parsed.overrides] + parsed.overrides
 
 
 def compose_run(overrides: list[str]) -> tuple[Config, str | None]:

@@ -190,7 +190,7 @@ class Run:
         # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
         path = self.folder / "wandb_id"
         if not path.exists():
-            write_atomic(path, f"{self.identity}{os.urandom(3).hex()}".encode())
+            write_atomic(path, f"{self.name}-{os.urandom(3).hex()}".encode())
         return path.read_text()
 
     def log(self, entry: dict) -> None:

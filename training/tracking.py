@@ -90,15 +90,14 @@ class WandbTracker:
             reinit="finish_previous",
             settings=wandb.Settings(silent=True),
         )
-        self._run.define_metric("step")
+        self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         key, higher = metric
         self._run.define_metric(key, step_metric="step", summary="max,last" if higher else "min,last")
         # Steps that were logged before the process died are run again after a resume, but not shown twice.
         self._logged = int(self._run.summary.get("step", -1)) if self._run.resumed else -1
-        self.url = self._run.url
         if mode == "online":
-            log.info("W&B: %s", self.url)
+            log.info("W&B: %s", self._run.url)
         elif mode == "offline":
             folder = output / "wandb"
             log.info(

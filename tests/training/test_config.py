@@ -102,7 +102,12 @@ def test_wrong_input_is_one_line(line, message, tmp_path, monkeypatch):
     "line", ["", "model=lstm", "-m seed=0,1 model=cornn,lstm", "-m model.dt=interval(0.01,0.1)", "--cfg job", "--help"]
 )
 def test_right_input_passes(line):
-    check(line.split())
+    assert check(line.split()) == line.split()
+
+
+def test_flags_may_stand_anywhere():
+    arguments = check(["seed=0,1", "--config-dir", "conf", "-m", "model=lstm"])
+    assert arguments == ["--config-dir", "conf", "-m", "seed=0,1", "model=lstm"]
 
 
 def test_process_says_it_in_one_line_and_leaves_nothing(train_process):

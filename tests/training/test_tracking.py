@@ -1,0 +1,181 @@
+"""W&B offline, read back from the files that it writes; online, from what it is told."""
+
+import json
+import struct
+import time
+from types import SimpleNamespace
+
+import pytest
+
+SMALL = (
+    "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
+    "training.log_every=1", "training.evaluate_every=2", "training.target=null",
+)  # fmt: skip
+
+
+def records(path):
+    """The records of a ``.wandb`` file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        # 1 is a whole record, 2, 3, 4 its first, middle and last part.
+        if kind in (1, 4):
+            yield wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+
+
+def read(folder):
+    """What a dashboard would show of one offline run."""
+    (path,) = folder.glob("*.wandb")
+    found = SimpleNamespace(history=[], summary={}, config={}, metrics={}, exit=None)
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found.run = record.run
+            found.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "config":
+            found.config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+        elif kind == "history":
+            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            found.history.append({key: value for key, value in items.items() if not key.startswith("_")})
+        elif kind == "summary":
+            for item in record.summary.update:
+                found.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        elif kind == "metric":
+            found.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "exit":
+            found.exit = record.exit.exit_code
+    return found
+
+
+def offline_runs(train_process):
+    return sorted((train_process.output / "wandb").glob("offline-run-*"))
+
+
+def test_offline_without_an_account(train_process):
+    for seed in (0, 1):
+        done = train_process.run(*SMALL, f"seed={seed}")
+        assert done.returncode == 0, done.stdout
+    assert "wandb leet" in done.stdout
+    assert "wandb sync" in done.stdout
+    assert "WARNING" not in done.stdout
+    folders = offline_runs(train_process)
+    assert len(folders) == 2
+    assert f"wandb sync {folders[1]}" in done.stdout
+    shown = [read(folder) for folder in folders]
+    assert [s.run.display_name for s in shown] == ["cornn-adding-seed0", "cornn-adding-seed1"]
+    assert shown[0].run.run_id != shown[1].run.run_id
+    # The group is everything but the seed.
+    assert shown[0].run.run_group == shown[1].run.run_group != ""
+    one = shown[1]
+    assert (one.run.project, one.run.job_type, list(one.run.tags)) == ("longwave", "train", ["cornn", "adding"])
+    assert one.config["model"]["hidden"] == 3
+    assert one.config["recipe"] == "cornn/adding"
+    assert one.exit == 0
+    folder = train_process.runs()[1]
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert one.history == history
+    assert one.metrics["*"].step_metric == "step"
+    assert one.metrics["test/mse"].summary.min
+    record = json.loads((folder / "record.json").read_text())
+    assert one.summary["status"] == "finished"
+    assert one.summary["final/test/mse"] == record["metrics"]["test"]["mse"]
+    assert one.summary["published/key"] == "cornn/adding"
+    assert one.summary["parameters"] == record["parameters"]
+    assert not (train_process.folder / "wandb").exists()
+
+
+def test_a_resumed_run_is_linked_to_the_one_before(train_process):
+    arguments = (*SMALL, "training.steps=150", "training.checkpoint_seconds=0")
+    process = train_process.start(*arguments)
+    while not train_process.runs() or not (train_process.runs()[0] / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    done = train_process.run(*arguments)
+    assert done.returncode == 0, done.stdout
+    first, second = (read(folder) for folder in offline_runs(train_process))
+    assert first.exit == 143
+    assert first.summary["status"] == "interrupted"
+    assert second.exit == 0
+    assert second.config["resumed_from"] == first.run.run_id
+    assert second.run.run_id == f"{first.run.run_id}-1"
+    assert second.run.run_group == first.run.run_group
+    # Together they are the whole history, each step once.
+    steps = [entry["step"] for entry in first.history + second.history]
+    assert steps == list(range(1, 151))
+
+
+def test_a_failed_run_is_shown_as_failed(train_process):
+    done = train_process.run(*SMALL, "optimizer=sgd", "optimizer.lr=1e30")
+    assert done.returncode == 1
+    assert "error: the" in done.stdout
+    assert "Traceback" not in done.stdout
+    (folder,) = offline_runs(train_process)
+    shown = read(folder)
+    assert shown.exit == 1
+    assert shown.summary["status"] == "failed"
+
+
+def test_none_writes_nothing(train_process):
+    done = train_process.run(*SMALL, "tracking=none")
+    assert done.returncode == 0
+    assert [path.name for path in train_process.output.iterdir()] == ["runs"]
+    assert "W&B" not in done.stdout
+
+
+class FakeRun:
+    """Remembers what it is told, as a W&B run that had logged up to ``logged`` before its process died."""
+
+    url, resumed = "https://wandb.example/run", True
+
+    def __init__(self, logged):
+        self.summary, self.entries, self.metrics, self.finished = {"step": logged}, [], [], None
+
+    def define_metric(self, *arguments, **options):
+        self.metrics.append((arguments, options))
+
+    def log(self, entry):
+        self.entries.append(entry)
+
+    def finish(self, exit_code):
+        self.finished = exit_code
+
+
+def test_online_a_resumed_run_goes_on_and_no_step_is_shown_twice(fit_here, monkeypatch):
+    import wandb
+
+    told, run = {}, FakeRun(logged=4)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", lambda **arguments: told.update(arguments) or run)
+    _, folder = fit_here(*SMALL, "tracking=wandb", "tracking.entity=us", "tracking.tags=[mine]")
+    assert (told["mode"], told["resume"], told["entity"]) == ("online", "allow", "us")
+    assert told["tags"] == ["cornn", "adding", "mine"]
+    assert told["id"] == (folder / "wandb_id").read_text()
+    assert [entry["step"] for entry in run.entries] == [5, 6]
+    assert run.finished == 0
+
+
+@pytest.mark.parametrize(("mode", "environment", "expected"), [
+    ("offline", "online", "offline"), ("auto", "offline", "offline"), ("online", "offline", "online"),
+])  # fmt: skip
+def test_mode(mode, environment, expected, fit_here, monkeypatch):
+    import wandb
+
+    told = {}
+    fake = FakeRun(logged=0)
+    fake.sync_dir = "somewhere"
+    monkeypatch.setenv("WANDB_MODE", environment)
+    monkeypatch.setattr(wandb, "init", lambda **arguments: told.update(arguments) or fake)
+    fit_here(*SMALL, "tracking=wandb", f"tracking.mode={mode}")
+    assert told["mode"] == expected
