@@ -1,18 +1,22 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test test-ray lint format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= model=cornn task=adding task.T=100
 
 help:  ## What can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 train: setup  ## The main job; any run with ARGS="model=lstm task=psmnist training.epochs=1"
 	@$(BIN)/python train.py $(ARGS)
 
 test: setup  ## The tests; one of them with ARGS=tests/test_adding.py
 	@$(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS))
+
+test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's
+	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
+	@PYTHONPATH=.ray $(BIN)/python -m pytest tests/test_multirun.py -k ray
 
 lint: setup  ## Style and formatting, checked
 	@$(BIN)/ruff check .
@@ -32,4 +36,4 @@ setup: .venv/installed  ## The virtual environment, made once
 	@touch $@
 
 clean:  ## Removes the virtual environment and caches; runs and data are kept
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .ray build *.egg-info .pytest_cache .ruff_cache
