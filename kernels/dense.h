@@ -327,8 +327,11 @@ static void weight_gradient(const Loop *loop, int phase, long first, long last) 
             // Gradients as [k][GRADIENT_ROWS].
             long n = block * GRADIENT_ROWS, inside = height - n < GRADIENT_ROWS ? height - n : GRADIENT_ROWS;
             const real *from = loop->d_products + begin * PRODUCTS * hidden + p->first_product * hidden + n;
+            if (inside < GRADIENT_ROWS) memset(gradients, 0, DEPTH * GRADIENT_ROWS * sizeof(real));
             for (int k = 0; k < depth; k++, from += PRODUCTS * hidden)
-                for (int r = 0; r < GRADIENT_ROWS; r++) gradients[k * GRADIENT_ROWS + r] = r < inside ? from[r] : 0;
+                // A number of bytes that the compiler knows is a move and no call.
+                if (inside == GRADIENT_ROWS) memcpy(gradients + k * GRADIENT_ROWS, from, GRADIENT_ROWS * sizeof(real));
+                else memcpy(gradients + k * GRADIENT_ROWS, from, inside * sizeof(real));
             for (long panel = 0; panel < panels; panel++) {
                 real *to = sums + ((block - first) * panels + panel) * GRADIENT_ROWS * WIDE * LANES;
                 const real *in = states + panel * DEPTH * WIDE * LANES;
@@ -370,6 +373,8 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
                  .final = final, .tape = tape};
     (void)anchor;
+    use_large_pages(y, steps * batch * hidden * sizeof(real));
+    use_large_pages(tape, steps * batch * TAPE * hidden * sizeof(real));
     loop.failed = pack(&loop, 0);
     if (!loop.failed) parallel(threads, batch, forward_rows, &loop);
     release(&loop);
@@ -384,6 +389,8 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, con
                  .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_products = d_products,
                  .d_parameters = d_parameters, .d_state = d_state};
     (void)anchor, (void)pre, (void)final;
+    use_large_pages(d_pre, steps * batch * GATES * hidden * sizeof(real));
+    if (d_products != d_pre) use_large_pages(d_products, steps * batch * PRODUCTS * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, batch, UNITS * hidden) || pack(&loop, 1);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
     if (!loop.failed) {

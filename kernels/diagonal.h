@@ -182,6 +182,7 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = y, .final = final,
                  .tape = tape};
+    use_large_pages(y, steps * batch * hidden * sizeof(real));
     parallel(threads, batch, forward_rows, &loop);
     return loop.failed;
 }
@@ -194,6 +195,7 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, con
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,
                  .d_state = d_state};
     (void)d_products;
+    use_large_pages(d_pre, steps * batch * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, batch, UNITS * hidden);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
     if (!loop.failed) finish_sums(&loop.sums, batch, UNITS, hidden, d_parameters);

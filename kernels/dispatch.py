@@ -1,8 +1,9 @@
 """One dispatcher for all operations: checks the arguments, picks the backend, calls it.
 
-A fused backend of an operation is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It gets
-what this module has checked: ``pre`` (T, B, gates * H); the parameters in the order of ``Operation.parameters``, scalars
-as (H,) tensors; every initial state as a (B, H) tensor. It is differentiable in all of them.
+A fused backend of an operation is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It
+gets what this module has checked: ``pre`` (T, B, gates * H); the parameters in the order of ``Operation.parameters``,
+scalars as (H,) tensors; every initial state as a (B, H) tensor; what is no tensor by keyword. It is differentiable in
+all of the tensors.
 """
 
 import importlib
@@ -199,8 +200,8 @@ def _initial(operation: Operation, pre: Tensor, hidden: int, state) -> tuple[Ten
 
 def documented(reference: Callable) -> Callable:
     """Gives a public operation the docstring of its definition, with ``backend`` added to the arguments."""
-    backend = """        backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference",
-            "cpu" or "triton".
+    backend = """        backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the
+            reference), "reference", "cpu" or "triton".
 
     Returns:"""
 
