@@ -7,7 +7,7 @@ and backward, one contender after the other in each round, and gives medians:
 - reference: the loop in plain PyTorch;
 - torch: ``torch.nn.LSTM`` or ``torch.nn.GRU``, where there is one;
 - compiled: ``torch.compile`` of the reference, where it compiles within a minute;
-- bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, of this machine now.
+- bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
 
 Dense cells are measured with their input product, from the inputs to the last state: a training step less its readout
 and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` and with a gradient for every step.

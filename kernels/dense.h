@@ -1,7 +1,8 @@
 // The time loop of a dense cell: products of states with matrices, then something pointwise.
 //
-// A cell defines, before it includes this file, STATES, GATES, PRODUCTS, UNITS, TAPE (as `Cell` in cell.py has them: the
-// tape begins with all states but the first), PHASES, and after it `phases`, `forward` and `backward` (see cornn/cpu.c).
+// A cell defines, before it includes this file, STATES, GATES, PRODUCTS, UNITS, TAPE (as `Cell` in cell.py has them:
+// the tape begins with all states but the first), PHASES, and after it `phases`, `forward_step` and `backward_step` (see
+// cornn/cpu.c).
 //
 // Each thread runs the whole loop on its own rows of the batch, a block of up to MOST_ROWS at a time: what belongs to a
 // block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
@@ -25,8 +26,8 @@
 #endif
 #define DEPTH 256
 
-// States first_state .. + inputs - 1 times a matrix (outputs * H, inputs * H) are products first_product .. + outputs - 1.
-// Phase 0 reads the states before the step, a later one those that the phase before it has left.
+// States first_state .. + inputs - 1 times a matrix (outputs * H, inputs * H) are products first_product .. + outputs -
+// 1. Phase 0 reads the states before the step, a later one those that the phase before it has left.
 typedef struct {
     int first_state, inputs, first_product, outputs;
 } Phase;
@@ -57,9 +58,9 @@ typedef struct {
     int failed;
 } Loop;
 
-// out[vector][row] = or += sum_k in[k][row] weights[k][vector], for one panel of `wide` (at most WIDE) vectors. k runs over
-// `inputs` blocks of `hidden`; number k is at in[k / LANES * rows * LANES + row * LANES + k % LANES] in its block. It is
-// summed SPAN terms at a time.
+// out[vector][row] = or += sum_k in[k][row] weights[k][vector], for one panel of `wide` (at most WIDE) vectors. k runs
+// over `inputs` blocks of `hidden`; number k is at in[k / LANES * rows * LANES + row * LANES + k % LANES] in its block.
+// It is summed SPAN terms at a time.
 INLINE void product_panel(const int rows, const real *in, const real *weights, real *out, int wide, int accumulate,
                           int inputs, long hidden) {
     for (int i = 0; i < inputs; i++)
@@ -115,8 +116,8 @@ static void (*const products[])(const real *, const real *, real *, int, int, in
 };
 
 // All panels: `in` has `inputs` blocks of H, `out` has `outputs`.
-static void product(const Loop *loop, int rows, const real *in, const real *weights, real *out, int accumulate, int inputs,
-                    int outputs) {
+static void product(const Loop *loop, int rows, const real *in, const real *weights, real *out, int accumulate,
+                    int inputs, int outputs) {
     long panel = inputs * loop->hidden * WIDE * LANES, vectors = outputs * loop->vectors;
     for (long v = 0; v < vectors; v += WIDE, weights += panel, out += WIDE * rows * LANES)
         products[rows](in, weights, out, vectors - v < WIDE ? vectors - v : WIDE, accumulate, inputs, loop->hidden);
@@ -185,7 +186,8 @@ INLINE void forward_phase(const Loop *loop, int phase, long t, long first, int r
             products + p->first_product * vectors * rows * LANES, 0, p->inputs, p->outputs);
     for (int r = 0; r < rows; r++) {
         long v = 0;
-        for (; (v + 1) * LANES <= hidden; v++) forward_units(loop, phase, t, first, rows, states, products, r, v, LANES);
+        for (; (v + 1) * LANES <= hidden; v++)
+            forward_units(loop, phase, t, first, rows, states, products, r, v, LANES);
         if (v < vectors) forward_units(loop, phase, t, first, rows, states, products, r, v, hidden - v * LANES);
     }
 }
@@ -244,13 +246,15 @@ INLINE void backward_units(const Loop *loop, int phase, long t, long first, int 
     for (int i = 0; i < STATES; i++) *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) = s.d_state[i];
     for (int i = 0; i < PRODUCTS; i++) *(vec *)(d_products + ((i * vectors + v) * rows + r) * LANES) = s.d_product[i];
     if (phase > 0) return;
-    for (int i = 0; i < PRODUCTS; i++) store(loop->d_products + (at * PRODUCTS + i) * hidden + u, s.d_product[i], lanes);
+    for (int i = 0; i < PRODUCTS; i++)
+        store(loop->d_products + (at * PRODUCTS + i) * hidden + u, s.d_product[i], lanes);
 #ifdef OWN_PRODUCTS
     for (int i = 0; i < GATES; i++) store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_pre[i], lanes);
 #endif
 }
 
-INLINE void backward_phase(const Loop *loop, int phase, long t, long first, int rows, real *d_states, real *d_products) {
+INLINE void backward_phase(const Loop *loop, int phase, long t, long first, int rows, real *d_states,
+                           real *d_products) {
     long hidden = loop->hidden, vectors = loop->vectors;
     const Phase *p = &phases[phase];
     for (int r = 0; r < rows; r++) {
@@ -293,9 +297,9 @@ static void backward_rows(void *context, long first, long last) {
     free(d_states);
 }
 
-// The weight gradient of a phase, d_products^T (outputs * H, T * B) times the states that it read (T * B, inputs * H), for
-// its rows GRADIENT_ROWS * first .. last - 1. Threads share out rows of the result, and not its sum, so that the bits do
-// not depend on their number.
+// The weight gradient of a phase, d_products^T (outputs * H, T * B) times the states that it read (T * B, inputs * H),
+// for its rows GRADIENT_ROWS * first .. last - 1. Threads share out rows of the result, and not its sum, so that the
+// bits do not depend on their number.
 static void weight_gradient(const Loop *loop, int phase, long first, long last) {
     const Phase *p = &phases[phase];
     long hidden = loop->hidden, vectors = p->inputs * loop->vectors, panels = (vectors + WIDE - 1) / WIDE;
@@ -352,8 +356,9 @@ static void weight_gradient(const Loop *loop, int phase, long first, long last) 
     for (long n = first * GRADIENT_ROWS; n < last * GRADIENT_ROWS && n < height; n++)
         for (long v = 0; v < vectors; v++) {
             long block = n / GRADIENT_ROWS - first, u = v % loop->vectors * LANES;
-            real *from = sums + (((block * panels + v / WIDE) * GRADIENT_ROWS + n % GRADIENT_ROWS) * WIDE + v % WIDE) * LANES;
-            store(loop->d_parameters[phase] + (n * p->inputs + v / loop->vectors) * hidden + u, *(vec *)from, hidden - u);
+            long at = ((block * panels + v / WIDE) * GRADIENT_ROWS + n % GRADIENT_ROWS) * WIDE + v % WIDE;
+            real *to = loop->d_parameters[phase] + (n * p->inputs + v / loop->vectors) * hidden + u;
+            store(to, *(vec *)(sums + at * LANES), hidden - u);
         }
     free(sums);
 }
@@ -367,8 +372,8 @@ static void weight_gradients(void *context, long first, long last) {
     }
 }
 
-int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
-            const real *const *state, real *y, real *const *final, real *tape) {
+int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+            const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
     Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden, .pre = pre,
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
                  .final = final, .tape = tape};
@@ -381,9 +386,10 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
     return loop.failed;
 }
 
-int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
-             const real *const *state, const real *y, const real *const *final, const real *tape, const real *g_y,
-             const real *const *g_final, real *d_pre, real *d_products, real *const *d_parameters, real *const *d_state) {
+int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+             const real *const *parameters, const real *const *state, const real *y, const real *const *final,
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_products,
+             real *const *d_parameters, real *const *d_state) {
     Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden,
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = (real *)y,
                  .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_products = d_products,

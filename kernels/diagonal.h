@@ -1,11 +1,12 @@
 // The time loop of a diagonal cell: every unit of every row is a recurrence of its own.
 //
-// A cell defines, before it includes this file, STATES, UNITS, and REVERSIBLE where its step can be undone, and after it
-// `forward_step` and `backward_step` (see indrnn/cpu.c, unicornn/cpu.c).
+// A cell defines, before it includes this file, STATES, UNITS, and REVERSIBLE where its step can be undone, and after
+// it `forward_step` and `backward_step` (see indrnn/cpu.c, unicornn/cpu.c).
 //
-// These loops wait for memory, so the walk through it is what counts: each thread goes through time with some whole rows
-// at once, BLOCK numbers that lie side by side (pages of memory, and not slivers of them), and with a state for each of
-// them in the L1 cache. The next step's numbers are asked for in advance: the processor does not guess across pages.
+// These loops wait for memory, so the walk through it is what counts: each thread goes through time with some whole
+// rows at once, BLOCK numbers that lie side by side (pages of memory, and not slivers of them), and with a state for
+// each of them in the L1 cache. The next step's numbers are asked for in advance: the processor does not guess across
+// pages.
 #pragma once
 #include "sums.h"
 #include "threads.h"
@@ -107,7 +108,8 @@ static void forward_rows(void *context, long first, long last) {
             for (int i = 0; i < STATES && anchor; i++)
                 write_rows(loop, rows, block.state[i], anchor + i * hidden, STATES * hidden);
         }
-        for (int i = 0; i < STATES; i++) write_rows(loop, rows, block.state[i], loop->final[i] + first * hidden, hidden);
+        for (int i = 0; i < STATES; i++)
+            write_rows(loop, rows, block.state[i], loop->final[i] + first * hidden, hidden);
     }
     free(block.state[0]);
 }
@@ -177,8 +179,8 @@ static void backward_rows(void *context, long first, long last) {
     free(block.state[0]);
 }
 
-int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
-            const real *const *state, real *y, real *const *final, real *tape) {
+int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+            const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = y, .final = final,
                  .tape = tape};
@@ -187,9 +189,10 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
     return loop.failed;
 }
 
-int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
-             const real *const *state, const real *y, const real *const *final, const real *tape, const real *g_y,
-             const real *const *g_final, real *d_pre, real *d_products, real *const *d_parameters, real *const *d_state) {
+int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+             const real *const *parameters, const real *const *state, const real *y, const real *const *final,
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_products,
+             real *const *d_parameters, real *const *d_state) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,

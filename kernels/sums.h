@@ -1,7 +1,7 @@
 // The gradients of parameters with one value a unit: sums over time and the batch, (rows, UNITS, H) until the end.
 //
-// Long sums in one go lose digits: `span` holds the last SPAN steps, `total` all before. Rows are kept apart, so that the
-// bits do not depend on which thread had which.
+// Long sums in one go lose digits: `span` holds the last SPAN steps, `total` all before. Rows are kept apart, so that
+// the bits do not depend on which thread had which.
 #pragma once
 #include "vector.h"
 
