@@ -1,8 +1,8 @@
 // The time loop of a dense cell: products of states with matrices, then something pointwise.
 //
 // A cell defines, before it includes this file, STATES, GATES, PRODUCTS, UNITS, TAPE (as `Cell` in cell.py has them:
-// the tape begins with all states but the first), PHASES, and after it `phases`, `forward_step` and `backward_step` (see
-// cornn/cpu.c).
+// the tape begins with all states but the first), PHASES, OWN_PRODUCTS where the gradient of the products is not that
+// of pre, and after it `phases`, `forward_step` and `backward_step` (see cornn/cpu.c).
 //
 // Each thread runs the whole loop on its own rows of the batch, a block of up to MOST_ROWS at a time: what belongs to a
 // block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
@@ -24,10 +24,11 @@
 #define MOST_ROWS 6
 #define GRADIENT_ROWS 4
 #endif
+// Terms of a weight gradient that are packed, and summed, at a time.
 #define DEPTH 256
 
-// States first_state .. + inputs - 1 times a matrix (outputs * H, inputs * H) are products first_product .. + outputs -
-// 1. Phase 0 reads the states before the step, a later one those that the phase before it has left.
+// `inputs` states from first_state on, times a matrix (outputs * H, inputs * H), are `outputs` products from
+// first_product on. Phase 0 reads the states before the step, a later one those that the phase before it has left.
 typedef struct {
     int first_state, inputs, first_product, outputs;
 } Phase;
