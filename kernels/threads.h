@@ -67,8 +67,8 @@ static void parallel(long threads, long count, void (*task)(void *, long, long),
         if (started[i]) pthread_join(ids[i], 0);
 }
 
-// Asks for pages of 2 MB for fresh memory that a loop is about to fill: with those of 4 kB, a third of an LSTM's time was
-// the system's, faulting them in.
+// Asks for pages of 2 MB for fresh memory that a loop is about to fill: with those of 4 kB, a third of an LSTM's time
+// was the system's, faulting them in.
 static void use_large_pages(void *memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = 2 << 20;
