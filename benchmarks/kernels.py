@@ -1,0 +1,246 @@
+"""How fast the kernels are: ``python -m benchmarks.kernels``, on an idle machine.
+
+For each case it first runs the tests of the operation, and where they are red prints no speed. Then it measures forward
+and backward, one contender after the other in each round, and gives medians:
+
+- fused: what ``backend="auto"`` picks;
+- reference: the loop in plain PyTorch;
+- torch: ``torch.nn.LSTM`` or ``torch.nn.GRU``, where there is one;
+- compiled: ``torch.compile`` of the reference, where it compiles within a minute;
+- bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
+
+Dense cells are measured with their input product, from the inputs to the last state: a training step less its readout
+and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` and with a gradient for every step.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import kernels
+from kernels.dispatch import OPERATIONS
+from tests.kernels.cases import case
+
+ROOT = Path(__file__).parent.parent
+DIAGONAL = ("unicornn", "indrnn")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A case: an operation at a size that a paper uses, and how many times faster than its rival it has to be."""
+
+    name: str
+    steps: int
+    batch: int
+    hidden: int
+    target: float
+    rival: str = "reference"
+
+
+SIZES = [
+    Size("cornn", 500, 50, 128, 5),  # adding
+    Size("cornn", 784, 120, 256, 2.2),  # sMNIST
+    Size("unicornn", 784, 32, 256, 12),  # psMNIST
+    Size("unicornn", 17_984, 8, 32, 250),  # EigenWorms
+    Size("lstm", 500, 50, 128, 1.8, "torch"),
+    Size("gru", 500, 50, 128, 3),
+    Size("lem", 500, 50, 128, 4),
+    Size("modrelu_rnn", 500, 50, 128, 4),
+    Size("antisymmetric_rnn", 500, 50, 128, 4),
+    Size("indrnn", 784, 32, 128, 12),
+]
+
+
+def contenders(size: Size) -> dict[str, Callable[[], object]]:
+    """By name, what runs forward and backward once."""
+    torch.manual_seed(0)
+    example = case(size.name, 2, size.batch, size.hidden).to(torch.float32)
+    gates = OPERATIONS[size.name].gates
+    parameters = {k: v for k, v in example.inputs.items() if k != "pre" and not k.startswith("state_")}
+    # Step sizes and the like are numbers in the papers; what is (H,) here is trained.
+    parameters = {k: v if v.dim() else v.item() for k, v in parameters.items()}
+    leaves = [p for p in parameters.values() if isinstance(p, Tensor)]
+
+    if size.name in DIAGONAL:
+        pre = torch.randn(size.steps, size.batch, size.hidden, requires_grad=True)
+        cotangent = torch.randn_like(pre)
+
+        def step(backend: str):
+            y, _ = example.operation(pre, **parameters, backend=backend)
+            torch.autograd.grad(y, [pre, *leaves], cotangent)
+    else:
+        x = torch.randn(size.steps, size.batch, 2)
+        v = (torch.randn(gates * size.hidden, 2) / 2).requires_grad_()
+        bias = torch.zeros(gates * size.hidden, requires_grad=True)
+        cotangent = torch.randn(size.batch, size.hidden)
+
+        def step(backend: str):
+            pre = torch.nn.functional.linear(x, v, bias)
+            _, state = example.operation(pre, **parameters, backend=backend)
+            last = state if isinstance(state, Tensor) else state[0]
+            torch.autograd.grad(last, [v, bias, *leaves], cotangent)
+
+    result = {"fused": lambda: step("auto"), "reference": lambda: step("reference")}
+    if size.name in ("lstm", "gru"):
+        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[size.name](2, size.hidden)
+
+        def torch_step():
+            _, state = module(x)
+            last = state[0] if size.name == "lstm" else state
+            torch.autograd.grad(last[0], list(module.parameters()), cotangent)
+
+        result["torch"] = torch_step
+    return result
+
+
+def once(function: Callable) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def rates() -> tuple[float, float]:
+    """Floating-point operations a second of a matrix product, and bytes a second of a copy."""
+    a, b = torch.randn(2, 1536, 1536)
+    source, target = torch.randn(2, 2**24)
+    sgemm = min(once(lambda: a @ b) for _ in range(8))
+    copy = min(once(lambda: target.copy_(source)) for _ in range(8))
+    return 2 * 1536**3 / sgemm, 2 * source.numel() * 4 / copy
+
+
+def bound(size: Size, sgemm: float, copy: float) -> float:
+    """Seconds that forward and backward take at least."""
+    if size.name in DIAGONAL:
+        # Forward: pre, y. Backward: pre or y, the gradient of y, the gradient of pre.
+        return 5 * 4 * size.steps * size.batch * size.hidden / copy
+    weights = sum(p.numel() for key, p in case(size.name, 1, 1, size.hidden).inputs.items() if key.startswith("w"))
+    # Forward, backward through time, and the gradient of the weights.
+    return 3 * 2 * size.steps * size.batch * weights / sgemm
+
+
+def measure(size: Size, seconds: float) -> dict:
+    """Medians in seconds of all contenders, in rounds until the time is up, three at least; and the bound."""
+    functions, times, bounds = contenders(size), {}, []
+    for name, function in functions.items():
+        function()
+        times[name] = []
+    begin = time.perf_counter()
+    while len(times["fused"]) < 3 or time.perf_counter() - begin < seconds:
+        bounds.append(bound(size, *rates()))
+        for name, function in functions.items():
+            times[name].append(once(function))
+    return {name: statistics.median(values) for name, values in times.items()} | {
+        "bound": statistics.median(bounds),
+        "rounds": len(bounds),
+    }
+
+
+def compiled(size: Size, limit: float) -> float | None:
+    """The median of ``torch.compile`` of the reference, in a process of its own; None where it takes too long."""
+    command = [sys.executable, "-m", "benchmarks.kernels", "--one-compiled", str(SIZES.index(size))]
+    try:
+        # Time for a few steps on top of that for compilation.
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit + 20)
+    except subprocess.TimeoutExpired:
+        return None
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def one_compiled(size: Size):
+    step = torch.compile(contenders(size)["reference"], fullgraph=False)
+    step()
+    print(statistics.median(once(step) for _ in range(3)))
+
+
+def green(name: str) -> bool:
+    """Whether the tests of operation ``name`` pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", "-k", f"[{name}- or [{name}]"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
+def milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{1e3 * value:.1f}" if value < 1 else f"{1e3 * value:.0f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="a name of an operation")
+    parser.add_argument("--seconds", type=float, default=20, help="for each case")
+    parser.add_argument("--threads", type=int, help="PyTorch's own choice where not given")
+    parser.add_argument(
+        "--compile", type=float, default=60, metavar="SECONDS", help="for torch.compile; 0 leaves it out"
+    )
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "kernels.json")
+    parser.add_argument("--one-compiled", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.one_compiled is not None:
+        one_compiled(SIZES[arguments.one_compiled])
+        return
+
+    table = Table(title="Forward and backward in milliseconds (median)")
+    columns = [
+        "operation",
+        "T",
+        "B",
+        "H",
+        "fused",
+        "reference",
+        "torch",
+        "compiled",
+        "bound",
+        "speed-up",
+        "target",
+        "of bound",
+    ]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "operation" else "right")
+    rows, is_green = [], {}
+    for size in SIZES:
+        if arguments.only not in (None, size.name):
+            continue
+        if size.name not in is_green:
+            is_green[size.name] = green(size.name)
+        row = vars(size) | {"green": is_green[size.name]}
+        shape = (size.name, str(size.steps), str(size.batch), str(size.hidden))
+        rows.append(row)
+        if not row["green"]:
+            table.add_row(*shape, "the tests of the operation are red")
+            continue
+        row |= measure(size, arguments.seconds)
+        row["backend"] = kernels.backend_for(size.name, torch.zeros(1))
+        row["compiled"] = compiled(size, arguments.compile) if arguments.compile else None
+        row["speedup"] = row[size.rival] / row["fused"]
+        times = [milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")]
+        goal = f"{size.target:g}x" + (" torch" if size.rival == "torch" else "")
+        table.add_row(*shape, *times, f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")
+    sgemm, copy = rates()
+    console = Console(width=130)
+    console.print(table)
+    console.print(f"sgemm {sgemm / 1e9:.0f} Gflop/s, copy {copy / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
+    environment = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "sgemm": sgemm,
+        "copy": copy,
+    }
+    arguments.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
