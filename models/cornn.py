@@ -36,7 +36,7 @@ class Config:
 
     def build(self, inputs: int, outputs: int) -> Network:
         layer = CoRNN(inputs, self.hidden, self.dt, self.gamma, self.epsilon)
-        return Network(layer, nn.Linear(self.hidden, outputs), backend="reference")
+        return Network(layer, nn.Linear(self.hidden, outputs))
 
 
 class CoRNN(nn.Module):
@@ -55,5 +55,10 @@ class CoRNN(nn.Module):
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
         v, w_z, w_y = self.affine.weight.split([self.inputs, self.hidden, self.hidden], dim=1)
-        pre = nn.functional.linear(x, v, self.affine.bias)  # (T, B, hidden)
+        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
+        pre = nn.functional.linear(x, v, self.affine.bias).to(w_y.dtype)  # (T, B, hidden)
         return kernels.cornn(pre, w_y, w_z, self.dt, self.gamma, self.epsilon, state)
+
+    def backend(self) -> str:
+        """What computes the time loop where the weights are now."""
+        return kernels.backend_for("cornn", self.affine.weight)

@@ -4,18 +4,19 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """``readout(y_T)``, where y is the sequence that the layer gives.
+    """A recurrent layer, and a readout of what it says at the last step.
 
     Args:
-        layer: as ``torch.nn.RNN``: maps x (T, B, D) to a sequence (T, B, H) and a final state.
+        layer: maps x (T, B, D) to a sequence (T, B, H) and a final state: the end of the sequence, (B, H), or a tuple
+            that begins with it. Its ``backend()`` says what computes the time loop, for the record.
         readout: maps (B, H) to (B, outputs).
-        backend: what computes the layer's time loop; goes into the record.
     """
 
-    def __init__(self, layer: nn.Module, readout: nn.Module, backend: str):
+    def __init__(self, layer: nn.Module, readout: nn.Module):
         super().__init__()
-        self.layer, self.readout, self.backend = layer, readout, backend
+        self.layer, self.readout = layer, readout
 
     def forward(self, x: Tensor) -> Tensor:
-        sequence, _ = self.layer(x)  # (T, B, H)
-        return self.readout(sequence[-1])
+        # Not sequence[-1], whose gradient is a sequence of zeros.
+        _, state = self.layer(x)
+        return self.readout(state[0] if isinstance(state, tuple) else state)

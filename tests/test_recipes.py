@@ -78,7 +78,7 @@ def test_no_recipe():
     assert recipe is None
     assert config.published is None
     assert config.model.dt != 0.076
-    with pytest.raises(UserError, match="steps=null.*epochs"):
+    with pytest.raises(UserError, match=r"steps=null.*epochs"):
         compose_run(["model=cornn", "task=psmnist", "recipe=none"])
 
 

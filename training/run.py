@@ -102,7 +102,7 @@ class Run:
             self._body["budget"]["steps_in_recipe"] = recipe_training(self._body["recipe"]).total_steps(task)
         self._body |= {
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "backend": model.backend,
+            "backend": model.layer.backend(),
             "device": environment.device_name(device),
             "data": {"split_id": task.split_id, "files": [{"file": f, "sha256": s} for f, s in task.files]},
         }

@@ -55,9 +55,7 @@ def test_gradients_in_double():
     names = [name for name, _ in layer.named_parameters()]
 
     def call(x, y, z, *parameters):
-        sequence, final = torch.func.functional_call(
-            layer, dict(zip(names, parameters, strict=True)), (x, (y, z))
-        )
+        sequence, final = torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, (y, z)))
         return sequence, *final
 
     assert torch.autograd.gradcheck(call, (x, *state, *layer.parameters()))
