@@ -1,5 +1,16 @@
-"""Whole time loops, one folder an operation. Sequences are time-major, (T, B, H)."""
+"""Whole time loops, one folder an operation. Sequences are time-major, (T, B, H).
 
+Each takes ``pre``, the input's contribution for every step, and returns the sequence and the final state.
+"""
+
+from kernels.antisymmetric_rnn import antisymmetric_rnn
 from kernels.cornn import cornn
+from kernels.dispatch import backend_for
+from kernels.gru import gru
+from kernels.indrnn import indrnn
+from kernels.lem import lem
+from kernels.lstm import lstm
+from kernels.modrelu_rnn import modrelu_rnn
+from kernels.unicornn import unicornn
 
-__all__ = ["cornn"]
+__all__ = ["antisymmetric_rnn", "backend_for", "cornn", "gru", "indrnn", "lem", "lstm", "modrelu_rnn", "unicornn"]

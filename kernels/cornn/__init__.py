@@ -1,5 +1,38 @@
 """The coRNN time loop."""
 
-from kernels.cornn.reference import cornn
+import torch
+from torch import Tensor
 
-__all__ = ["cornn"]
+from kernels.cell import Cell
+from kernels.cornn import reference
+from kernels.dispatch import SCALAR, Operation, documented, run
+
+CELL = Cell("cornn", states=2, parameters=4, tape=2)
+
+
+def cpu(pre, w_y, w_z, dt, gamma, epsilon, y, z):
+    return CELL(pre, [torch.cat([w_y, w_z], dim=1), dt, gamma, epsilon], [y, z])
+
+
+Operation(
+    "cornn",
+    reference.cornn,
+    parameters={"w_y": (1, 1), "w_z": (1, 1), "dt": SCALAR, "gamma": SCALAR, "epsilon": SCALAR},
+    states=("y", "z"),
+    cpu=cpu,
+)
+
+
+@documented(reference.cornn)
+def cornn(
+    pre: Tensor,
+    w_y: Tensor,
+    w_z: Tensor,
+    dt: float | Tensor,
+    gamma: float | Tensor,
+    epsilon: float | Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return run("cornn", backend, pre, state, w_y=w_y, w_z=w_z, dt=dt, gamma=gamma, epsilon=epsilon)

@@ -8,9 +8,9 @@ def cornn(
     pre: Tensor,
     w_y: Tensor,
     w_z: Tensor,
-    dt: float,
-    gamma: float,
-    epsilon: float,
+    dt: float | Tensor,
+    gamma: float | Tensor,
+    epsilon: float | Tensor,
     state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Coupled oscillators with explicit damping, as in the released code (Rusch & Mishra 2021; tk-rusch/coRNN).
@@ -22,9 +22,9 @@ def cornn(
         pre: (T, B, H), the input's contribution V x_n + b for every step.
         w_y: (H, H), acts as ``y @ w_y.T``.
         w_z: (H, H), acts as ``z @ w_z.T``.
-        dt: step size.
-        gamma: stiffness.
-        epsilon: damping.
+        dt: step size: a number, () or (H,).
+        gamma: stiffness: a number, () or (H,).
+        epsilon: damping: a number, () or (H,).
         state: initial (y, z), each (B, H); zeros where not given.
 
     Returns:

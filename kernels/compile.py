@@ -1,0 +1,133 @@
+"""Builds the C kernels with the system's compiler, at first use, into a cache of the user's.
+
+A library is named by a hash of what went into it (source, headers, flags, CPU) and a hash of what came out, so that a
+stale one is not found and a truncated one is seen. It appears in the cache by one rename: processes that build the same
+one at once do not clash.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent
+REAL = {torch.float32: "float", torch.float64: "double"}
+_ARM = platform.machine() in ("arm64", "aarch64")
+FLAGS = (
+    "-std=c11 -O3 -fPIC -shared -pthread -Wall -Wno-psabi -Werror=implicit-function-declaration "
+    # Fused multiply-adds, but no other liberties: NaN and infinities are what they are.
+    "-ffp-contract=fast -fno-math-errno -fno-trapping-math "
+).split() + ["-mcpu=native" if _ARM else "-march=native"]
+
+log = logging.getLogger("longwave")
+
+
+class BuildError(Exception):
+    """Why there is no library, in one line."""
+
+
+def cache() -> Path:
+    """Where libraries are kept: $LONGWAVE_CACHE, else longwave/kernels in the user's cache folder."""
+    given = os.environ.get("LONGWAVE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else base / "longwave" / "kernels"
+
+
+def obstacle(name: str, dtype: torch.dtype) -> str | None:
+    """Why operation ``name`` has no C kernel for ``dtype``, or None where it has. Logs the reason, once a process."""
+    try:
+        library(name, dtype)
+    except BuildError as error:
+        _tell(str(error))
+        return str(error)
+    return None
+
+
+@functools.cache
+def _tell(reason: str):
+    log.warning("No C kernels, the slower reference runs: %s", reason)
+
+
+# A reason is kept as well as a library: a compiler that fails is asked once.
+@functools.cache
+def _built(name: str, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
+    try:
+        return ctypes.CDLL(str(build(name, dtype)))
+    except BuildError as error:
+        return error
+    except OSError as error:
+        return BuildError(f"{name}: {error}")
+
+
+def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+    """The compiled library of operation ``name`` for float32 or float64; raises :class:`BuildError`."""
+    result = _built(name, dtype)
+    if isinstance(result, BuildError):
+        raise result
+    return result
+
+
+def build(name: str, dtype: torch.dtype) -> Path:
+    """The path of the library of operation ``name``, built where the cache has none that is whole."""
+    gated = name.startswith("gated_")
+    source = FOLDER / name.removeprefix("gated_") / "cpu.c"
+    flags = [*FLAGS, f"-DREAL={REAL[dtype]}", f"-DREAL_BYTES={dtype.itemsize}", *(["-DGATED"] if gated else [])]
+    key = _key(source, flags)
+    folder = cache()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.glob(f"{name}-{key}-*.so"):
+            if path.name == f"{name}-{key}-{_digest(path.read_bytes())}.so":
+                return path
+            path.unlink(missing_ok=True)
+        # In the same folder, for the rename to be one step.
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            output = Path(temporary) / "library.so"
+            _compile(name, source, flags, output)
+            path = folder / f"{name}-{key}-{_digest(output.read_bytes())}.so"
+            output.rename(path)
+    except OSError as error:
+        raise BuildError(f"{name}: {error}") from error
+    return path
+
+
+def _compile(name: str, source: Path, flags: list[str], output: Path):
+    compiler = os.environ.get("CC") or "cc"
+    if shutil.which(compiler) is None:
+        raise BuildError(f"no C compiler: {compiler!r} is not on the PATH (set CC to another)")
+    command = [compiler, *flags, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{name}: {compiler} took more than 120 s") from None
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or [""]
+        raise BuildError(f"{name}: {compiler} failed: {lines[0]}") from None
+
+
+def _key(source: Path, flags: list[str]) -> str:
+    parts = [path.read_bytes() for path in (source, *sorted(FOLDER.glob("*.h")))]
+    return _digest(b"\0".join([*parts, " ".join(flags).encode(), _cpu().encode()]))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@functools.cache
+def _cpu() -> str:
+    """The processor, as far as -march=native looks at it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(wanted)}))

@@ -1,0 +1,213 @@
+"""One dispatcher for all operations: checks the arguments, picks the backend, calls it.
+
+A fused backend of an operation is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It gets
+what this module has checked: ``pre`` (T, B, gates * H); the parameters in the order of ``Operation.parameters``, scalars
+as (H,) tensors; every initial state as a (B, H) tensor. It is differentiable in all of them.
+"""
+
+import importlib
+import importlib.util
+import os
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "cpu", "triton")
+OPERATIONS: dict[str, "Operation"] = {}
+
+# The shape of a parameter that is one number for all units, or one for each: a float, a 0-d tensor or (H,).
+SCALAR = "scalar"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the dispatcher needs to know of one operation.
+
+    Args:
+        name: of the operation, which is also the name of its folder and of the function in ``triton.py``.
+        reference: the definition; takes the arguments as the user gave them.
+        parameters: name to shape, in units of H: ``(1, 1)`` is (H, H), ``(4, 1)`` is (4H, H); or ``SCALAR``.
+        states: names of the states, each (B, H).
+        gates: ``pre`` is (T, B, gates * H).
+        cpu: the fused backend for CPU tensors.
+        half: whether ``pre`` may be bfloat16 or float16 beside float32 parameters.
+    """
+
+    name: str
+    reference: Callable
+    parameters: dict[str, tuple[int, ...] | str]
+    states: tuple[str, ...]
+    gates: int = 1
+    cpu: Callable | None = None
+    half: bool = False
+
+    def __post_init__(self):
+        OPERATIONS[self.name] = self
+
+
+def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
+    """The backend that operation ``name`` runs on for ``pre``: "reference", "cpu" or "triton".
+
+    "auto" is Triton for CUDA tensors, the C kernel for CPU tensors, and the reference where there is none or where it
+    cannot be built. A backend that is asked for by name and cannot run raises a ``RuntimeError`` that says why.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"{name}: backend={backend!r}: must be one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return backend
+    operation = OPERATIONS[name]
+    if backend == "auto":
+        if pre.device.type == "cuda" and _triton_obstacle(name, "cuda") is None:
+            return "triton"
+        if pre.device.type == "cpu" and operation.cpu is not None and _cpu_obstacle(name, pre.dtype) is None:
+            return "cpu"
+        return "reference"
+    if backend == "cpu":
+        if pre.device.type != "cpu":
+            raise RuntimeError(f"{name}: backend='cpu' needs CPU tensors, pre is on {pre.device}")
+        obstacle = _cpu_obstacle(name, pre.dtype)
+    else:
+        obstacle = _triton_obstacle(name, pre.device.type)
+    if obstacle is not None:
+        raise RuntimeError(f"{name}: backend={backend!r} cannot run: {obstacle}")
+    return backend
+
+
+# Whether a backend can run is decided while torch.compile traces, and is a constant of the graph.
+@torch.compiler.assume_constant_result
+def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
+    from kernels import compile
+
+    if dtype not in compile.REAL:
+        return f"the C kernels are for float32 and float64, not {dtype}"
+    return compile.obstacle(name, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _triton_obstacle(name: str, device: str) -> str | None:
+    if not (Path(__file__).parent / name / "triton.py").exists():
+        return "there is no Triton kernel for it"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it needs CUDA tensors, not {device} (or TRITON_INTERPRET=1, for tests)"
+    return None
+
+
+def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None, **parameters):
+    """Checks the arguments of operation ``name``, and computes it on the backend that :func:`backend_for` gives.
+
+    Args:
+        name: the operation.
+        backend: "auto", "reference", "cpu" or "triton".
+        pre: the input's contribution, (T, B, gates * H).
+        state: the initial state: None for zeros; a tensor where the operation has one state, else a tuple.
+        options: arguments of the operation that are no tensors; backends take them by keyword.
+        parameters: tensors and scalars, by the names of ``Operation.parameters``.
+
+    Returns:
+        The sequence (T, B, H) and the final state.
+    """
+    operation, options = OPERATIONS[name], options or {}
+    hidden = _check_pre(operation, pre)
+    _check_parameters(operation, pre, hidden, parameters)
+    initial = _initial(operation, pre, hidden, state)
+    chosen = backend_for(name, pre, backend)
+    if chosen == "reference":
+        return operation.reference(pre, **parameters, state=_packed(initial), **options)
+    values = [
+        _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
+        for key, value in parameters.items()
+    ]
+    fused = operation.cpu if chosen == "cpu" else getattr(importlib.import_module(f"kernels.{name}.triton"), name)
+    sequence, *final = fused(pre, *values, *initial, **options)
+    return sequence, _packed(final)
+
+
+def _packed(states):
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _per_unit(value: float | Tensor, pre: Tensor, hidden: int) -> Tensor:
+    dtype = torch.float32 if pre.dtype in (torch.bfloat16, torch.float16) else pre.dtype
+    if not isinstance(value, Tensor):
+        return torch.full((hidden,), value, dtype=dtype, device=pre.device)
+    return value.expand(hidden)
+
+
+def _check_pre(operation: Operation, pre: Tensor) -> int:
+    width = "H" if operation.gates == 1 else f"{operation.gates}H"
+    if not isinstance(pre, Tensor) or pre.dim() != 3 or pre.shape[2] % operation.gates:
+        given = tuple(pre.shape) if isinstance(pre, Tensor) else type(pre).__name__
+        raise ValueError(f"{operation.name}: pre must be (T, B, {width}), got {given}")
+    if 0 in pre.shape:
+        raise ValueError(f"{operation.name}: pre must be (T, B, {width}) with none of them 0, got {tuple(pre.shape)}")
+    if not pre.dtype.is_floating_point:
+        raise TypeError(f"{operation.name}: pre must be a floating-point tensor, got {pre.dtype}")
+    return pre.shape[2] // operation.gates
+
+
+def _check_parameters(operation: Operation, pre: Tensor, hidden: int, parameters: dict):
+    for key, value in parameters.items():
+        shape = operation.parameters[key]
+        if shape == SCALAR:
+            if not isinstance(value, Tensor):
+                if not isinstance(value, float | int):
+                    raise TypeError(f"{operation.name}: {key} must be a number or a tensor, got {type(value).__name__}")
+                continue
+            if value.shape not in ((), (hidden,)):
+                raise ValueError(
+                    f"{operation.name}: {key} must be a number, () or (H,) = ({hidden},), got {tuple(value.shape)}"
+                )
+        else:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{operation.name}: {key} must be a tensor, got {type(value).__name__}")
+            expected = tuple(hidden * factor for factor in shape)
+            if tuple(value.shape) != expected:
+                symbols = ", ".join("H" if factor == 1 else f"{factor}H" for factor in shape)
+                symbols += "," if len(shape) == 1 else ""
+                raise ValueError(f"{operation.name}: {key} must be ({symbols}) = {expected}, got {tuple(value.shape)}")
+        _check_kind(operation, key, value, pre)
+
+
+def _check_kind(operation: Operation, key: str, value: Tensor, pre: Tensor):
+    if value.device != pre.device:
+        raise ValueError(f"{operation.name}: {key} must be on {pre.device} as pre is, got {value.device}")
+    mixed = operation.half and pre.dtype in (torch.bfloat16, torch.float16) and value.dtype == torch.float32
+    if value.dtype != pre.dtype and not mixed:
+        raise TypeError(f"{operation.name}: {key} must be {pre.dtype} as pre is, got {value.dtype}")
+
+
+def _initial(operation: Operation, pre: Tensor, hidden: int, state) -> tuple[Tensor, ...]:
+    names, shape = operation.states, (pre.shape[1], hidden)
+    if state is None:
+        # One tensor each: a backend may return what it was given.
+        return tuple(pre.new_zeros(shape) for _ in names)
+    states = (state,) if isinstance(state, Tensor) else tuple(state)
+    if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
+        raise ValueError(f"{operation.name}: state must be ({', '.join(names)}), each (B, H) = {shape}")
+    for key, value in zip(names, states, strict=True):
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{operation.name}: state {key} must be (B, H) = {shape}, got {tuple(value.shape)}")
+        _check_kind(operation, f"state {key}", value, pre)
+    return states
+
+
+def documented(reference: Callable) -> Callable:
+    """Gives a public operation the docstring of its definition, with ``backend`` added to the arguments."""
+    backend = """        backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference",
+            "cpu" or "triton".
+
+    Returns:"""
+
+    def decorate(operation: Callable) -> Callable:
+        # Python 3.13 strips the indentation of docstrings, earlier versions do not.
+        text = reference.__doc__.replace("\n    Returns:", "\n" + backend)
+        operation.__doc__ = text.replace("\nReturns:", "\n" + textwrap.dedent(backend))
+        return operation
+
+    return decorate

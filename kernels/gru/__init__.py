@@ -1,0 +1,26 @@
+"""The GRU time loop."""
+
+import torch
+from torch import Tensor
+
+from kernels.cell import Cell
+from kernels.dispatch import Operation, documented, run
+from kernels.gru import reference
+
+CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4, products=3)
+
+
+def cpu(pre, w_h, b_n, h):
+    return CELL(pre, [w_h, b_n], [h])
+
+
+Operation("gru", reference.gru, parameters={"w_h": (3, 1), "b_n": (1,)}, states=("h",), gates=3, cpu=cpu)
+
+
+@documented(reference.gru)
+def gru(
+    pre: Tensor, w_h: Tensor, b_n: Tensor | None = None, state: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    if b_n is None:
+        b_n = torch.zeros(pre.shape[-1] // 3, dtype=pre.dtype, device=pre.device)
+    return run("gru", backend, pre, state, w_h=w_h, b_n=b_n)
