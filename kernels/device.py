@@ -28,8 +28,9 @@ def load_steps(pointer, stride, first, start, stop, inside, STEP: tl.constexpr, 
     A tuple and an unrolled loop rather than a rotating queue: moving a register that a load has yet to fill stalls,
     so a queue of any depth would wait for every load one step after it was issued.
     """
+    pointer += first * stride
     values = ()
     for i in tl.static_range(AHEAD):
         n = first + i * STEP
-        values += (tl.load(pointer + n * stride, mask=inside & (n >= start) & (n < stop), other=0.0),)
+        values += (tl.load(pointer + i * STEP * stride, mask=inside & (n >= start) & (n < stop), other=0.0),)
     return values

@@ -36,13 +36,13 @@ def indrnn_forward_kernel(
     for first in range(0, steps, AHEAD):
         pre_now = pre_ahead
         pre_ahead = load_steps(pre, stride, first + AHEAD, 0, steps, inside, 1, AHEAD)
+        h_now = h_all + first * stride
         for i in tl.static_range(AHEAD):
-            n = first + i
-            if n < steps:
+            if first + i < steps:
                 h = pre_now[i].to(tl.float32) + u * h
                 # Not maximum(h, 0), which would turn a NaN into 0.
                 h = tl.where(h < 0.0, 0.0, h)
-                tl.store(h_all + n * stride, h, mask=inside)
+                tl.store(h_now + i * stride, h, mask=inside)
     tl.store(h_last + column, h, mask=inside)
 
 
@@ -66,7 +66,7 @@ def indrnn_backward_kernel(
     inside = column < columns
     u = tl.load(u + column % hidden, mask=inside, other=0.0)
     along_h = tl.load(grad_h_last + column, mask=inside, other=0.0)
-    along_u = tl.zeros((BLOCK,), tl.float32)
+    along_u = tl.full((BLOCK,), 0.0, tl.float32)
     stride = columns.to(tl.int64)
     h_all += column
     grad_h_all += column
@@ -81,6 +81,7 @@ def indrnn_backward_kernel(
         grad_now = grad_ahead
         before_ahead = load_steps(h_all, stride, last - AHEAD - 1, 0, steps, inside, -1, AHEAD)
         grad_ahead = load_steps(grad_h_all, stride, last - AHEAD, 0, steps, inside, -1, AHEAD)
+        grad_pre_now = grad_pre + last * stride
         for i in tl.static_range(AHEAD):
             n = last - i
             if n >= 0:
@@ -89,7 +90,7 @@ def indrnn_backward_kernel(
                 h = tl.where(n > 0, before_now[i].to(tl.float32), h_0)
                 along_u += along_pre * h
                 along_h = along_pre * u
-                tl.store(grad_pre + n * stride, along_pre, mask=inside)
+                tl.store(grad_pre_now - i * stride, along_pre, mask=inside)
     tl.store(grad_u + column, along_u, mask=inside)
     tl.store(grad_h_0 + column, along_h, mask=inside)
 

@@ -51,12 +51,12 @@ def unicornn_forward_kernel(
         for first in range(start, stop, AHEAD):
             pre_now = pre_ahead
             pre_ahead = load_steps(pre, stride, first + AHEAD, start, stop, inside, 1, AHEAD)
+            y_now = y_all + first * stride
             for i in tl.static_range(AHEAD):
-                n = first + i
-                if n < stop:
+                if first + i < stop:
                     z -= d * (tanh(w * y + pre_now[i].to(tl.float32)) + alpha * y)
                     y += d * z
-                    tl.store(y_all + n * stride, y, mask=inside)
+                    tl.store(y_now + i * stride, y, mask=inside)
         tl.store(y_end, y, mask=inside)
         tl.store(z_end, z, mask=inside)
         y_end += stride
@@ -95,14 +95,14 @@ def unicornn_backward_kernel(
     alpha = tl.load(alpha + unit, mask=inside, other=0.0)
     along_y = tl.load(grad_y_last + column, mask=inside, other=0.0)
     along_z = tl.load(grad_z_last + column, mask=inside, other=0.0)
-    along_w = tl.zeros((BLOCK,), tl.float32)
-    along_d = tl.zeros((BLOCK,), tl.float32)
-    along_alpha = tl.zeros((BLOCK,), tl.float32)
+    along_w = tl.full((BLOCK,), 0.0, tl.float32)
+    along_d = tl.full((BLOCK,), 0.0, tl.float32)
+    along_alpha = tl.full((BLOCK,), 0.0, tl.float32)
     stride = columns.to(tl.int64)
     pre += column
     grad_y_all += column
     grad_pre += column
-    segments = tl.cdiv(steps, segment)
+    segments = (steps + segment - 1) // segment
     y_end += column + segments * stride
     z_end += column + segments * stride
     for back in range(segments):
@@ -120,10 +120,10 @@ def unicornn_backward_kernel(
             grad_now = grad_ahead
             pre_ahead = load_steps(pre, stride, last - AHEAD, start, stop, inside, -1, AHEAD)
             grad_ahead = load_steps(grad_y_all, stride, last - AHEAD, start, stop, inside, -1, AHEAD)
+            grad_pre_now = grad_pre + last * stride
             for i in tl.static_range(AHEAD):
-                n = last - i
-                if n >= start:
-                    # (y, z) are those after step n, and become those before it.
+                if last - i >= start:
+                    # (y, z) are those after the step, and become those before it.
                     z_after = z
                     y -= d * z
                     force = tanh(w * y + pre_now[i].to(tl.float32))
@@ -137,7 +137,7 @@ def unicornn_backward_kernel(
                     along_w += along_pre * y
                     along_alpha += along_pull * y
                     along_y += along_pre * w + along_pull * alpha
-                    tl.store(grad_pre + n * stride, along_pre, mask=inside)
+                    tl.store(grad_pre_now - i * stride, along_pre, mask=inside)
     tl.store(grad_w + column, along_w, mask=inside)
     tl.store(grad_d + column, along_d, mask=inside)
     tl.store(grad_alpha + column, along_alpha, mask=inside)
@@ -156,7 +156,8 @@ def forward(
     # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(pre):
         unicornn_forward_kernel[(triton.cdiv(columns, BLOCK),)](
-            *(pre, w, d, alpha, y_0, z_0, y_all, y_end, z_end, steps, columns, hidden, segment, BLOCK, AHEAD), num_warps=1
+            *(pre, w, d, alpha, y_0, z_0, y_all, y_end, z_end, steps, columns, hidden, segment, BLOCK, AHEAD),
+            num_warps=1,
         )
     return y_all, y_end, z_end
 
