@@ -1,0 +1,401 @@
+// The time loop of a dense cell: products of states with matrices, then something pointwise.
+//
+// A cell defines, before it includes this file, STATES, GATES, PRODUCTS, UNITS, TAPE (as `Cell` in cell.py has them: the
+// tape begins with all states but the first), PHASES, and after it `phases`, `forward` and `backward` (see cornn/cpu.c).
+//
+// Each thread runs the whole loop on its own rows of the batch, a block of up to MOST_ROWS at a time: what belongs to a
+// block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
+// [LANES], so that the pointwise part writes whole vectors and the product finds its rows at constant offsets.
+#pragma once
+#include <stdlib.h>
+
+#include "threads.h"
+#include "vector.h"
+
+// The accumulators of a product are MOST_ROWS x WIDE vectors, those of a weight gradient GRADIENT_ROWS x WIDE.
+#define WIDE 2
+#if defined(__AVX512F__)
+#define MOST_ROWS 14
+#define GRADIENT_ROWS 8
+#elif defined(__aarch64__)
+#define MOST_ROWS 12
+#define GRADIENT_ROWS 8
+#else
+#define MOST_ROWS 6
+#define GRADIENT_ROWS 4
+#endif
+// Rows of a weight gradient's operands that are packed at a time.
+#define DEPTH 256
+
+// States first_state .. + inputs - 1 times a matrix (outputs * H, inputs * H) are products first_product .. + outputs - 1.
+// Phase 0 reads the states before the step, a later one those that the phase before it has left.
+typedef struct {
+    int first_state, inputs, first_product, outputs;
+} Phase;
+
+// LANES units of one row at one step. What a phase does not write, the next one finds.
+typedef struct {
+    vec unit[UNITS + 1];  // parameters with one value a unit
+    vec product[PRODUCTS];
+    vec pre[GATES];
+    vec state[STATES];     // forward: before, then after the phase; backward: before the step
+    vec tape[TAPE];        // forward: to be written; backward: to be read
+    vec d_state[STATES];   // in: gradients of the states after the phase; out: before it, the products left out
+    vec d_product[PRODUCTS];
+    vec d_pre[GATES];      // only where OWN_PRODUCTS; otherwise it is d_product
+    vec d_unit[UNITS + 1];  // to be added to
+} Step;
+
+static const Phase phases[PHASES];
+INLINE void forward_step(int phase, Step *s);
+INLINE void backward_step(int phase, Step *s);
+
+typedef struct {
+    long threads, steps, batch, hidden, vectors;
+    const real *pre, *const *parameters, *const *state, *g_y, *const *g_final;
+    real *y, *const *final, *tape, *d_pre, *d_products, *const *d_parameters, *const *d_state;
+    real *packed[PHASES];
+    real *d_units;  // [row][unit parameter][H]
+    int failed;
+} Loop;
+
+static real *allocate(long count) {
+    return aligned_alloc(VECTOR_BYTES, (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
+}
+
+// out[vector][row] = or += sum_k in[k][row] weights[k][vector], for one panel of `wide` (at most WIDE) vectors. k runs over
+// `inputs` blocks of `hidden`; number k is at in[k / LANES * rows * LANES + row * LANES + k % LANES] in its block.
+INLINE void product_panel(const int rows, const real *in, const real *weights, real *out, int wide, int accumulate,
+                          int inputs, long hidden) {
+    vec sum[MOST_ROWS][WIDE];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < WIDE; v++)
+            sum[r][v] = accumulate && v < wide ? *(vec *)(out + (v * rows + r) * LANES) : (vec){0};
+    for (int i = 0; i < inputs; i++)
+        for (long left = hidden; left > 0; left -= LANES, in += rows * LANES)
+            for (int k = 0; k < (left < LANES ? left : LANES); k++, weights += WIDE * LANES) {
+                vec w[WIDE];
+#pragma GCC unroll 4
+                for (int v = 0; v < WIDE; v++) w[v] = *(const vec *)(weights + v * LANES);
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < WIDE; v++) sum[r][v] += in[r * LANES + k] * w[v];
+            }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < WIDE; v++)
+            if (v < wide) *(vec *)(out + (v * rows + r) * LANES) = sum[r][v];
+}
+
+// The number of rows is a constant in each of these, for the accumulators to be registers.
+#define PRODUCT(rows)                                                                                            \
+    static void product_##rows(const real *in, const real *weights, real *out, int wide, int accumulate, int inputs, \
+                               long hidden) {                                                                    \
+        product_panel(rows, in, weights, out, wide, accumulate, inputs, hidden);                                 \
+    }
+PRODUCT(1) PRODUCT(2) PRODUCT(3) PRODUCT(4) PRODUCT(5) PRODUCT(6)
+#if MOST_ROWS > 6
+PRODUCT(7) PRODUCT(8) PRODUCT(9) PRODUCT(10) PRODUCT(11) PRODUCT(12)
+#endif
+#if MOST_ROWS > 12
+PRODUCT(13) PRODUCT(14)
+#endif
+static void (*const products[])(const real *, const real *, real *, int, int, int, long) = {
+    0, product_1, product_2, product_3, product_4, product_5, product_6,
+#if MOST_ROWS > 6
+    product_7, product_8, product_9, product_10, product_11, product_12,
+#endif
+#if MOST_ROWS > 12
+    product_13, product_14,
+#endif
+};
+
+// All panels: `in` has `inputs` blocks of H, `out` has `outputs`.
+static void product(const Loop *loop, int rows, const real *in, const real *weights, real *out, int accumulate, int inputs,
+                    int outputs) {
+    long panel = inputs * loop->hidden * WIDE * LANES, vectors = outputs * loop->vectors;
+    for (long v = 0; v < vectors; v += WIDE, weights += panel, out += WIDE * rows * LANES)
+        products[rows](in, weights, out, vectors - v < WIDE ? vectors - v : WIDE, accumulate, inputs, loop->hidden);
+}
+
+// The matrix of a phase as `product` reads it: [panel of outputs][k over inputs * H][WIDE * LANES], zeros beside H.
+// Backward, the product is with the transposed matrix.
+static int pack(Loop *loop, int backward) {
+    long hidden = loop->hidden, vectors = loop->vectors;
+    for (int p = 0; p < PHASES; p++) {
+        int inputs = backward ? phases[p].outputs : phases[p].inputs;
+        int outputs = backward ? phases[p].inputs : phases[p].outputs;
+        long panels = (outputs * vectors + WIDE - 1) / WIDE, depth = inputs * hidden;
+        long across = backward ? 1 : phases[p].inputs * hidden, along = backward ? phases[p].inputs * hidden : 1;
+        real *to = loop->packed[p] = allocate(panels * depth * WIDE * LANES);
+        if (!to) return 1;
+        for (long panel = 0; panel < panels; panel++)
+            for (long k = 0; k < depth; k++)
+                for (long column = panel * WIDE * LANES; column < (panel + 1) * WIDE * LANES; column++) {
+                    long block = column / (vectors * LANES), unit = column % (vectors * LANES);
+                    int inside = block < outputs && unit < hidden;
+                    *to++ = inside ? loop->parameters[p][(block * hidden + unit) * across + k * along] : 0;
+                }
+    }
+    return 0;
+}
+
+static void release(Loop *loop) {
+    for (int p = 0; p < PHASES; p++) free(loop->packed[p]);
+    free(loop->d_units);
+}
+
+// Where the states after a step are kept: the first is the sequence, the others are on the tape.
+INLINE real *kept(const Loop *loop, int state, long t, long row) {
+    long at = t * loop->batch + row, hidden = loop->hidden;
+    return state == 0 ? loop->y + at * hidden : loop->tape + (at * TAPE + state - 1) * hidden;
+}
+
+INLINE const real *kept_before(const Loop *loop, int state, long t, long row) {
+    return t == 0 ? loop->state[state] + row * loop->hidden : kept(loop, state, t - 1, row);
+}
+
+INLINE void forward_units(const Loop *loop, int phase, long t, long first, int rows, real *states, const real *product,
+                          int r, long v, int lanes) {
+    long hidden = loop->hidden, vectors = loop->vectors, row = first + r, u = v * LANES;
+    const real *pre = loop->pre + (t * loop->batch + row) * GATES * hidden + u;
+    real *tape = loop->tape + (t * loop->batch + row) * TAPE * hidden + u;
+    Step s;
+    for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[PHASES + i] + u, lanes);
+    for (int i = 0; i < PRODUCTS; i++) s.product[i] = *(vec *)(product + ((i * vectors + v) * rows + r) * LANES);
+    for (int i = 0; i < GATES; i++) s.pre[i] = load(pre + i * hidden, lanes);
+    for (int i = 0; i < STATES; i++) s.state[i] = *(vec *)(states + ((i * vectors + v) * rows + r) * LANES);
+    if (phase > 0)
+        for (int i = 0; i < TAPE; i++) s.tape[i] = load(tape + i * hidden, lanes);
+    forward_step(phase, &s);
+    for (int i = 0; i < STATES; i++) *(vec *)(states + ((i * vectors + v) * rows + r) * LANES) = s.state[i];
+    for (int i = 1; i < STATES; i++) s.tape[i - 1] = s.state[i];
+    for (int i = 0; i < TAPE; i++) store(tape + i * hidden, s.tape[i], lanes);
+    if (phase == PHASES - 1) store(kept(loop, 0, t, row) + u, s.state[0], lanes);
+}
+
+INLINE void forward_phase(const Loop *loop, int phase, long t, long first, int rows, real *states, real *products) {
+    long hidden = loop->hidden, vectors = loop->vectors;
+    const Phase *p = &phases[phase];
+    product(loop, rows, states + p->first_state * vectors * rows * LANES, loop->packed[phase],
+            products + p->first_product * vectors * rows * LANES, 0, p->inputs, p->outputs);
+    for (int r = 0; r < rows; r++) {
+        long v = 0;
+        for (; (v + 1) * LANES <= hidden; v++) forward_units(loop, phase, t, first, rows, states, products, r, v, LANES);
+        if (v < vectors) forward_units(loop, phase, t, first, rows, states, products, r, v, hidden - v * LANES);
+    }
+}
+
+// The balanced number of blocks, for none to be much smaller than the others.
+INLINE int block_rows(long left) {
+    long blocks = (left + MOST_ROWS - 1) / MOST_ROWS;
+    return (left + blocks - 1) / blocks;
+}
+
+static void forward_rows(void *context, long first, long last) {
+    Loop *loop = context;
+    long hidden = loop->hidden, vectors = loop->vectors, block = MOST_ROWS * vectors * LANES;
+    real *states = allocate((STATES + PRODUCTS) * block), *products = states + STATES * block;
+    if (!states) {
+        loop->failed = 1;
+        return;
+    }
+    for (int rows; first < last; first += rows) {
+        rows = block_rows(last - first);
+        for (int i = 0; i < STATES; i++)
+            for (long v = 0; v < vectors; v++)
+                for (int r = 0; r < rows; r++)
+                    *(vec *)(states + ((i * vectors + v) * rows + r) * LANES) =
+                        load(loop->state[i] + (first + r) * hidden + v * LANES, hidden - v * LANES);
+        for (long t = 0; t < loop->steps; t++) {
+            forward_phase(loop, 0, t, first, rows, states, products);
+            if (PHASES > 1) forward_phase(loop, PHASES - 1, t, first, rows, states, products);
+        }
+        for (int i = 0; i < STATES; i++)
+            for (int r = 0; r < rows; r++)
+                memcpy(loop->final[i] + (first + r) * hidden, kept(loop, i, loop->steps - 1, first + r),
+                       hidden * sizeof(real));
+    }
+    free(states);
+}
+
+INLINE void backward_units(const Loop *loop, int phase, long t, long first, int rows, real *d_states, real *d_products,
+                           int r, long v, int lanes) {
+    long hidden = loop->hidden, vectors = loop->vectors, row = first + r, u = v * LANES;
+    long at = t * loop->batch + row;
+    real *d_units = loop->d_units + row * UNITS * hidden + u;
+    Step s;
+    for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[PHASES + i] + u, lanes);
+    for (int i = 0; i < UNITS; i++) s.d_unit[i] = load(d_units + i * hidden, lanes);
+    for (int i = 0; i < STATES; i++) s.state[i] = load(kept_before(loop, i, t, row) + u, lanes);
+    for (int i = 0; i < TAPE; i++) s.tape[i] = load(loop->tape + (at * TAPE + i) * hidden + u, lanes);
+    for (int i = 0; i < STATES; i++) s.d_state[i] = *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES);
+    if (phase < PHASES - 1)
+        for (int i = 0; i < PRODUCTS; i++)
+            s.d_product[i] = *(vec *)(d_products + ((i * vectors + v) * rows + r) * LANES);
+    else if (loop->g_y)
+        s.d_state[0] += load(loop->g_y + at * hidden + u, lanes);
+    backward_step(phase, &s);
+    for (int i = 0; i < UNITS; i++) store(d_units + i * hidden, s.d_unit[i], lanes);
+    for (int i = 0; i < STATES; i++) *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) = s.d_state[i];
+    for (int i = 0; i < PRODUCTS; i++) *(vec *)(d_products + ((i * vectors + v) * rows + r) * LANES) = s.d_product[i];
+    if (phase > 0) return;
+    for (int i = 0; i < PRODUCTS; i++) store(loop->d_products + (at * PRODUCTS + i) * hidden + u, s.d_product[i], lanes);
+#ifdef OWN_PRODUCTS
+    for (int i = 0; i < GATES; i++) store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_pre[i], lanes);
+#endif
+}
+
+INLINE void backward_phase(const Loop *loop, int phase, long t, long first, int rows, real *d_states, real *d_products) {
+    long hidden = loop->hidden, vectors = loop->vectors;
+    const Phase *p = &phases[phase];
+    for (int r = 0; r < rows; r++) {
+        long v = 0;
+        for (; (v + 1) * LANES <= hidden; v++)
+            backward_units(loop, phase, t, first, rows, d_states, d_products, r, v, LANES);
+        if (v < vectors) backward_units(loop, phase, t, first, rows, d_states, d_products, r, v, hidden - v * LANES);
+    }
+    product(loop, rows, d_products + p->first_product * vectors * rows * LANES, loop->packed[phase],
+            d_states + p->first_state * vectors * rows * LANES, 1, p->outputs, p->inputs);
+}
+
+static void backward_rows(void *context, long first, long last) {
+    Loop *loop = context;
+    long hidden = loop->hidden, vectors = loop->vectors, block = MOST_ROWS * vectors * LANES;
+    real *d_states = allocate((STATES + PRODUCTS) * block), *d_products = d_states + STATES * block;
+    if (!d_states) {
+        loop->failed = 1;
+        return;
+    }
+    memset(loop->d_units + first * UNITS * hidden, 0, (last - first) * UNITS * hidden * sizeof(real));
+    for (int rows; first < last; first += rows) {
+        rows = block_rows(last - first);
+        for (int i = 0; i < STATES; i++)
+            for (long v = 0; v < vectors; v++)
+                for (int r = 0; r < rows; r++)
+                    *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) =
+                        loop->g_final[i] ? load(loop->g_final[i] + (first + r) * hidden + v * LANES, hidden - v * LANES)
+                                         : (vec){0};
+        for (long t = loop->steps - 1; t >= 0; t--) {
+            if (PHASES > 1) backward_phase(loop, PHASES - 1, t, first, rows, d_states, d_products);
+            backward_phase(loop, 0, t, first, rows, d_states, d_products);
+        }
+        for (int i = 0; i < STATES; i++)
+            for (long v = 0; v < vectors; v++)
+                for (int r = 0; r < rows; r++)
+                    store(loop->d_state[i] + (first + r) * hidden + v * LANES,
+                          *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES), hidden - v * LANES);
+    }
+    free(d_states);
+}
+
+// The weight gradient of a phase, d_products^T (outputs * H, T * B) times the states that it read (T * B, inputs * H), for
+// its rows GRADIENT_ROWS * first .. last - 1. Threads share out rows of the result, and not its sum, so that the bits do
+// not depend on their number.
+static void weight_gradient(const Loop *loop, int phase, long first, long last) {
+    const Phase *p = &phases[phase];
+    long hidden = loop->hidden, vectors = p->inputs * loop->vectors, panels = (vectors + WIDE - 1) / WIDE;
+    long columns = panels * WIDE * LANES, height = p->outputs * hidden, total = loop->steps * loop->batch;
+    real *sums = allocate((last - first) * GRADIENT_ROWS * columns + DEPTH * (columns + GRADIENT_ROWS));
+    if (!sums) {
+        ((Loop *)loop)->failed = 1;
+        return;
+    }
+    real *states = sums + (last - first) * GRADIENT_ROWS * columns, *gradients = states + DEPTH * columns;
+    memset(sums, 0, (last - first) * GRADIENT_ROWS * columns * sizeof(real));
+    memset(states, 0, DEPTH * columns * sizeof(real));
+    for (long begin = 0; begin < total; begin += DEPTH) {
+        int depth = total - begin < DEPTH ? total - begin : DEPTH;
+        // States as [panel][k][WIDE * LANES].
+        for (int k = 0; k < depth; k++) {
+            long t = (begin + k) / loop->batch, row = (begin + k) % loop->batch;
+            for (int i = 0; i < p->inputs; i++) {
+                int state = p->first_state + i;
+                const real *from = phase == 0 ? kept_before(loop, state, t, row) : kept(loop, state, t, row);
+                for (long v = 0; v < loop->vectors; v++) {
+                    long column = i * loop->vectors + v;
+                    real *to = states + (column / WIDE * DEPTH + k) * WIDE * LANES + column % WIDE * LANES;
+                    *(vec *)to = load(from + v * LANES, hidden - v * LANES);
+                }
+            }
+        }
+        for (long block = first; block < last; block++) {
+            // Gradients as [k][GRADIENT_ROWS].
+            long n = block * GRADIENT_ROWS, inside = height - n < GRADIENT_ROWS ? height - n : GRADIENT_ROWS;
+            const real *from = loop->d_products + begin * PRODUCTS * hidden + p->first_product * hidden + n;
+            for (int k = 0; k < depth; k++, from += PRODUCTS * hidden)
+                for (int r = 0; r < GRADIENT_ROWS; r++) gradients[k * GRADIENT_ROWS + r] = r < inside ? from[r] : 0;
+            for (long panel = 0; panel < panels; panel++) {
+                real *to = sums + ((block - first) * panels + panel) * GRADIENT_ROWS * WIDE * LANES;
+                const real *in = states + panel * DEPTH * WIDE * LANES;
+                vec sum[GRADIENT_ROWS][WIDE] = {0};
+                for (int k = 0; k < depth; k++)
+#pragma GCC unroll 8
+                    for (int r = 0; r < GRADIENT_ROWS; r++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < WIDE; v++)
+                            sum[r][v] += gradients[k * GRADIENT_ROWS + r] * *(const vec *)(in + (k * WIDE + v) * LANES);
+#pragma GCC unroll 8
+                for (int r = 0; r < GRADIENT_ROWS; r++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < WIDE; v++) *(vec *)(to + (r * WIDE + v) * LANES) += sum[r][v];
+            }
+        }
+    }
+    for (long n = first * GRADIENT_ROWS; n < last * GRADIENT_ROWS && n < height; n++)
+        for (long v = 0; v < vectors; v++) {
+            long block = n / GRADIENT_ROWS - first, u = v % loop->vectors * LANES;
+            real *from = sums + (((block * panels + v / WIDE) * GRADIENT_ROWS + n % GRADIENT_ROWS) * WIDE + v % WIDE) * LANES;
+            store(loop->d_parameters[phase] + (n * p->inputs + v / loop->vectors) * hidden + u, *(vec *)from, hidden - u);
+        }
+    free(sums);
+}
+
+static void weight_gradients(void *context, long first, long last) {
+    Loop *loop = context;
+    for (int p = 0; p < PHASES; p++) {
+        // The same share of each phase.
+        long all = (phases[p].outputs * loop->hidden + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
+        weight_gradient(loop, p, all * first / loop->threads, all * last / loop->threads);
+    }
+}
+
+int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
+            const real *const *state, real *y, real *const *final, real *tape) {
+    Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden, .pre = pre,
+                 .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
+                 .final = final, .tape = tape};
+    (void)anchor;
+    loop.failed = pack(&loop, 0);
+    if (!loop.failed) parallel(threads, batch, forward_rows, &loop);
+    release(&loop);
+    return loop.failed;
+}
+
+int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre, const real *const *parameters,
+             const real *const *state, const real *y, const real *const *final, const real *tape, const real *g_y,
+             const real *const *g_final, real *d_pre, real *d_products, real *const *d_parameters, real *const *d_state) {
+    Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden,
+                 .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = (real *)y,
+                 .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_products = d_products,
+                 .d_parameters = d_parameters, .d_state = d_state};
+    (void)anchor, (void)pre, (void)final;
+    loop.d_units = allocate(batch * UNITS * hidden + 1);
+    loop.failed = !loop.d_units || pack(&loop, 1);
+    if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
+    if (!loop.failed) {
+        for (int i = 0; i < UNITS; i++)
+            for (long u = 0; u < hidden; u++) {
+                real sum = 0;
+                for (long row = 0; row < batch; row++) sum += loop.d_units[(row * UNITS + i) * hidden + u];
+                d_parameters[PHASES + i][u] = sum;
+            }
+        parallel(threads, threads, weight_gradients, &loop);
+    }
+    release(&loop);
+    return loop.failed;
+}
