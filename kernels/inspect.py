@@ -152,43 +152,60 @@ def loops(instructions: list[tuple[int, str]]) -> list[int]:
     return [size - inner for size, inner in zip(sizes, [*sizes[1:], 0], strict=True)]
 
 
-def row(case: Case, gpu: GPU) -> tuple[str, int]:
-    """One row of the table, and the spills."""
+def figures(case: Case, gpu: GPU) -> dict[str, float]:
+    """One row of the table on one card, by the title of the column."""
     kernel = compiled(case, gpu)
     instructions, registers = machine_code(kernel.asm["cubin"])
-    spills = sum(bool(re.search(r"\b(STL|LDL)\b", text)) for _, text in instructions)
     own = loops(instructions)
     if len(own) != len(case.rounds):
-        raise RuntimeError(f"{case.kernel} on sm_{gpu.architecture}: {len(own)} loops, expected {len(case.rounds)}")
-    warps = case.options["num_warps"]
+        raise RuntimeError(f"{case.label} on sm_{gpu.architecture}: {len(own)} loops, expected {len(case.rounds)}")
     count = sum(size * rounds for size, rounds in zip(own, case.rounds, strict=True))
-    alone = count * max(1, warps / SCHEDULERS) / gpu.clock
+    warps = case.options["num_warps"]
     issue = gpu.multiprocessors * SCHEDULERS * gpu.clock * case.columns / (count * warps)
-    memory = gpu.bandwidth / case.bytes
-    figures = (
-        *(case.label, f"{gpu.name} (sm_{gpu.architecture})", registers, spills, kernel.metadata.shared, warps),
-        *(f"{count:,.0f}", f"{alone * 1e9:,.0f}", f"{issue / 1e9:,.0f}", case.bytes, f"{memory / 1e9:,.0f}"),
-    )
-    return f"| {' | '.join(str(figure) for figure in figures)} |", spills
+    return {
+        "registers": registers,
+        "spills": sum(bool(re.search(r"\b(STL|LDL)\b", text)) for _, text in instructions),
+        "shared, bytes": kernel.metadata.shared,
+        "warps": warps,
+        "instructions": count,
+        "ns": count * max(1, warps / SCHEDULERS) / gpu.clock * 1e9,
+        "G/s by issue": issue / 1e9,
+        "bytes": case.bytes,
+        "G/s by HBM": gpu.bandwidth / case.bytes / 1e9,
+    }
 
 
 def table() -> tuple[str, int]:
-    """The table in Markdown, and the number of spills in it."""
-    results = [row(case, gpu) for case in cases() for gpu in GPUS]
-    assumed = "; ".join(
-        f"{g.name} {g.multiprocessors} multiprocessors, {g.clock / 1e9:.2f} GHz, {g.bandwidth / 1e12:.2f} TB/s"
+    """The table in Markdown, with what it assumes, and the number of spills in it."""
+    rows, spills = [], 0
+    for case in cases():
+        found = [figures(case, gpu) for gpu in GPUS]
+        spills += sum(figure["spills"] for figure in found)
+        # One value where all cards agree.
+        cells = [
+            " / ".join(dict.fromkeys(values) if len(set(values)) == 1 else values)
+            for values in ([f"{figure[title]:,.0f}" for figure in found] for title in found[0])
+        ]
+        rows.append(f"| {case.label} | {' | '.join(cells)} |")
+    cards = "; ".join(
+        f"{g.name} (sm_{g.architecture}) {g.multiprocessors} multiprocessors at {g.clock / 1e9:.2f} GHz, "
+        f"{g.bandwidth / 1e12:.2f} TB/s"
         for g in GPUS
     )
-    head = (
-        "Static analysis, not a measurement: nothing here has run on a GPU. "
-        f"Triton {triton.__version__}. Nominal figures assumed: {assumed}; "
-        f"{SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a clock.\n\n"
-        "| kernel | GPU | registers | spills | shared, bytes | warps | instructions a step and warp | "
-        "ns a step at least, one program on a multiprocessor | G columns x steps / s at most, by issue slots | "
-        "bytes a column and step | the same at most, by HBM bandwidth |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
-    )
-    return head + "\n".join(text for text, _ in results), sum(spills for _, spills in results)
+    text = f"""**Static analysis, not a measurement**: nothing here has run on a GPU.
+Compiled by Triton {triton.__version__}. Where a cell has three values they are for {" / ".join(g.name for g in GPUS)}.
+Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
+clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
+
+- *instructions*: of one warp in one time step, from the machine code of the time loop.
+- *ns*: the least that a step can take where one program has a multiprocessor to itself. Latencies come on top.
+- *G/s*: the most billions of (column, step) pairs a second on the whole card, by issue slots and by memory bandwidth.
+- *bytes*: of sequences, that a column reads and writes in a step.
+
+| kernel | {" | ".join(found[0])} |
+|---|{"---|" * len(found[0])}
+"""
+    return text + "\n".join(rows), spills
 
 
 def main():
