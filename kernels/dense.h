@@ -7,8 +7,7 @@
 // block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
 // [LANES], so that the pointwise part writes whole vectors and the product finds its rows at constant offsets.
 #pragma once
-#include <stdlib.h>
-
+#include "sums.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -24,7 +23,6 @@
 #define MOST_ROWS 6
 #define GRADIENT_ROWS 4
 #endif
-// Rows of a weight gradient's operands that are packed at a time.
 #define DEPTH 256
 
 // States first_state .. + inputs - 1 times a matrix (outputs * H, inputs * H) are products first_product .. + outputs - 1.
@@ -55,40 +53,42 @@ typedef struct {
     const real *pre, *const *parameters, *const *state, *g_y, *const *g_final;
     real *y, *const *final, *tape, *d_pre, *d_products, *const *d_parameters, *const *d_state;
     real *packed[PHASES];
-    real *d_units;  // [row][unit parameter][H]
+    Sums sums;
     int failed;
 } Loop;
 
-static real *allocate(long count) {
-    return aligned_alloc(VECTOR_BYTES, (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
-}
-
 // out[vector][row] = or += sum_k in[k][row] weights[k][vector], for one panel of `wide` (at most WIDE) vectors. k runs over
-// `inputs` blocks of `hidden`; number k is at in[k / LANES * rows * LANES + row * LANES + k % LANES] in its block.
+// `inputs` blocks of `hidden`; number k is at in[k / LANES * rows * LANES + row * LANES + k % LANES] in its block. It is
+// summed SPAN terms at a time.
 INLINE void product_panel(const int rows, const real *in, const real *weights, real *out, int wide, int accumulate,
                           int inputs, long hidden) {
-    vec sum[MOST_ROWS][WIDE];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < WIDE; v++)
-            sum[r][v] = accumulate && v < wide ? *(vec *)(out + (v * rows + r) * LANES) : (vec){0};
     for (int i = 0; i < inputs; i++)
-        for (long left = hidden; left > 0; left -= LANES, in += rows * LANES)
-            for (int k = 0; k < (left < LANES ? left : LANES); k++, weights += WIDE * LANES) {
-                vec w[WIDE];
-#pragma GCC unroll 4
-                for (int v = 0; v < WIDE; v++) w[v] = *(const vec *)(weights + v * LANES);
+        for (long begin = 0; begin < hidden; begin += SPAN) {
+            vec sum[MOST_ROWS][WIDE];
 #pragma GCC unroll 16
-                for (int r = 0; r < rows; r++)
+            for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-                    for (int v = 0; v < WIDE; v++) sum[r][v] += in[r * LANES + k] * w[v];
-            }
+                for (int v = 0; v < WIDE; v++) sum[r][v] = (vec){0};
+            long left = hidden - begin < SPAN ? hidden - begin : SPAN;
+            for (; left > 0; left -= LANES, in += rows * LANES)
+                for (int k = 0; k < (left < LANES ? left : LANES); k++, weights += WIDE * LANES) {
+                    vec w[WIDE];
+#pragma GCC unroll 4
+                    for (int v = 0; v < WIDE; v++) w[v] = *(const vec *)(weights + v * LANES);
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
+                    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < WIDE; v++)
-            if (v < wide) *(vec *)(out + (v * rows + r) * LANES) = sum[r][v];
+                        for (int v = 0; v < WIDE; v++) sum[r][v] += in[r * LANES + k] * w[v];
+                }
+            int first = !accumulate && i == 0 && begin == 0;
+#pragma GCC unroll 4
+            for (int v = 0; v < WIDE; v++)
+                if (v < wide) {
+                    vec *to = (vec *)(out + v * rows * LANES);
+#pragma GCC unroll 16
+                    for (int r = 0; r < rows; r++) to[r] = first ? sum[r][v] : to[r] + sum[r][v];
+                }
+        }
 }
 
 // The number of rows is a constant in each of these, for the accumulators to be registers.
@@ -146,7 +146,7 @@ static int pack(Loop *loop, int backward) {
 
 static void release(Loop *loop) {
     for (int p = 0; p < PHASES; p++) free(loop->packed[p]);
-    free(loop->d_units);
+    free(loop->sums.span);
 }
 
 // Where the states after a step are kept: the first is the sequence, the others are on the tape.
@@ -227,7 +227,7 @@ INLINE void backward_units(const Loop *loop, int phase, long t, long first, int 
                            int r, long v, int lanes) {
     long hidden = loop->hidden, vectors = loop->vectors, row = first + r, u = v * LANES;
     long at = t * loop->batch + row;
-    real *d_units = loop->d_units + row * UNITS * hidden + u;
+    real *d_units = loop->sums.span + row * UNITS * hidden + u;
     Step s;
     for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[PHASES + i] + u, lanes);
     for (int i = 0; i < UNITS; i++) s.d_unit[i] = load(d_units + i * hidden, lanes);
@@ -271,7 +271,6 @@ static void backward_rows(void *context, long first, long last) {
         loop->failed = 1;
         return;
     }
-    memset(loop->d_units + first * UNITS * hidden, 0, (last - first) * UNITS * hidden * sizeof(real));
     for (int rows; first < last; first += rows) {
         rows = block_rows(last - first);
         for (int i = 0; i < STATES; i++)
@@ -283,6 +282,7 @@ static void backward_rows(void *context, long first, long last) {
         for (long t = loop->steps - 1; t >= 0; t--) {
             if (PHASES > 1) backward_phase(loop, PHASES - 1, t, first, rows, d_states, d_products);
             backward_phase(loop, 0, t, first, rows, d_states, d_products);
+            close_span(&loop->sums, t, first, rows);
         }
         for (int i = 0; i < STATES; i++)
             for (long v = 0; v < vectors; v++)
@@ -384,16 +384,10 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, con
                  .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_products = d_products,
                  .d_parameters = d_parameters, .d_state = d_state};
     (void)anchor, (void)pre, (void)final;
-    loop.d_units = allocate(batch * UNITS * hidden + 1);
-    loop.failed = !loop.d_units || pack(&loop, 1);
+    loop.failed = new_sums(&loop.sums, batch, UNITS * hidden) || pack(&loop, 1);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
     if (!loop.failed) {
-        for (int i = 0; i < UNITS; i++)
-            for (long u = 0; u < hidden; u++) {
-                real sum = 0;
-                for (long row = 0; row < batch; row++) sum += loop.d_units[(row * UNITS + i) * hidden + u];
-                d_parameters[PHASES + i][u] = sum;
-            }
+        finish_sums(&loop.sums, batch, UNITS, hidden, d_parameters + PHASES);
         parallel(threads, threads, weight_gradients, &loop);
     }
     release(&loop);

@@ -7,8 +7,7 @@
 // at once, BLOCK numbers that lie side by side (pages of memory, and not slivers of them), and with a state for each of
 // them in the L1 cache. The next step's numbers are asked for in advance: the processor does not guess across pages.
 #pragma once
-#include <stdlib.h>
-
+#include "sums.h"
 #include "threads.h"
 #include "vector.h"
 
@@ -32,7 +31,7 @@ typedef struct {
     long steps, batch, hidden, vectors, anchor;
     const real *pre, *const *parameters, *const *state, *g_y, *const *g_final;
     real *y, *const *final, *tape, *d_pre, *const *d_state;
-    real *d_units;  // [row][unit parameter][H]
+    Sums sums;
     int failed;
 } Loop;
 
@@ -40,10 +39,6 @@ typedef struct {
 typedef struct {
     real *state[STATES], *d_state[STATES];
 } Block;
-
-static real *allocate(long count) {
-    return aligned_alloc(VECTOR_BYTES, (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
-}
 
 static int new_block(const Loop *loop, long rows, Block *block) {
     long size = rows * loop->vectors * LANES;
@@ -119,7 +114,7 @@ static void forward_rows(void *context, long first, long last) {
 
 INLINE void backward_units(const Loop *loop, const Block *block, long at, long row, long r, long v, int lanes) {
     long own = (r * loop->vectors + v) * LANES, step = loop->batch * loop->hidden;
-    real *d_units = loop->d_units + row * UNITS * loop->hidden + v * LANES;
+    real *d_units = loop->sums.span + row * UNITS * loop->hidden + v * LANES;
     Step s;
     for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[i] + v * LANES, lanes);
     for (int i = 0; i < UNITS; i++) s.d_unit[i] = load(d_units + i * loop->hidden, lanes);
@@ -154,7 +149,6 @@ static void backward_rows(void *context, long first, long last) {
         loop->failed = 1;
         return;
     }
-    memset(loop->d_units + first * UNITS * hidden, 0, (last - first) * UNITS * hidden * sizeof(real));
     for (long rows; first < last; first += rows) {
         rows = block_rows(loop, last - first);
         for (int i = 0; i < STATES; i++) {
@@ -175,6 +169,7 @@ static void backward_rows(void *context, long first, long last) {
                 for (; (v + 1) * LANES <= hidden; v++) backward_units(loop, &block, at + v * LANES, row, r, v, LANES);
                 if (v < loop->vectors) backward_units(loop, &block, at + v * LANES, row, r, v, hidden - v * LANES);
             }
+            close_span(&loop->sums, t, first, rows);
         }
         for (int i = 0; i < STATES; i++)
             write_rows(loop, rows, block.d_state[i], loop->d_state[i] + first * hidden, hidden);
@@ -199,15 +194,9 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, con
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,
                  .d_state = d_state};
     (void)d_products;
-    loop.d_units = allocate(batch * UNITS * hidden);
-    loop.failed = !loop.d_units;
+    loop.failed = new_sums(&loop.sums, batch, UNITS * hidden);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
-    for (int i = 0; i < UNITS && !loop.failed; i++)
-        for (long u = 0; u < hidden; u++) {
-            real sum = 0;
-            for (long row = 0; row < batch; row++) sum += loop.d_units[(row * UNITS + i) * hidden + u];
-            d_parameters[i][u] = sum;
-        }
-    free(loop.d_units);
+    if (!loop.failed) finish_sums(&loop.sums, batch, UNITS, hidden, d_parameters);
+    free(loop.sums.span);
     return loop.failed;
 }

@@ -1,6 +1,7 @@
 // Vectors of REAL (float or double, by -DREAL) as wide as the machine's, and the functions of them that cells need.
 #pragma once
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -44,6 +45,10 @@ typedef int64_t bits __attribute__((vector_size(VECTOR_BYTES)));
 #define TANH_ONE 20.0
 #define EXP_LARGEST 708.0
 #endif
+
+static real *allocate(long count) {
+    return aligned_alloc(VECTOR_BYTES, (count * sizeof(real) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES);
+}
 
 // The first `lanes` numbers at p, then zeros.
 INLINE vec load(const real *p, int lanes) {

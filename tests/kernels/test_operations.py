@@ -1,0 +1,273 @@
+"""Every operation against its definition: values, every gradient, any size."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels
+import kernels.cell
+from kernels.dispatch import OPERATIONS
+from tests.kernels.cases import Case, case
+
+ALL = sorted(OPERATIONS)
+# A subset of all sizes in which each T, B and H is.
+SIZES = [
+    (1, 1, 1),
+    (1, 50, 256),
+    (2, 3, 5),
+    (2, 1, 256),
+    (17, 50, 127),
+    (17, 3, 32),
+    (255, 3, 32),
+    (256, 1, 128),
+    (257, 3, 5),
+    (257, 50, 32),
+    (1000, 3, 1),
+    (1000, 1, 32),
+]
+
+
+def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
+    """All outputs, and all gradients for a random cotangent on every output."""
+    outputs = example.run(backend)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn in float64, so that they are the same for each type.
+    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    gradients = torch.autograd.grad(outputs, list(example.inputs.values()), cotangents)
+    named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+    return named | {f"gradient of {key}": g for key, g in zip(example.inputs, gradients, strict=True)}
+
+
+def assert_as_good_as_reference(example: Case, **inputs: Tensor):
+    """The error in float32 is of the size of that of the reference in float32."""
+    truth = everything(example, "reference")
+    single = example.to(torch.float32)
+    single.inputs |= inputs
+    usual, fused = everything(single, "reference"), everything(single, "cpu")
+    for key, exact in truth.items():
+        error, allowed = ((result[key] - exact).abs().max().item() for result in (fused, usual))
+        rounding = torch.finfo(torch.float32).eps * exact.abs().max().item()
+        # Not NaN, either.
+        assert error <= 3 * allowed + 4 * rounding, f"{key}: off by {error:.2e}, the reference by {allowed:.2e}"
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that nobody has written to holds NaN."""
+    new_empty = Tensor.new_empty
+
+    def poison(self, *shape, **options):
+        return new_empty(self, *shape, **options).fill_(float("nan"))
+
+    monkeypatch.setattr(Tensor, "new_empty", poison)
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **options: poison(tensor, tensor.shape, **options))
+
+
+@pytest.fixture(autouse=True)
+def flushed():
+    """Denormals are flushed for the reference as well: gradients vanish here, and it would take minutes."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_float64_equals_reference(name, size, poisoned):
+    example = case(name, *size)
+    expected, result = everything(example, "reference"), everything(example, "cpu")
+    for key in expected:
+        scale = expected[key].abs().max().item()
+        torch.testing.assert_close(result[key], expected[key], rtol=0, atol=1e-11 * scale, msg=lambda m, k=key: k + m)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_float32_errs_as_reference_does(name, size, poisoned):
+    assert_as_good_as_reference(case(name, *size))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradcheck(name):
+    example = case(name, 4, 2, 3)
+    keys = list(example.inputs)
+    assert torch.autograd.gradcheck(
+        lambda *values: example.run("cpu", dict(zip(keys, values, strict=True))), tuple(example.inputs.values())
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_strides(name):
+    example = case(name, 5, 4, 6)
+    expected = everything(example, "cpu")
+    for key, value in example.inputs.items():
+        if value.dim() > 1:
+            strided = torch.stack([value, -value], dim=-1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
+            assert not strided.is_contiguous()
+            example.inputs[key] = strided.detach().requires_grad_()
+    for key, value in everything(example, "cpu").items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_strided_cotangent(name):
+    example = case(name, 5, 4, 6)
+    gradients = []
+    for cotangent in (torch.ones(4, 6, dtype=torch.float64).expand(5, 4, 6), torch.ones(5, 4, 6, dtype=torch.float64)):
+        gradients.append(torch.autograd.grad(example.run("cpu")[0], list(example.inputs.values()), cotangent))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_output_used(name):
+    example = case(name, 5, 4, 6)
+    for i, output in enumerate(example.run("cpu")):
+        for key, a, b in zip(
+            example.inputs,
+            torch.autograd.grad(output.sum(), list(example.inputs.values()), retain_graph=True),
+            torch.autograd.grad(example.run("reference")[i].sum(), list(example.inputs.values()), materialize_grads=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, msg=lambda m, i=i, key=key: f"output {i}, {key}: {m}")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_zero_state_where_none_is_given(name):
+    example = case(name, 5, 4, 6)
+    zeros = {k: torch.zeros_like(v) if k.startswith("state_") else v for k, v in example.inputs.items()}
+    expected = example.run("reference", zeros)
+    example.inputs = {k: v for k, v in example.inputs.items() if not k.startswith("state_")}
+    for backend in ("reference", "cpu"):
+        for a, b in zip(example.run(backend), expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bits_do_not_depend_on_threads(name):
+    example, results = case(name, 40, 50, 37).to(torch.float32), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 64):
+            torch.set_num_threads(threads)
+            results.append(everything(example, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        for key in result:
+            assert torch.equal(result[key], results[0][key]), key
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rows_do_not_see_each_other(name):
+    """A row's bits are those that it has alone, and a NaN stays in its row."""
+    example = case(name, 9, 20, 37).to(torch.float32)
+    with torch.no_grad():
+        expected = example.run("cpu")
+        example.inputs["pre"][:, 3] = float("nan")
+        poisoned = example.run("cpu")
+        rows = {k: v[:, 5:6] if k == "pre" else v[5:6] if k.startswith("state_") else v for k, v in example.inputs.items()}
+        alone = example.run("cpu", rows)
+    for all_rows, with_nan, one in zip(expected, poisoned, alone, strict=True):
+        row = (slice(None),) * (all_rows.dim() - 2)
+        assert torch.equal(all_rows[(*row, slice(5, 6))], one)
+        assert with_nan[(*row, 3)].isnan().all()
+        others = torch.arange(20) != 3
+        assert torch.equal(all_rows[(*row, others)], with_nan[(*row, others)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_backward_twice_gives_the_same(name):
+    example = case(name, 5, 4, 6)
+    output = example.run("cpu")[0].square().sum()
+    first = torch.autograd.grad(output, list(example.inputs.values()), retain_graph=True)
+    second = torch.autograd.grad(output, list(example.inputs.values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_large_arguments(name):
+    """Saturated gates are what they are in the reference."""
+    example = case(name, 20, 3, 5)
+    example.inputs["pre"] = (300 * example.inputs["pre"]).detach().requires_grad_()
+    expected, result = everything(example, "reference"), everything(example, "cpu")
+    for key in expected:
+        torch.testing.assert_close(result[key], expected[key], msg=lambda m, k=key: f"{k}: {m}")
+    with torch.no_grad():
+        single = example.to(torch.float32)
+        assert all(value.isfinite().all() for value in single.run("cpu"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_denormal_gradients_are_flushed(name):
+    """A cotangent of 1e-38 does not become denormal on its way, and the caller's own setting is left alone."""
+    example = case(name, 60, 2, 32).to(torch.float32)
+    output = example.run("cpu")[0][-1]
+    gradients = torch.autograd.grad(output, list(example.inputs.values()), torch.full_like(output, 2e-38))
+    pre = gradients[0].abs()
+    assert not ((pre > 0) & (pre < torch.finfo(torch.float32).tiny)).any()
+    assert torch.tensor(1e-40).item() * 1 > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_operator_registration(name, monkeypatch):
+    """The checks of torch.library: schema, fake kernel, autograd, and what torch.compile does with them."""
+    call, given = kernels.cell.Cell.__call__, []
+
+    def record(self, pre, parameters, state, anchor=0):
+        given.extend([*(t.detach().requires_grad_() for t in (pre, *parameters, *state)), anchor])
+        return call(self, pre, parameters, state, anchor)
+
+    monkeypatch.setattr(kernels.cell.Cell, "__call__", record)
+    case(name, 3, 2, 5).to(torch.float32).run("cpu")
+    torch.library.opcheck(getattr(torch.ops.longwave, name).default, tuple(given))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_torch_compile_keeps_one_graph(name):
+    example = case(name, 6, 3, 5).to(torch.float32)
+    keys = list(example.inputs)
+
+    def loss(*values):
+        y, *_ = example.run("auto", dict(zip(keys, values, strict=True)))
+        return (y * y).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    values = list(example.inputs.values())
+    expected = torch.autograd.grad(loss(*values), values)
+    for a, b in zip(torch.autograd.grad(compiled(*values), values), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_equals_torch(name, backend, bias):
+    """lstm and gru are torch.nn.LSTM and torch.nn.GRU, in value and gradient."""
+    torch.manual_seed(0)
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[name](3, 5, bias=bias).double()
+    x = torch.randn(7, 4, 3, dtype=torch.float64, requires_grad=True)
+    states = [torch.randn(1, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(1 + (name == "lstm"))]
+    y, final = module(x, tuple(states) if name == "lstm" else states[0])
+    expected = [y, *(final if name == "lstm" else [final])]
+
+    pre = torch.nn.functional.linear(x, module.weight_ih_l0, module.bias_ih_l0 if bias else None)
+    if name == "lstm":
+        pre = pre + module.bias_hh_l0 if bias else pre
+        y, final = kernels.lstm(pre, module.weight_hh_l0, tuple(s[0] for s in states), backend=backend)
+        result = [y, *(s[None] for s in final)]
+    else:
+        b_n = module.bias_hh_l0[10:] if bias else None
+        if bias:
+            pre = pre + torch.cat([module.bias_hh_l0[:10], module.bias_hh_l0.new_zeros(5)])
+        y, final = kernels.gru(pre, module.weight_hh_l0, b_n, states[0][0], backend=backend)
+        result = [y, final[None]]
+    leaves = [x, *module.parameters(), *states]
+    cotangents = [torch.randn_like(o) for o in expected]
+    for a, b in zip(result, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(
+        torch.autograd.grad(result, leaves, cotangents), torch.autograd.grad(expected, leaves, cotangents), strict=True
+    ):
+        torch.testing.assert_close(a, b)
