@@ -6,6 +6,7 @@ each bound, by latencies most of all. Ends with status 1 where a kernel spills.
 """
 
 import argparse
+import functools
 import importlib
 import os
 import re
@@ -93,12 +94,15 @@ def cases() -> list[Case]:
         constants = {key: value for key, value in launch.items() if key.isupper()}
         options = {key: value for key, value in launch.items() if key.islower()}
         tiles, depth = (triton.cdiv(hidden, constants[block]) for block in ("BLOCK_H", "BLOCK_K"))
-        for direction, count in (("forward", 4), ("backward", 3)):
-            extra = {"SCALARS": False} if direction == "backward" else {}
-            rounds = (1, tiles, tiles * depth)
-            label = f"cornn {direction}, H = {hidden}"
+        columns = module.BLOCK_B * hidden
+        rounds = (1, tiles, tiles * depth)
+        for direction, detail, extra, count in (
+            ("forward", "", {}, 4),
+            ("backward", "", {"SCALARS": False}, 3),
+            ("backward", " and of dt, gamma, epsilon", {"SCALARS": True}, 5),
+        ):
+            label = f"cornn {direction}{detail}, H = {hidden}"
             kernel = f"cornn_{direction}_kernel"
-            columns = module.BLOCK_B * hidden
             found.append(
                 Case(label, "cornn", kernel, "fp32", constants | extra, options, columns, rounds, count * 4, hidden)
             )
@@ -124,18 +128,16 @@ def compiled(case: Case, gpu: GPU):
     return triton.compile(source, GPUTarget("cuda", gpu.architecture, 32), case.options)
 
 
+@functools.cache
 def machine_code(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
     """The instructions, each with its address, and the registers of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = triton.knobs.nvidia.cuobjdump.path
-        code, usage = (
-            subprocess.run([tool, flag, file.name], check=True, capture_output=True, text=True).stdout
-            for flag in ("-sass", "-res-usage")
-        )
+        command = [triton.knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     instructions = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", code)]
-    return instructions, int(re.search(r"REG:(\d+)", usage)[1])
+    return instructions, int(re.search(r"REG:(\d+)", code)[1])
 
 
 def loops(instructions: list[tuple[int, str]]) -> list[int]:
