@@ -89,7 +89,7 @@ def cases() -> list[Case]:
                     )
                 )
     module = importlib.import_module("kernels.cornn.triton")
-    for hidden in (16, 32, 64, 128, 256):
+    for hidden in (32, 64, 128, 256):
         launch = module.tiling(hidden)
         constants = {key: value for key, value in launch.items() if key.isupper()}
         options = {key: value for key, value in launch.items() if key.islower()}

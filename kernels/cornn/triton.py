@@ -156,7 +156,7 @@ def cornn_backward_kernel(
 
 def tiling(hidden: int) -> dict[str, int]:
     """Block sizes and options of the launch for ``hidden`` units."""
-    block = min(max(triton.next_power_of_2(hidden), 16), 128)
+    block = min(max(triton.next_power_of_2(hidden), 32), 128)
     return {
         "BLOCK_B": BLOCK_B,
         "BLOCK_H": block,
