@@ -20,12 +20,12 @@ import torch
 
 FOLDER = Path(__file__).parent
 REAL = {torch.float32: "float", torch.float64: "double"}
-_ARM = platform.machine() in ("arm64", "aarch64")
-FLAGS = (
-    "-std=c11 -O3 -fPIC -shared -pthread -Wall -Wno-psabi -Werror=implicit-function-declaration "
+_FLAGS = (
+    *("-std=c11", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wno-psabi", "-Wno-unused-function"),
     # Fused multiply-adds, but no other liberties: NaN and infinities are what they are.
-    "-ffp-contract=fast -fno-math-errno -fno-trapping-math "
-).split() + ["-mcpu=native" if _ARM else "-march=native"]
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
+)
 
 log = logging.getLogger("longwave")
 
@@ -75,12 +75,17 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
     return result
 
 
+def flags(dtype: torch.dtype) -> list[str]:
+    """The compiler's options; a source is compiled for each type."""
+    return [*_FLAGS, f"-DREAL={REAL[dtype]}", f"-DREAL_BYTES={dtype.itemsize}"]
+
+
 def build(name: str, dtype: torch.dtype) -> Path:
     """The path of the library of operation ``name``, built where the cache has none that is whole."""
-    gated = name.startswith("gated_")
+    # The one folder with two operators.
     source = FOLDER / name.removeprefix("gated_") / "cpu.c"
-    flags = [*FLAGS, f"-DREAL={REAL[dtype]}", f"-DREAL_BYTES={dtype.itemsize}", *(["-DGATED"] if gated else [])]
-    key = _key(source, flags)
+    options = [*flags(dtype), *(["-DGATED"] if name.startswith("gated_") else [])]
+    key = _key(source, options)
     folder = cache()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +96,7 @@ def build(name: str, dtype: torch.dtype) -> Path:
         # In the same folder, for the rename to be one step.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             output = Path(temporary) / "library.so"
-            _compile(name, source, flags, output)
+            _compile(name, source, options, output)
             path = folder / f"{name}-{key}-{_digest(output.read_bytes())}.so"
             output.rename(path)
     except OSError as error:
@@ -99,11 +104,11 @@ def build(name: str, dtype: torch.dtype) -> Path:
     return path
 
 
-def _compile(name: str, source: Path, flags: list[str], output: Path):
+def _compile(name: str, source: Path, options: list[str], output: Path):
     compiler = os.environ.get("CC") or "cc"
     if shutil.which(compiler) is None:
         raise BuildError(f"no C compiler: {compiler!r} is not on the PATH (set CC to another)")
-    command = [compiler, *flags, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
+    command = [compiler, *options, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
@@ -113,9 +118,9 @@ def _compile(name: str, source: Path, flags: list[str], output: Path):
         raise BuildError(f"{name}: {compiler} failed: {lines[0]}") from None
 
 
-def _key(source: Path, flags: list[str]) -> str:
+def _key(source: Path, options: list[str]) -> str:
     parts = [path.read_bytes() for path in (source, *sorted(FOLDER.glob("*.h")))]
-    return _digest(b"\0".join([*parts, " ".join(flags).encode(), _cpu().encode()]))
+    return _digest(b"\0".join([*parts, " ".join(options).encode(), _cpu().encode()]))
 
 
 def _digest(content: bytes) -> str:

@@ -38,17 +38,24 @@ def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
     return named | {f"gradient of {key}": g for key, g in zip(example.inputs, gradients, strict=True)}
 
 
-def assert_as_good_as_reference(example: Case, **inputs: Tensor):
-    """The error in float32 is of the size of that of the reference in float32."""
-    truth = everything(example, "reference")
-    single = example.to(torch.float32)
-    single.inputs |= inputs
-    usual, fused = everything(single, "reference"), everything(single, "cpu")
-    for key, exact in truth.items():
-        error, allowed = ((result[key] - exact).abs().max().item() for result in (fused, usual))
-        rounding = torch.finfo(torch.float32).eps * exact.abs().max().item()
+def assert_as_good_as_reference(example: Case, backend: str = "cpu", factor: float = 3.0):
+    """Errors in float32 are of the size of those of the reference in float32, both measured against float64."""
+    truth, single = everything(example, "reference"), example.to(torch.float32)
+    usual, fused = everything(single, "reference"), everything(single, backend)
+    eps = torch.finfo(torch.float32).eps
+
+    def errors(result: dict[str, Tensor]) -> dict[str, float]:
+        """Relative to the largest number in the tensor."""
+        scales = {key: exact.abs().max().clamp_min(1e-3) for key, exact in truth.items()}
+        return {key: ((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()}
+
+    allowed = errors(usual)
+    # The error of a few numbers may be small by luck: those have the bar of the worst tensor.
+    worst = max(allowed.values())
+    for key, error in errors(fused).items():
+        bar = factor * (allowed[key] if truth[key].numel() >= 100 else worst) + 4 * eps
         # Not NaN, either.
-        assert error <= 3 * allowed + 4 * rounding, f"{key}: off by {error:.2e}, the reference by {allowed:.2e}"
+        assert error <= bar, f"{key}: relative error {error:.2e}, allowed are {bar:.2e}"
 
 
 @pytest.fixture
@@ -64,11 +71,14 @@ def poisoned(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def flushed():
-    """Denormals are flushed for the reference as well: gradients vanish here, and it would take minutes."""
+def quick():
+    """Gradients vanish here: with denormals, or with threads for such small tensors, the reference takes minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -84,7 +94,11 @@ def test_float64_equals_reference(name, size, poisoned):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_float32_errs_as_reference_does(name, size, poisoned):
-    assert_as_good_as_reference(case(name, *size))
+    example = case(name, *size)
+    for key, value in example.inputs.items():
+        # One for each unit: the sum over all units may cancel, and what is left is rounding.
+        example.inputs[key] = value.detach().expand(value.shape or size[2:]).clone().requires_grad_()
+    assert_as_good_as_reference(example)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -126,7 +140,9 @@ def test_one_output_used(name):
         for key, a, b in zip(
             example.inputs,
             torch.autograd.grad(output.sum(), list(example.inputs.values()), retain_graph=True),
-            torch.autograd.grad(example.run("reference")[i].sum(), list(example.inputs.values()), materialize_grads=True),
+            torch.autograd.grad(
+                example.run("reference")[i].sum(), list(example.inputs.values()), materialize_grads=True
+            ),
             strict=True,
         ):
             torch.testing.assert_close(a, b, msg=lambda m, i=i, key=key: f"output {i}, {key}: {m}")
@@ -146,13 +162,9 @@ def test_zero_state_where_none_is_given(name):
 @pytest.mark.parametrize("name", ALL)
 def test_bits_do_not_depend_on_threads(name):
     example, results = case(name, 40, 50, 37).to(torch.float32), []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 64):
-            torch.set_num_threads(threads)
-            results.append(everything(example, "cpu"))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3, 64):
+        torch.set_num_threads(threads)
+        results.append(everything(example, "cpu"))
     for result in results[1:]:
         for key in result:
             assert torch.equal(result[key], results[0][key]), key
@@ -166,7 +178,9 @@ def test_rows_do_not_see_each_other(name):
         expected = example.run("cpu")
         example.inputs["pre"][:, 3] = float("nan")
         poisoned = example.run("cpu")
-        rows = {k: v[:, 5:6] if k == "pre" else v[5:6] if k.startswith("state_") else v for k, v in example.inputs.items()}
+        rows = {
+            k: v[:, 5:6] if k == "pre" else v[5:6] if k.startswith("state_") else v for k, v in example.inputs.items()
+        }
         alone = example.run("cpu", rows)
     for all_rows, with_nan, one in zip(expected, poisoned, alone, strict=True):
         row = (slice(None),) * (all_rows.dim() - 2)
@@ -201,12 +215,13 @@ def test_large_arguments(name):
 @pytest.mark.parametrize("name", ALL)
 def test_denormal_gradients_are_flushed(name):
     """A cotangent of 1e-38 does not become denormal on its way, and the caller's own setting is left alone."""
+    torch.set_flush_denormal(False)
     example = case(name, 60, 2, 32).to(torch.float32)
     output = example.run("cpu")[0][-1]
     gradients = torch.autograd.grad(output, list(example.inputs.values()), torch.full_like(output, 2e-38))
     pre = gradients[0].abs()
     assert not ((pre > 0) & (pre < torch.finfo(torch.float32).tiny)).any()
-    assert torch.tensor(1e-40).item() * 1 > 0
+    assert (torch.tensor([1e-40]) * 1 > 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -271,3 +286,47 @@ def test_equals_torch(name, backend, bias):
         torch.autograd.grad(result, leaves, cotangents), torch.autograd.grad(expected, leaves, cotangents), strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("anchor", [0, 1, 7, 256, 1000])
+def test_unicornn_anchors(anchor):
+    """Wherever the states are stored, the gradients are the same; in float64, inversion does not drift."""
+    example = case("unicornn", 300, 3, 5)
+    expected = everything(example, "reference")
+    example.constants["anchor"] = anchor
+    for key, value in everything(example, "cpu").items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_unicornn_keeps_little():
+    """Beside pre and the sequence, the graph holds the anchors, T / 256 of a sequence each, and a few (B, H)."""
+    steps, batch, hidden = 2048, 4, 32
+    example, kept = case("unicornn", steps, batch, hidden).to(torch.float32), {}
+    example.constants = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        example.run("cpu")
+    beside_pre = sum(kept.values()) - steps * batch * hidden
+    assert beside_pre <= (2 * (steps // 256) + 8) * batch * hidden
+
+
+# With alpha = 0 the states grow to 35, and pure inversion in float32 drifts by 1e-3 (measured in numpy).
+@pytest.mark.parametrize(("anchor", "tolerance"), [(256, 1e-5), (0, 1e-3)])
+def test_unicornn_long_run(anchor, tolerance):
+    """EigenWorms, layer 2: T = 17,984, dt = 0.0343, alpha = 0, against a backward pass with every state stored."""
+    steps, batch, hidden = 17_984, 2, 32
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(steps, batch, hidden, generator=generator)
+    w, c = torch.rand(hidden, generator=generator), 0.2 * torch.rand(hidden, generator=generator) - 0.1
+    cotangent = torch.randn(steps, batch, hidden, generator=generator)
+    gradients = []
+    for every in (1, anchor):
+        leaves = [t.clone().requires_grad_() for t in (pre, w, c)]
+        y, _ = kernels.unicornn(*leaves, 0.0343, 0.0, anchor=every, backend="cpu")
+        gradients.append(torch.autograd.grad(y, leaves, cotangent))
+    for stored, rebuilt in zip(*gradients, strict=True):
+        assert (rebuilt - stored).abs().max() <= tolerance * stored.abs().max()

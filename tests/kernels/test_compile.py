@@ -1,0 +1,114 @@
+"""The cache of compiled kernels, and what happens where they cannot be compiled."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import kernels
+from kernels import compile
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """An empty cache, and a process that has loaded nothing."""
+    monkeypatch.setenv("LONGWAVE_CACHE", str(tmp_path))
+    compile._built.cache_clear()
+    compile._tell.cache_clear()
+    yield tmp_path
+    compile._built.cache_clear()
+    compile._tell.cache_clear()
+
+
+def libraries(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_built_once(fresh, monkeypatch):
+    path = compile.build("indrnn", torch.float32)
+    monkeypatch.setattr(compile, "_compile", None)
+    assert compile.build("indrnn", torch.float32) == path
+    assert libraries(fresh) == [path.name]
+
+
+def test_other_type_or_flags_is_another_library(fresh, monkeypatch):
+    paths = {compile.build("indrnn", torch.float32), compile.build("indrnn", torch.float64)}
+    monkeypatch.setattr(compile, "_FLAGS", (*compile._FLAGS, "-O2"))
+    paths.add(compile.build("indrnn", torch.float32))
+    monkeypatch.setattr(compile, "_cpu", lambda: "another")
+    paths.add(compile.build("indrnn", torch.float32))
+    assert len(paths) == 4
+
+
+def test_source_and_headers_are_in_the_key(tmp_path, monkeypatch):
+    (tmp_path / "cell.c").write_text("int x;")
+    (tmp_path / "a.h").write_text("")
+    monkeypatch.setattr(compile, "FOLDER", tmp_path)
+    keys = {compile._key(tmp_path / "cell.c", [])}
+    (tmp_path / "a.h").write_text("int y;")
+    keys.add(compile._key(tmp_path / "cell.c", []))
+    (tmp_path / "cell.c").write_text("int z;")
+    keys.add(compile._key(tmp_path / "cell.c", []))
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:-1] + b"x"]
+)
+def test_damaged_library_is_rebuilt(fresh, damage):
+    path = compile.build("indrnn", torch.float32)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    again = compile.build("indrnn", torch.float32)
+    assert len(again.read_bytes()) == len(whole)
+    assert libraries(fresh) == [again.name]
+    assert kernels.backend_for("indrnn", torch.zeros(1)) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [("no-such-compiler", "no C compiler: 'no-such-compiler' is not on the PATH"), ("false", "false failed")],
+)
+def test_without_a_compiler_the_reference_runs(fresh, monkeypatch, caplog, compiler, reason):
+    monkeypatch.setenv("CC", compiler)
+    pre, u = torch.randn(3, 2, 4), torch.rand(4)
+    with caplog.at_level(logging.WARNING, "longwave"):
+        for _ in range(3):
+            assert kernels.backend_for("indrnn", pre) == "reference"
+            y, _ = kernels.indrnn(pre, u)
+    assert torch.equal(y, kernels.indrnn(pre, u, backend="reference")[0])
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert "\n" not in record.getMessage()
+    with pytest.raises(RuntimeError, match="indrnn: backend='cpu' cannot run: "):
+        kernels.indrnn(pre, u, backend="cpu")
+
+
+def test_missing_compiler_is_told_once_for_all(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level(logging.WARNING, "longwave"):
+        for name in ("indrnn", "lstm", "cornn"):
+            assert kernels.backend_for(name, torch.zeros(1)) == "reference"
+    assert len(caplog.records) == 1
+
+
+def test_cache_that_cannot_be_written(fresh, monkeypatch, caplog):
+    (fresh / "file").write_text("")
+    monkeypatch.setenv("LONGWAVE_CACHE", str(fresh / "file" / "cache"))
+    assert kernels.backend_for("indrnn", torch.zeros(1)) == "reference"
+    assert len(caplog.records) == 1
+
+
+def test_two_processes_at_once(fresh):
+    program = (
+        "import torch, kernels; y, h = kernels.indrnn(torch.ones(3, 2, 4), torch.ones(4), backend='cpu');"
+        "assert (h == 3).all()"
+    )
+    environment = {**os.environ, "LONGWAVE_CACHE": str(fresh), "PYTHONPATH": str(compile.FOLDER.parent)}
+    running = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    # Compilers give the same bytes each time, or else there is one library of each.
+    assert 1 <= len(libraries(fresh)) <= 3
