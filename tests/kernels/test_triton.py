@@ -1,0 +1,275 @@
+"""The Triton kernels, in the interpreter on CPU tensors against the definitions, and compiled ahead of time."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels.dispatch import OPERATIONS
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+EPSILON = torch.finfo(torch.float32).eps
+
+SIZES = {
+    "unicornn": [(1, 1, 1), (2, 3, 5), (17, 3, 127), (255, 1, 32), (256, 3, 5), (257, 1, 5)],
+    "indrnn": [(1, 1, 1), (2, 3, 5), (17, 3, 127), (255, 1, 32), (256, 3, 5), (257, 1, 5)],
+    # Two blocks of rows, several tiles of units and of terms, and widths that fill none.
+    "cornn": [(1, 1, 1), (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (257, 1, 5)],
+}
+CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    """Imports the kernels under the interpreter: whether a kernel is interpreted is decided where it is defined."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in SIZES:
+            importlib.import_module(f"kernels.{name}.triton")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Fills memory that nobody has written with NaN, and computes on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch.Tensor]:
+    """All arguments of an operation by name, initial states last, in float64 but exact in float32."""
+    generator = torch.Generator().manual_seed(steps + batch + hidden)
+
+    def normal(*shape, scale=1.0):
+        return (scale * torch.randn(shape, generator=generator)).double()
+
+    def uniform(low, high):
+        return (low + (high - low) * torch.rand(hidden, generator=generator)).double()
+
+    own = {
+        "unicornn": lambda: {
+            "w": uniform(0, 1),
+            "c": uniform(-0.5, 0.5),
+            "dt": uniform(0.1, 0.3),
+            "alpha": uniform(0, 10),
+        },
+        "indrnn": lambda: {"u": uniform(-1, 1.01)},
+        "cornn": lambda: {
+            "w_y": normal(hidden, hidden, scale=hidden**-0.5),
+            "w_z": normal(hidden, hidden, scale=hidden**-0.5),
+            "dt": uniform(0.02, 0.1),
+            "gamma": uniform(0, 3),
+            "epsilon": uniform(0, 5),
+        },
+    }[name]()
+    states = {key: normal(batch, hidden) for key in OPERATIONS[name].states}
+    return {"pre": normal(steps, batch, hidden), **own, **states}
+
+
+def cotangents(name: str, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """One for the sequence and one for each final state."""
+    generator = torch.Generator().manual_seed(0)
+    like = [given["pre"], *(given[key] for key in OPERATIONS[name].states)]
+    return [torch.randn(t.shape, generator=generator).double() for t in like]
+
+
+def call(name: str, given: dict[str, torch.Tensor], backend: str, **options) -> list[torch.Tensor]:
+    """The sequence and the final states."""
+    states = tuple(given[key] for key in OPERATIONS[name].states)
+    rest = {key: value for key, value in given.items() if key not in OPERATIONS[name].states}
+    state = states if len(states) > 1 else states[0]
+    sequence, final = getattr(kernels, name)(**rest, state=state, backend=backend, **options)
+    return [sequence, *(final if isinstance(final, tuple) else [final])]
+
+
+def run(name, given, grads, backend, **options) -> dict[str, torch.Tensor]:
+    """Results and gradients by name."""
+    given = {key: value.detach().requires_grad_() for key, value in given.items()}
+    results = call(name, given, backend, **options)
+    pulled = torch.autograd.grad(
+        results, list(given.values()), [g.to(r.dtype) for g, r in zip(grads, results, strict=True)]
+    )
+    names = ["sequence", *(f"final {key}" for key in OPERATIONS[name].states)]
+    return dict(zip(names, results, strict=True)) | {
+        f"gradient of {key}": g for key, g in zip(given, pulled, strict=True)
+    }
+
+
+def single(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in given.items()}
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest error, relative to the largest value."""
+    assert found.shape == exact.shape
+    return ((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30)).item()
+
+
+def assert_as_good(found: dict, exact: dict, plain: dict):
+    """No error beyond four times that of the definition itself in float32, or a few roundings."""
+    assert found.keys() == exact.keys()
+    for key in exact:
+        assert error(found[key], exact[key]) <= 4 * error(plain[key], exact[key]) + 16 * EPSILON, key
+
+
+@pytest.mark.parametrize(("name", "steps", "batch", "hidden"), CASES)
+def test_values_and_gradients(name, steps, batch, hidden):
+    given = arguments(name, steps, batch, hidden)
+    grads = cotangents(name, given)
+    exact = run(name, given, grads, "reference")
+    plain = run(name, single(given), grads, "reference")
+    found = run(name, single(given), grads, "triton")
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert_as_good(found, exact, plain)
+
+
+@pytest.mark.parametrize("anchor", [0, 1, 7, 256])
+def test_anchors(anchor):
+    given = arguments("unicornn", 60, 2, 5)
+    grads = cotangents("unicornn", given)
+    exact = run("unicornn", given, grads, "reference")
+    plain = run("unicornn", single(given), grads, "reference")
+    assert_as_good(run("unicornn", single(given), grads, "triton", anchor=anchor), exact, plain)
+
+
+def test_anchors_hold_back_the_drift():
+    # alpha = 0 as for EigenWorms and IMDB: no restoring force, states that grow, and the recurrent weights of a
+    # trained layer rather than a new one.
+    given = arguments("unicornn", 600, 1, 32)
+    given |= {"w": 4 * given["w"], "dt": torch.full((32,), 0.205).double(), "alpha": torch.zeros(32).double()}
+    grads = cotangents("unicornn", given)
+    exact = run("unicornn", given, grads, "reference")
+    plain = run("unicornn", single(given), grads, "reference")
+    assert exact["sequence"].abs().max() > 10
+    anchored, inverted = (run("unicornn", single(given), grads, "triton", anchor=anchor) for anchor in (256, 0))
+    assert_as_good(anchored, exact, plain)
+    far, near = (error(found["gradient of c"], exact["gradient of c"]) for found in (inverted, anchored))
+    assert near < far < 1e-2
+
+
+@pytest.mark.parametrize("name", ["unicornn", "indrnn"])
+def test_bfloat16(name):
+    given = arguments(name, 40, 3, 33)
+    given["pre"] = given["pre"].bfloat16().double()
+    grads = cotangents(name, given)
+    grads[0] = grads[0].bfloat16().double()
+    exact = run(name, given, grads, "reference")
+    plain = run(name, single(given), grads, "reference")
+    found = run(name, single(given) | {"pre": given["pre"].bfloat16()}, grads, "triton")
+    rounded = {"sequence", "gradient of pre"} | ({"gradient of u"} if name == "indrnn" else set())
+    for key in rounded:
+        assert error(found.pop(key), exact.pop(key)) < torch.finfo(torch.bfloat16).eps
+    # All else comes from the float32 state, and is as good as if pre had been float32.
+    assert_as_good(found, exact, {key: plain[key] for key in found})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_twice_is_the_same_to_the_bit(name):
+    given = arguments(name, 20, 18, 5)
+    grads = cotangents(name, given)
+    first, second = (run(name, single(given), grads, "triton") for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_strides_do_not_matter(name):
+    given = arguments(name, 9, 3, 5)
+    dense = run(name, single(given), cotangents(name, given), "triton")
+    turned = {key: value.float().transpose(-1, 0).contiguous().transpose(-1, 0) for key, value in given.items()}
+    assert not turned["pre"].is_contiguous()
+    strided = run(name, turned, [g.mT.contiguous().mT for g in cotangents(name, given)], "triton")
+    assert all(torch.equal(dense[key], strided[key]) for key in dense)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_gradient_of_the_sequence_or_of_the_final_state_alone(name):
+    given = arguments(name, 9, 3, 5)
+    for only in range(1 + len(OPERATIONS[name].states)):
+        # An expanded cotangent, as that of a sum is.
+        exact, found = (
+            torch.autograd.grad(call(name, leaves, backend)[only].sum(), list(leaves.values()), materialize_grads=True)
+            for leaves, backend in (
+                ({k: v.clone().requires_grad_() for k, v in given.items()}, "reference"),
+                ({k: v.float().requires_grad_() for k, v in given.items()}, "triton"),
+            )
+        )
+        for one, other in zip(found, exact, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+def test_tanh():
+    """y_1 = z_1 = -tanh(pre) where the initial state is 0 and the step is 1."""
+    pre = torch.cat([torch.logspace(-30, 30, 400), torch.linspace(0, 10, 400), torch.tensor([torch.inf])])
+    pre = torch.cat([pre, -pre, torch.tensor([torch.nan])])[None, :, None]
+    one = torch.ones(1)
+    y, _ = kernels.unicornn(pre, one, 100 * one, 1.0, 0.0, backend="triton")
+    exact = pre.double().tanh()
+    assert torch.equal(y.isnan(), exact.isnan())
+    error = ((-y.double() - exact).abs() / exact.abs().clamp(min=1e-37)).nan_to_num()
+    assert error.max() < 2 * EPSILON
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_nan_is_kept(name):
+    given = single(arguments(name, 4, 2, 3))
+    given["pre"][1, 0, 0] = torch.nan
+    sequence, *final = call(name, given, "triton")
+    expected, *_ = call(name, given, "reference")
+    assert torch.equal(sequence.isnan(), expected.isnan())
+    assert all(state[0, 0].isnan() for state in final)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_float64_is_refused(name):
+    with pytest.raises(TypeError, match="float32"):
+        call(name, arguments(name, 2, 1, 3), "triton")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_compile_keeps_the_graph(name):
+    given = single(arguments(name, 5, 2, 3))
+    grads = cotangents(name, given)
+    eager = run(name, given, grads, "triton")
+
+    fused = getattr(importlib.import_module(f"kernels.{name}.triton"), name)
+    leaves = {key: value.clone().requires_grad_() for key, value in given.items()}
+    results = torch.compile(fused, backend="aot_eager", fullgraph=True)(*leaves.values())
+    pulled = torch.autograd.grad(results, list(leaves.values()), [g.float() for g in grads])
+    assert all(torch.equal(a, b) for a, b in zip([*results, *pulled], eager.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_operator_registration(name):
+    """PyTorch's own checks: schema, fake kernel, autograd, and all of them under tracing with dynamic shapes."""
+    given = single(arguments(name, 5, 2, 3))
+    if name == "unicornn":
+        # The operator takes the step itself, and the steps between anchors.
+        given["d"] = given.pop("dt")
+        given = {key: given[key] for key in ("pre", "w", "d", "alpha", "y", "z")}
+    leaves = [value.requires_grad_() for value in given.values()]
+    options = [2] if name == "unicornn" else []
+    torch.library.opcheck(importlib.import_module(f"kernels.{name}.triton").forward, (*leaves, *options))
+
+
+def test_compiles_ahead_of_time_without_spills():
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.inspect"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in SIZES:
+        for direction in ("forward", "backward"):
+            assert f"| {name} {direction}" in done.stdout
