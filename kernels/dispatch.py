@@ -9,6 +9,7 @@ all of the tensors.
 import importlib
 import importlib.util
 import os
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
         return backend
     operation = OPERATIONS[name]
     if backend == "auto":
-        if pre.device.type == "cuda" and _triton_obstacle(name, "cuda") is None:
+        if pre.device.type == "cuda" and _triton_obstacle(name, "cuda", pre.dtype) is None:
             return "triton"
         if pre.device.type == "cpu" and operation.cpu is not None and _cpu_obstacle(name, pre.dtype) is None:
             return "cpu"
@@ -72,7 +73,7 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
             raise RuntimeError(f"{name}: backend='cpu' needs CPU tensors, pre is on {pre.device}")
         obstacle = _cpu_obstacle(name, pre.dtype)
     else:
-        obstacle = _triton_obstacle(name, pre.device.type)
+        obstacle = _triton_obstacle(name, pre.device.type, pre.dtype)
     if obstacle is not None:
         raise RuntimeError(f"{name}: backend={backend!r} cannot run: {obstacle}")
     return backend
@@ -89,13 +90,17 @@ def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _triton_obstacle(name: str, device: str) -> str | None:
+def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     if not (Path(__file__).parent / name / "triton.py").exists():
         return "there is no Triton kernel for it"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it needs CUDA tensors, not {device} (or TRITON_INTERPRET=1, for tests)"
+    if dtype == torch.float64:
+        return "the Triton kernels compute in float32, pre is float64"
+    # Here, where torch.compile does not trace: it refuses to trace an import_module.
+    importlib.import_module(f"kernels.{name}.triton")
     return None
 
 
@@ -119,12 +124,14 @@ def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None
     initial = _initial(operation, pre, hidden, state)
     chosen = backend_for(name, pre, backend)
     if chosen == "reference":
-        return operation.reference(pre, **parameters, state=_packed(initial), **options)
+        sequence, final = operation.reference(pre, **parameters, state=_packed(initial), **options)
+        # Beside float32 parameters a bfloat16 pre gives float32 states, and a sequence of its own type.
+        return sequence.to(pre.dtype), final
     values = [
         _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
         for key, value in parameters.items()
     ]
-    fused = operation.cpu if chosen == "cpu" else getattr(importlib.import_module(f"kernels.{name}.triton"), name)
+    fused = operation.cpu if chosen == "cpu" else getattr(sys.modules[f"kernels.{name}.triton"], name)
     sequence, *final = fused(pre, *values, *initial, **options)
     return sequence, _packed(final)
 

@@ -274,8 +274,6 @@ def cornn(
     Returns:
         y for every step, (T, B, H), in the dtype of ``pre``; the final y and z, (B, H), in float32.
     """
-    if pre.dtype == torch.float64:
-        raise TypeError("cornn: the Triton kernel computes in float32, pre is float64; use backend='reference'")
     tensors = (pre, w_y, w_z, dt, gamma, epsilon, y_0, z_0)
     y_all, y_last, z_last, _, _ = forward(*(t.float().contiguous() for t in tensors))
     return y_all.to(pre.dtype), y_last, z_last

@@ -162,6 +162,4 @@ def indrnn(pre: Tensor, u: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
         h for every step, (T, B, H), in the dtype of ``pre``, and the final h, (B, H), in float32. The state is float32;
         the gradient of u uses the stored h, so that it is rounded as ``pre`` is.
     """
-    if pre.dtype == torch.float64:
-        raise TypeError("indrnn: the Triton kernel computes in float32, pre is float64; use backend='reference'")
     return forward(*(t.contiguous() for t in (pre, u.float(), h_0.float())))

@@ -92,9 +92,8 @@ def test_the_record_holds_what_a_reader_needs(fit_here):
     "budget", [("training.steps=5", "training.epochs=9"), ("training.steps=99", "training.epochs=1")]
 )
 def test_the_budget_that_is_reached_first_counts(budget, fit_here, fake_mnist):
-    many = "training.batch_size=12000"
     _, folder = fit_here(
-        f"data.root={fake_mnist}", "model=lstm", "task=smnist", "model.hidden=1", many, "training.limit_evaluation=1",
+        f"data.root={fake_mnist}", "model=lstm", "task=smnist", "model.hidden=1", "training.limit_evaluation=1",
         "task.validation=59000", "training.batch_size=200", *budget,
     )  # fmt: skip
     assert record_of(folder)["budget"]["steps"] == 5
