@@ -11,7 +11,7 @@ help:  ## What can be made
 train: setup  ## The main job; any run with ARGS="model=lstm task=psmnist training.epochs=1"
 	@$(BIN)/python train.py $(ARGS)
 
-test: setup  ## The tests; one of them with ARGS=tests/test_adding.py
+test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
 	@$(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
 test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's

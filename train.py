@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 
 # Hydra then hands errors on, and they are shown here, in one line.
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from results import published
 from tasks.base import data_root
 from tasks.randomness import counted_seed
+from training import progress
 from training.config import CHECKOUT, Config, check, recipe_of, resolve
 from training.errors import Interrupted, UserError
 from training.loop import fit, pick_device, set_up_numerics
@@ -27,9 +29,14 @@ from training.run import Run
 def main(cfg: DictConfig) -> float:
     """Trains and tests; gives the metric on the monitored split, for sweepers."""
     job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and not job.launcher._target_.endswith("BasicLauncher"):
+        # Several bars on one terminal write over each other.
+        progress.plain = True
     try:
         config = resolve(cfg, job.runtime.choices)
-        command = shlex.join(["python", "train.py", *job.overrides.task])
+        # Repeating a run is not starting it afresh.
+        overrides = [text for text in job.overrides.task if not text.startswith("fresh=")]
+        command = shlex.join(["python", "train.py", *overrides])
         return train(config, recipe_of(job.runtime.choices), command)
     except UserError as error:
         if job.mode == RunMode.MULTIRUN:
@@ -42,14 +49,17 @@ def main(cfg: DictConfig) -> float:
 def train(config: Config, recipe: str | None, command: str) -> float:
     try:
         run = Run(config, recipe, published.lookup(config.published), command)
-        record = run.record()
-        if record is not None and record["status"] == "finished" and not config.fresh:
-            log.info("%s is finished already; fresh=true runs it again", run.name)
-            return run.report(record)
-        device = pick_device(config.device)
-        set_up_numerics(config.threads)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    record = run.record()
+    if record is not None and record["status"] == "finished" and not config.fresh:
+        log.info("%s is finished already; fresh=true runs it again", run.name)
+        return run.report(record)
+    device = pick_device(config.device)
+    set_up_numerics(config.threads)
+    try:
         task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(str(error)) from error
     config.training.check(task)
     torch.manual_seed(counted_seed(config.seed, "init"))
@@ -66,6 +76,6 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        sys.exit(128 + error.signal)
+    except KeyboardInterrupt as error:
+        print(error if str(error) else "interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))

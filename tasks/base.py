@@ -98,4 +98,4 @@ class ArrayTask(Task):
 
 def data_root(configured: str | None, environment: dict[str, str], checkout: Path) -> Path:
     """Where data sets live: the configured path, else ``LONGWAVE_DATA``, else ``data/`` in the checkout."""
-    return (checkout / (configured or environment.get("LONGWAVE_DATA") or "data")).expanduser()
+    return checkout / Path(configured or environment.get("LONGWAVE_DATA") or "data").expanduser()

@@ -8,6 +8,9 @@ import time
 import pytest
 import torch
 
+import training.loop
+from training.errors import Interrupted
+
 ADDING = (
     "model=cornn", "task=adding", "task.T=20", "model.hidden=8", "training.batch_size=4", "task.test_samples=50",
     "training.steps=400", "training.evaluate_every=20", "training.log_every=7", "training.target=null",
@@ -23,7 +26,7 @@ def outcome(folder):
     saved = torch.load(folder / "checkpoint.pt")
     record = json.loads((folder / "record.json").read_text())
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    saved["state"] = {k: v for k, v in saved["state"].items() if k not in ("seconds", "sessions")}
+    del saved["state"]["seconds"]
     assert [{**e} for e in saved["state"]["history"]] == history
     for entry in [*history, *saved["state"]["history"]]:
         del entry["seconds"]
@@ -90,7 +93,7 @@ def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train
     assert "resuming at step" in done.stdout
     (folder,) = train_process.runs()
     killed = outcome(folder)
-    assert json.loads((folder / "record.json").read_text())["sessions"] > 1
+    assert json.loads((folder / "record.json").read_text())["sessions"] == 3
 
     done = train_process.run(*arguments, "fresh=true")
     assert done.returncode == 0, done.stdout
@@ -101,29 +104,90 @@ def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train
     assert_same(outcome(aside), killed)
 
 
-def test_resuming_in_this_process_after_any_step(fit_here, tmp_path, monkeypatch):
-    """Every step of a short run with a schedule, the best weights and the means of the log in flight."""
+SETTINGS = {
+    "plateau": ("scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5"),
+    "target": ("scheduler=cosine", "training.target=10", "training.target_evaluations=2"),
+    "clipped rmsprop in bf16": (
+        "optimizer=rmsprop", "optimizer.momentum=0.9", "training.clip_norm=0.1", "training.precision=bf16",
+        "scheduler=step", "scheduler.milestones=[2,5]",
+    ),
+}  # fmt: skip
+
+
+def die_and_resume(fit_here, arguments, output, step, monkeypatch):
+    train_step = training.loop._train_step
+
+    def dying(config, task, model, device, optimizer, at):
+        if at == step:
+            raise KeyboardInterrupt
+        return train_step(config, task, model, device, optimizer, at)
+
+    with monkeypatch.context() as m:
+        m.setattr("training.loop._train_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            fit_here(*arguments, output=output)
+    return fit_here(*arguments, output=output)[1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_resuming_after_any_step(settings, fit_here, tmp_path, monkeypatch):
     arguments = (
         "model=lstm", "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=7",
-        "training.evaluate_every=3", "training.log_every=2", "training.target=null", "scheduler=plateau",
-        "training.checkpoint_seconds=0",
+        "training.evaluate_every=3", "training.log_every=2", "training.target=null", "optimizer.lr=0.3",
+        "training.checkpoint_seconds=0", *SETTINGS[settings],
     )  # fmt: skip
-    _, folder = fit_here(*arguments)
-    whole = outcome(folder)
-    train_step = __import__("training.loop").loop._train_step
-    for last in range(1, 7):
+    whole = outcome(fit_here(*arguments)[1])
+    for step in range(1, 6):
+        folder = die_and_resume(fit_here, arguments, tmp_path / str(step), step, monkeypatch)
+        assert_same(outcome(folder), whole, f"died at step {step}")
 
-        def dying(config, task, model, device, optimizer, step, last=last):
-            if step == last:
-                raise KeyboardInterrupt
-            return train_step(config, task, model, device, optimizer, step)
 
-        with monkeypatch.context() as m:
-            m.setattr("training.loop._train_step", dying)
-            with pytest.raises(KeyboardInterrupt):
-                fit_here(*arguments, output=tmp_path / str(last))
-        _, folder = fit_here(*arguments, output=tmp_path / str(last))
-        assert_same(outcome(folder), whole, f"died at step {last}")
+def test_resuming_with_the_best_weights(fit_here, fake_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    arguments = (
+        f"data.root={fake_mnist}", "model=lstm", "task=psmnist", "model.hidden=3", "training.batch_size=2",
+        "training.steps=9", "training.evaluate_every=2", "training.log_every=3", "training.limit_evaluation=1",
+        "training.selection=best", "training.patience=3", "optimizer.lr=0.3", "training.checkpoint_seconds=0",
+    )  # fmt: skip
+    whole = outcome(fit_here(*arguments)[1])
+    assert "weights" in whole["saved"]["state"]["best"]
+    for step in range(1, 6):
+        folder = die_and_resume(fit_here, arguments, tmp_path / str(step), step, monkeypatch)
+        assert_same(outcome(folder), whole, f"died at step {step}")
+
+
+@pytest.mark.parametrize("call", range(1, 4))
+def test_told_to_stop_while_it_evaluates(call, fit_here, fake_mnist, tmp_path, monkeypatch):
+    """In the first, the second and the last evaluation; the last is of the test set."""
+    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    arguments = (
+        f"data.root={fake_mnist}", "model=lstm", "task=smnist", "model.hidden=3", "training.batch_size=2",
+        "training.steps=4", "training.evaluate_every=2", "training.limit_evaluation=2", "training.selection=best",
+    )  # fmt: skip
+    whole = outcome(fit_here(*arguments)[1])
+    evaluate = training.loop.evaluate
+    calls = []
+
+    def signalled(model, task, split, device, settings, run, step):
+        calls.append(step)
+        if len(calls) == call:
+            run._on_signal(signal.SIGTERM, None)
+        return evaluate(model, task, split, device, settings, run, step)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as m:
+        m.setattr("training.loop.evaluate", signalled)
+        with pytest.raises(Interrupted, match=f"interrupted at step {min(2 * call, 4)}"):
+            fit_here(*arguments, output=tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGTERM) == handler
+    _, folder = fit_here(*arguments, output=tmp_path / "stopped")
+    assert_same(outcome(folder), whole)
+
+
+def test_killed_before_its_first_checkpoint_it_was_a_session_all_the_same(fit_here, tmp_path, monkeypatch):
+    arguments = ("task.T=6", "model.hidden=3", "training.batch_size=2", "training.steps=3", "task.test_samples=10")
+    folder = die_and_resume(fit_here, arguments, tmp_path / "died", 1, monkeypatch)
+    assert json.loads((folder / "record.json").read_text())["sessions"] == 2
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -136,10 +200,16 @@ def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "the same command goes on from there" in out
+    assert "the same command (without fresh=true) goes on from there" in out
     assert "Traceback" not in out
     (folder,) = train_process.runs()
     record = json.loads((folder / "record.json").read_text())
     saved = torch.load(folder / "checkpoint.pt")
     assert record["status"] == "interrupted"
     assert record["budget"]["steps_done"] == saved["state"]["step"] > 0
+    again = train_process.start(*arguments)
+    while "resuming" not in (line := again.stdout.readline()):
+        assert line, "it ended"
+    assert line.strip() == f"resuming at step {saved['state']['step']}"
+    again.kill()
+    again.communicate()

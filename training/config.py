@@ -4,6 +4,7 @@ Schemas are found, not listed: every ``Config`` in ``models/*.py`` and ``tasks/*
 its file, as ``schema/model/<file>`` and ``schema/task/<file>``, for ``conf/model/*.yaml`` and ``conf/task/*.yaml``.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -19,6 +20,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
@@ -83,6 +85,8 @@ class Config:
             raise ValueError(f"seed={self.seed}: must be 0 or more")
         if self.device not in DEVICES:
             raise ValueError(f"device={self.device}: must be one of {', '.join(DEVICES)}")
+        if not self.output:
+            raise ValueError("output='': must be a folder")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads}: must be 1 or more")
 
@@ -110,7 +114,7 @@ def register() -> None:
             if schema is not None:
                 store.store(group=f"schema/{kind}", name=module.name.rsplit(".", 1)[1], node=schema)
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
-    OmegaConf.register_new_resolver("checkout", lambda path: str(CHECKOUT / path), replace=True)
+    OmegaConf.register_new_resolver("checkout", lambda path: str(CHECKOUT / Path(path).expanduser()), replace=True)
 
 
 def choices(group: str) -> list[str]:
@@ -145,12 +149,23 @@ def recipe_of(chosen: dict[str, str | None]) -> str | None:
     return name if name != "none" and name in choices("recipe") else None
 
 
-def recipe_training(name: str) -> Training:
-    """The ``training`` section of a recipe, as it is before the command line changes it."""
-    content = OmegaConf.load(CONF / "recipe" / f"{name}.yaml")
-    bases = [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    sections = [OmegaConf.load(CONF / "recipe" / f"{base}.yaml").get("training", {}) for base in bases]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Training), *sections, content.get("training", {})))
+def recipe_overrides(name: str) -> list[str]:
+    """What selects a recipe by name alone: a variant chooses model and task itself, another follows from them."""
+    model, _, cell = name.partition("/")
+    own = _groups(CONF / "recipe" / f"{name}.yaml")
+    return [f"recipe={name}"] if own else [f"model={model}", f"task={cell}"]
+
+
+def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
+    """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at."""
+    recipe = compose_run(recipe_overrides(name))[0].as_dict()
+    ignored = {"evaluate_every", "log_every", "checkpoint_seconds"}
+    return {
+        f"{section}.{key}": value
+        for section in ("model", "task", "training", "optimizer", "scheduler")
+        for key, value in config.as_dict()[section].items()
+        if key not in ignored and value != recipe[section].get(key)
+    }
 
 
 def check(arguments: list[str]) -> list[str]:
@@ -165,11 +180,10 @@ def check(arguments: list[str]) -> list[str]:
         UserError: for the first thing that is wrong.
     """
     parsed = get_args_parser().parse_intermixed_args(arguments)
+    overrides = _complete(parsed.overrides)
     alternatives = []
     try:
-        for text, override in zip(
-            parsed.overrides, OverridesParser.create().parse_overrides(parsed.overrides), strict=True
-        ):
+        for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
             if not override.is_sweep_override():
                 alternatives.append([text])
             elif not parsed.multirun:
@@ -180,9 +194,18 @@ def check(arguments: list[str]) -> list[str]:
         raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
     if parsed.config_dir is not None:
         alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
-    for overrides in itertools.product(*alternatives):
-        compose_run(list(overrides))
-    return [text for text in arguments if text not in parsed.overrides] + parsed.overrides
+    for job in itertools.product(*alternatives):
+        compose_run(list(job))
+    return [text for text in arguments if text not in parsed.overrides] + overrides
+
+
+def _complete(overrides: list[str]) -> list[str]:
+    """Adds model and task where only a recipe is named that follows from them, as in ``recipe=cornn/psmnist``."""
+    given = dict(text.split("=", 1) for text in overrides if "=" in text)
+    name = given.get("recipe")
+    if name in choices("recipe") and name != "none" and not {"model", "task"} & given.keys():
+        return [text for text in recipe_overrides(name) if not text.startswith("recipe=")] + overrides
+    return overrides
 
 
 def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
@@ -198,7 +221,9 @@ def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
             raise UserError(_no_choice(group, value, choices(group)))
     _check_recipe(given)
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        # Inside a job Hydra is initialised already, on the same folder.
+        ready = GlobalHydra.instance().is_initialized()
+        with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_one_line(error)) from error
@@ -220,7 +245,7 @@ def _check_recipe(given: dict[str, str]) -> None:
     if chosen["model"] != model or not f"{cell}_".startswith(f"{chosen['task']}_"):
         raise UserError(
             f"recipe={name}: is not for model={chosen['model']} task={chosen['task']}; "
-            f"say model={model} and its task as well, or leave recipe away: it follows from them"
+            f"leave recipe away, and it follows from model and task"
         )
 
 

@@ -24,7 +24,7 @@ def packages() -> dict[str, str]:
 
 
 def git(checkout: Path) -> dict | None:
-    """The commit and whether tracked files differ from it; None outside a repository."""
+    """The commit, and whether files differ from it or are new; None outside a repository."""
 
     def call(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True, timeout=30)
@@ -32,7 +32,7 @@ def git(checkout: Path) -> dict | None:
         return done.stdout.strip()
 
     try:
-        return {"commit": call("rev-parse", "HEAD"), "dirty": bool(call("status", "--porcelain", "-uno"))}
+        return {"commit": call("rev-parse", "HEAD"), "dirty": bool(call("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 

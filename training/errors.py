@@ -1,13 +1,38 @@
-"""Failures that a user is told in one line."""
+"""Failures that a user is told in one line. They are pickled between processes, by their arguments."""
 
 
 class UserError(Exception):
     """Something that the user can mend; shown as one line, without a traceback."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """The run was told to stop, has saved its state, and can be resumed by the same command."""
+class Diverged(UserError):
+    """A loss, gradient or score that is not finite.
 
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
+    Args:
+        step: the training step at which it was found; its update was not made.
+        what: what is not finite.
+        value: its value.
+    """
+
+    def __init__(self, step: int, what: str, value: float):
+        super().__init__(step, what, value)
+        self.step, self.what, self.value = step, what, value
+
+    def __str__(self) -> str:
+        return f"the {self.what} is {self.value} at step {self.step}; checkpoints from before it are kept"
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was told to stop by a signal, has saved its state, and can be resumed.
+
+    Args:
+        step: how far it came.
+        signal: the number of the signal.
+    """
+
+    def __init__(self, step: int, signal: int):
+        super().__init__(step, signal)
+        self.step, self.signal = step, signal
+
+    def __str__(self) -> str:
+        return f"interrupted at step {self.step}; the same command (without fresh=true) goes on from there"

@@ -42,15 +42,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Writes ``state`` to ``path`` and keeps what was there as ``<stem>.previous<suffix>``."""
+    """Writes ``state`` to ``path`` and keeps what was there as ``<stem>.previous<suffix>``.
+
+    Raises:
+        UserError: where the disk is full or refuses; the checkpoints that are there stay.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     fresh = path.with_name(f"{path.name}.new")
     write_atomic(fresh, buffer.getvalue())
-    # Dying between the two renames leaves the previous one, which is good.
-    if path.exists():
-        os.replace(path, previous(path))
-    os.replace(fresh, path)
+    try:
+        # Dying between the two renames leaves the previous one, which is good.
+        if path.exists():
+            os.replace(path, previous(path))
+        os.replace(fresh, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {previous(path)} is kept") from error
 
 
 def previous(path: Path) -> Path:

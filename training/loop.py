@@ -1,6 +1,5 @@
 """The training loop: steps, evaluations, selection, early stopping."""
 
-import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from torch import nn
 
 from tasks.base import Task
 from tasks.randomness import counted_seed
-from training.errors import Interrupted, UserError
+from training.errors import Diverged, Interrupted, UserError
 from training.progress import ProgressBar, log
 
 
@@ -100,7 +99,6 @@ class State:
 
     step: int = 0
     seconds: float = 0.0
-    sessions: int = 0
     stopped: str | None = None
     history: list[dict] = field(default_factory=list)
     # {"step", "value", "weights"} of the best evaluation; the weights only where they will be tested.
@@ -110,14 +108,6 @@ class State:
     loss_sum: float = 0.0
     loss_count: int = 0
     grad_norm: float = 0.0
-
-
-class Diverged(UserError):
-    """A loss or gradient that is not finite."""
-
-    def __init__(self, step: int, what: str, value: float):
-        super().__init__(f"the {what} is {value} at step {step}; the last good checkpoint is kept")
-        self.step = step
 
 
 def pick_device(name: str) -> torch.device:
@@ -153,19 +143,19 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
         What the record says of the outcome: ``metrics``, ``objective``, ``selected_step``, ``stopped``, ...
 
     Raises:
-        Diverged: when a loss or gradient is not finite; the weights before that step are in the checkpoint.
+        Diverged: when a loss, gradient or score is not finite. A checkpoint holds only what was finite.
         Interrupted: when the process was told to stop; its state has been saved.
     """
     settings: Training = config.training
     total = settings.total_steps(task)
     per_epoch = task.steps_per_epoch(settings.batch_size)
     evaluate_every = settings.evaluate_every or per_epoch or 100
-    monitored = f"{task.monitor}/{task.metric}"
 
     model.to(device)
     optimizer = config.optimizer.build(model)
     scheduler = config.scheduler.build(optimizer, per_epoch or 1, total)
     by_plateau = config.scheduler.name == "plateau"
+    shown = (f"train/{task.objective}", f"{task.monitor}/{task.metric}")
     state = _restore(run.load(), model, optimizer, scheduler)
     run.start(state, total, per_epoch)
     began = time.monotonic() - state.seconds
@@ -173,53 +163,62 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
 
     def save() -> None:
         nonlocal saved
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise Diverged(state.step, "largest weight", math.inf)
+        state.seconds = time.monotonic() - began
         parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": dataclasses.asdict(state)})
+        run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": vars(state)})
         saved = time.monotonic()
 
-    with ProgressBar(run.name, state.step, total) as bar:
-        while state.step < total and state.stopped is None:
-            loss, norm = _train_step(config, task, model, device, optimizer, state.step)
-            state.step += 1
-            if not by_plateau:
-                scheduler.step()
-            state.loss_sum += loss
-            state.loss_count += 1
-            state.grad_norm = norm
-
-            evaluating = state.step % evaluate_every == 0 or state.step == total
-            if evaluating or state.step % settings.log_every == 0:
-                entry = {"step": state.step, "lr": optimizer.param_groups[0]["lr"]}
-                if per_epoch is not None:
-                    entry["epoch"] = state.step / per_epoch
-                entry[f"train/{task.objective}"] = state.loss_sum / state.loss_count
-                entry["train/grad_norm"] = state.grad_norm
-                state.loss_sum, state.loss_count = 0.0, 0
-                if evaluating:
-                    scores = evaluate(model, task, task.monitor, device, settings)
-                    entry.update({f"{task.monitor}/{key}": value for key, value in scores.items()})
-                    if by_plateau:
-                        scheduler.step(scores[task.objective])
-                    _judge(settings, task, model, state, scores[task.metric])
-                state.seconds = time.monotonic() - began
-                entry["seconds"] = state.seconds
-                state.history.append(entry)
-                run.log(entry)
-                bar.update(state.step, {k: entry[k] for k in (f"train/{task.objective}", monitored) if k in entry})
-            else:
-                bar.update(state.step)
-
-            if run.signal is not None:
-                state.seconds = time.monotonic() - began
-                save()
-                raise Interrupted(f"interrupted at step {state.step}; the same command goes on from there", run.signal)
-            if time.monotonic() - saved >= settings.checkpoint_seconds:
-                state.seconds = time.monotonic() - began
-                save()
-    if state.stopped is None:
-        state.stopped = "budget"
+    try:
+        with ProgressBar(run.title, state.step, total) as bar:
+            while state.stopped is None:
+                run.check_signal(state.step)
+                evaluating = state.step % evaluate_every == 0 or state.step == total
+                logging = evaluating or state.step % settings.log_every == 0
+                if state.step and logging and (not state.history or state.history[-1]["step"] < state.step):
+                    # Nothing changes before the scores are there: interrupted here, it evaluates again.
+                    scores = (
+                        evaluate(model, task, task.monitor, device, settings, run, state.step) if evaluating else {}
+                    )
+                    state.seconds = time.monotonic() - began
+                    entry = _entry(task, state, optimizer, per_epoch, scores)
+                    if evaluating:
+                        _judge(settings, task, model, state, scores[task.metric])
+                        if by_plateau:
+                            scheduler.step(scores[task.objective])
+                    state.history.append(entry)
+                    state.loss_sum, state.loss_count = 0.0, 0
+                    run.log(entry)
+                    bar.update(state.step, {key: entry[key] for key in shown if key in entry})
+                elif state.step == total:
+                    state.stopped = "budget"
+                else:
+                    if time.monotonic() - saved >= settings.checkpoint_seconds:
+                        save()
+                    loss, state.grad_norm = _train_step(config, task, model, device, optimizer, state.step)
+                    state.step += 1
+                    if not by_plateau:
+                        scheduler.step()
+                    state.loss_sum += loss
+                    state.loss_count += 1
+                    bar.update(state.step)
+    except Interrupted:
+        save()
+        raise
     save()
-    return _outcome(settings, task, model, device, state, monitored)
+    return _outcome(settings, task, model, device, state, run)
+
+
+def _entry(task: Task, state: State, optimizer, per_epoch: int | None, scores: dict[str, float]) -> dict:
+    """A line of the history."""
+    entry = {"step": state.step, "lr": optimizer.param_groups[0]["lr"]}
+    if per_epoch is not None:
+        entry["epoch"] = state.step / per_epoch
+    entry[f"train/{task.objective}"] = state.loss_sum / state.loss_count
+    entry["train/grad_norm"] = state.grad_norm
+    entry.update({f"{task.monitor}/{key}": value for key, value in scores.items()})
+    return entry | {"seconds": state.seconds}
 
 
 def _restore(saved: dict | None, model, optimizer, scheduler) -> State:
@@ -236,7 +235,6 @@ def _restore(saved: dict | None, model, optimizer, scheduler) -> State:
                 f"the checkpoint is of another version of the code ({reason}); fresh=true starts over"
             ) from error
         log.info("resuming at step %d", state.step)
-        state.sessions += 1
     return state
 
 
@@ -268,19 +266,31 @@ def _train_step(config, task: Task, model, device, optimizer, step: int) -> tupl
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: str, device: torch.device, settings: Training) -> dict[str, float]:
-    """The mean of every score over the samples of ``split``."""
+def evaluate(
+    model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, run, step: int
+) -> dict[str, float]:
+    """The mean of every score over the samples of ``split``.
+
+    Raises:
+        Diverged: where one is not finite.
+        Interrupted: when the process was told to stop.
+    """
     model.eval()
     sums: dict[str, float] = {}
     count = 0
     for index, (x, target) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
+        run.check_signal(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             output = model(x.to(device))
         for key, values in task.scores(output.float(), target.to(device)).items():
-            sums[key] = sums.get(key, 0.0) + values.double().sum().item()
+            # On the CPU, since not every device has float64.
+            sums[key] = sums.get(key, 0.0) + values.cpu().double().sum().item()
         count += len(target)
+    for key, value in sums.items():
+        if not math.isfinite(value):
+            raise Diverged(step, f"{split} {key}", value)
     return {key: value / count for key, value in sums.items()}
 
 
@@ -301,18 +311,18 @@ def _judge(settings: Training, task: Task, model, state: State, value: float) ->
         state.stopped = "target"
 
 
-def _outcome(settings: Training, task: Task, model, device, state: State, monitored: str) -> dict:
+def _outcome(settings: Training, task: Task, model, device, state: State, run) -> dict:
+    monitored = f"{task.monitor}/{task.metric}"
     evaluations = [entry for entry in state.history if monitored in entry]
     selected = state.best if settings.selection == "best" else {"step": state.step}
     if "weights" in selected:
         model.load_state_dict(selected["weights"])
     chosen = next(entry for entry in evaluations if entry["step"] == selected["step"])
     metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
-    for key, value in chosen.items():
-        split, _, score = key.partition("/")
-        if split == task.monitor:
-            metrics.setdefault(split, {})[score] = value
-    metrics["test"] = evaluate(model, task, "test", device, settings)
+    scores = {key.partition("/")[2]: value for key, value in chosen.items() if key.startswith(f"{task.monitor}/")}
+    metrics[task.monitor] = scores
+    if task.monitor != "test":
+        metrics["test"] = evaluate(model, task, "test", device, settings, run, state.step)
     first_passed = {
         str(bound): next((e["step"] for e in evaluations if task.better(e[monitored], bound)), None)
         for bound in task.milestones

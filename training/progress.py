@@ -10,6 +10,9 @@ console = Console()
 log = logging.getLogger("longwave")
 log.setLevel(logging.INFO)
 
+# Lines even in a terminal, for jobs that share it.
+plain = False
+
 # Between two lines where the output is no terminal.
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -35,19 +38,14 @@ class ProgressBar:
         self._began = self._last_line = time.monotonic()
         self._scores = ""
         self._bar = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[scores]}"),
-                TextColumn("{task.fields[speed]}"),
-                TimeElapsedColumn(),
-                TextColumn("<"),
-                TimeRemainingColumn(),
-                console=console,
-                refresh_per_second=4,
-            )
+        if console.is_terminal and not plain:
+            columns = [TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[scores]}")]
+            if console.width >= 110:
+                columns.insert(1, BarColumn(bar_width=None))
+                columns.append(TextColumn("{task.fields[speed]}"))
+                columns.append(TimeElapsedColumn())
+            columns += [TextColumn("<"), TimeRemainingColumn()]
+            self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=console.width >= 110)
             self._task = self._bar.add_task(name, completed=start, total=total, scores="", speed="")
 
     def __enter__(self) -> "ProgressBar":
@@ -68,7 +66,7 @@ class ProgressBar:
         if self._bar is not None:
             speed = f"{(step - self.start) / max(now - self._began, 1e-9):.1f} steps/s"
             self._bar.update(self._task, completed=step, scores=self._scores, speed=speed)
-        elif step == self.total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif (step == self.total and scores) or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             rate = (step - self.start) / max(now - self._began, 1e-9)
             left = (self.total - step) / rate if rate else 0

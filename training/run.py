@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 
 from tasks.base import Task
 from training import environment
-from training.config import CHECKOUT, Config, recipe_training
-from training.errors import Interrupted, UserError
+from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
+from training.errors import Diverged, Interrupted, UserError
 from training.files import load_checkpoint, save_checkpoint, write_atomic
-from training.loop import Diverged, State
+from training.loop import State
 from training.progress import log
 from training.tracking import NoTracker, WandbTracker
 
@@ -42,7 +42,7 @@ class Run:
         self.name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{self.identity}"
         self.output = CHECKOUT / Path(config.output).expanduser()
         self.folder = self.output / "runs" / self.name
-        self.signal: int | None = None
+        self.title = f"{config.model.name}-{config.task.name}"
         self.tracker = NoTracker()
         self._state = State()
         self._body: dict = {
@@ -53,14 +53,17 @@ class Run:
             "model": config.model.name,
             "task": config.task.name,
             "recipe": recipe,
+            "changed": changed_from_recipe(config, recipe) if recipe else {},
             "seed": config.seed,
             "config": config.as_dict(),
             "metrics": {},
             "published": published,
             "budget": {"steps_done": 0, "steps": None, "steps_in_recipe": None},
+            "sessions": 1,
             "packages": environment.packages(),
             "git": environment.git(CHECKOUT),
         }
+        self._signal: int | None = None
         self._lock = FileLock(self.folder / "lock", timeout=0)
         self._log_file: logging.Handler | None = None
 
@@ -76,30 +79,32 @@ class Run:
 
     def report(self, record: dict) -> float:
         """Says what a finished run came to, and gives its objective."""
-        objective = record["objective"]
-        scores = record["metrics"]["test"]
-        test = ", ".join(f"{key} {value:.5g}" for key, value in scores.items())
+        test = ", ".join(f"{key} {value:.5g}" for key, value in record["metrics"]["test"].items())
         baseline = ", ".join(f"{key} {value:.4g}" for key, value in record["baseline"].items())
-        log.info("test: %s (trivial prediction: %s)", test, baseline)
+        log.info("test: %s%s", test, f" (trivial prediction: {baseline})" if baseline else "")
         for key, bounds in record["first_passed"].items():
-            passed = ", ".join(
-                f"{bound} at step {step}" if step else f"{bound} never" for bound, step in bounds.items()
-            )
-            log.info("%s first below %s", key, passed)
+            passed = [f"{bound} at step {step}" if step else f"{bound} never" for bound, step in bounds.items()]
+            log.info("%s first passed %s", key, ", ".join(passed))
         if record["published"] is not None and record["published"]["value"] is not None:
             value = record["published"]["value"]
             log.info("published: %s (%s; %s)", value, record["published"]["kind"], record["published"]["source"])
+        if record["changed"]:
+            changed = ", ".join(f"{key}={value}" for key, value in record["changed"].items())
+            log.info("not as recipe %s has it: %s", record["recipe"], changed)
         budget = record["budget"]
         if budget["steps_in_recipe"] is not None and budget["steps"] < budget["steps_in_recipe"]:
             log.info("reduced budget: %d of the recipe's %d steps", budget["steps"], budget["steps_in_recipe"])
+        if record["config"]["training"]["overfit"] or record["config"]["training"]["limit_evaluation"]:
+            log.info("no result: trained on one batch, or tested on a part of the test set")
         log.info("record: %s", self.folder / "record.json")
-        return objective["value"]
+        return record["objective"]["value"]
 
     def describe(self, task: Task, model: torch.nn.Module, device: torch.device) -> None:
         """Adds to the record what is known once task and model are built."""
         self._task, self._device = task, device
         if self._body["recipe"] is not None:
-            self._body["budget"]["steps_in_recipe"] = recipe_training(self._body["recipe"]).total_steps(task)
+            recipe, _ = compose_run(recipe_overrides(self._body["recipe"]))
+            self._body["budget"]["steps_in_recipe"] = recipe.training.total_steps(task)
         self._body |= {
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "backend": model.layer.backend(),
@@ -129,9 +134,14 @@ class Run:
         return self
 
     def _on_signal(self, number: int, frame) -> None:
-        log.info("stopping after this step (again: at once)")
-        self.signal = number
+        # The second one finds the handler that was there before, and ends the process at once.
+        self._signal = number
         signal.signal(number, self._handlers[number])
+
+    def check_signal(self, step: int) -> None:
+        """Raises Interrupted where the process has been told to stop."""
+        if self._signal is not None:
+            raise Interrupted(step, self._signal)
 
     def _set_aside(self) -> None:
         """Moves what an earlier process left into a folder of its own; nothing is deleted."""
@@ -154,6 +164,9 @@ class Run:
     def start(self, state: State, total: int, per_epoch: int | None) -> None:
         """Called by the loop once it knows where it stands: writes the configuration, opens the tracker."""
         self._state = state
+        # The record of the process before, where there was one: it may have died before its first checkpoint.
+        earlier = self.record()
+        self._body["sessions"] = earlier["sessions"] + 1 if earlier else 1
         self._body["budget"]["steps"] = total
         as_dict = self.config.as_dict()
         write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict)).encode())
@@ -162,26 +175,29 @@ class Run:
         write_atomic(self.folder / "history.jsonl", lines.encode())
         self._write_record()
         if self.config.tracking.name == "wandb":
-            without_seed = self.name.replace(f"-seed{self.config.seed}-{self.identity}", "")
             self.tracker = WandbTracker(
                 self.config.tracking,
                 self.output,
                 {**as_dict, "identity": self.identity, "recipe": self._body["recipe"]},
                 {
                     "id": self._wandb_id(),
-                    "name": f"{without_seed}-seed{self.config.seed}",
-                    "group": f"{without_seed}-{self.config.identity(with_seed=False)}",
+                    "name": f"{self.title}-seed{self.config.seed}",
+                    "group": f"{self.title}-{self.config.identity(with_seed=False)}",
                     "tags": [self.config.model.name, self.config.task.name],
                 },
-                state.sessions,
+                self._body["sessions"],
                 (f"{self._task.monitor}/{self._task.metric}", self._task.higher_is_better),
             )
+        steps = f"{total} steps" + (f" ({per_epoch} an epoch)" if per_epoch else "")
+        target = self.config.training.target
+        if target is not None:
+            bound = "above" if self._task.higher_is_better else "below"
+            steps += f", fewer once {self._task.monitor}/{self._task.metric} has held {bound} {target}"
         log.info(
-            "%s: %s parameters, %d steps%s, on %s, time loop: %s",
+            "%s: %s parameters, %s, on %s, time loop: %s",
             self.name,
             f"{self._body['parameters']:,}",
-            total,
-            f" ({per_epoch} an epoch)" if per_epoch else "",
+            steps,
             self._body["device"],
             self._body["backend"],
         )
@@ -190,7 +206,9 @@ class Run:
         # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
         path = self.folder / "wandb_id"
         if not path.exists():
-            write_atomic(path, f"{self.name}-{os.urandom(3).hex()}".encode())
+            model, task, seed = self.config.model.name, self.config.task.name, self.config.seed
+            # `wandb leet` shows the first letters of it.
+            write_atomic(path, f"{model}-s{seed}-{task}-{self.identity}-{os.urandom(3).hex()}".encode())
         return path.read_text()
 
     def log(self, entry: dict) -> None:
@@ -215,8 +233,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
         if error is not None:
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._body["status"] = "interrupted" if stopped else "failed"
+            self._body["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
             self._body["error"] = f"{kind.__name__}: {error}"
             if isinstance(error, Diverged):
                 self._body["failed_step"] = error.step
@@ -231,12 +248,14 @@ class Run:
                 raise
             log.error("%s", second)
         finally:
-            self.tracker.finish(self._summary(), exit_code)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            log.removeHandler(self._log_file)
-            self._log_file.close()
-            self._lock.release()
+            try:
+                self.tracker.finish(self._summary(), exit_code)
+            finally:
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
+                log.removeHandler(self._log_file)
+                self._log_file.close()
+                self._lock.release()
 
     def _write_record(self) -> None:
         self._body["budget"]["steps_done"] = self._state.step
@@ -244,11 +263,10 @@ class Run:
         self._body |= {
             "wall_seconds": round(seconds, 3),
             "steps_per_second": round(self._state.step / seconds, 3) if seconds else None,
-            "sessions": self._state.sessions + 1,
             "peak_memory_bytes": environment.peak_memory_bytes(self._device),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_atomic(self.folder / "record.json", (json.dumps(self._body, indent=2) + "\n").encode())
+        write_atomic(self.folder / "record.json", (json.dumps(self._body, indent=2, allow_nan=False) + "\n").encode())
 
     def _summary(self) -> dict:
         """What the W&B dashboard shows beside the curves."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.errors import UserError
 from training.progress import log
 
 MODES = ("auto", "online", "offline")
@@ -56,7 +57,7 @@ class WandbTracker:
     Args:
         config: of the run, as a dictionary.
         about: what the run is: ``name``, ``group`` (everything but the seed), ``tags``.
-        session: 0 for a run's first process, 1 after it was resumed, ...
+        session: 1 for a run's first process, 2 after it was resumed, ...
         metric: the key whose best value the summary keeps, and whether more is better.
     """
 
@@ -66,30 +67,45 @@ class WandbTracker:
         import wandb
 
         output.mkdir(parents=True, exist_ok=True)
-        mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE")
-        if mode is None:
+        mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
+        if mode not in (*MODES, "disabled"):
+            raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
+        may_go_offline = mode == "auto"
+        if may_go_offline:
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run_id = about["id"]
-        if mode == "offline" and session:
-            config = {**config, "resumed_from": run_id if session == 1 else f"{run_id}-{session - 1}"}
-            run_id = f"{run_id}-{session}"
-        self._run = wandb.init(
-            project=tracking.project,
-            entity=tracking.entity,
-            dir=output,
-            id=run_id,
-            name=about["name"],
-            group=about["group"],
-            job_type="train",
-            tags=[*about["tags"], *(tracking.tags or [])],
-            notes=tracking.notes,
-            config=config,
-            mode=mode,
-            resume="allow" if mode == "online" else None,
-            # A worker of a launcher may run several jobs in one process.
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True),
-        )
+
+        def start(mode: str):
+            run_id, more = about["id"], {}
+            if mode == "offline" and session > 1:
+                more = {"resumed_from": run_id if session == 2 else f"{run_id}-{session - 1}"}
+                run_id = f"{run_id}-{session}"
+            return wandb.init(
+                project=tracking.project,
+                entity=tracking.entity,
+                dir=output,
+                id=run_id,
+                name=about["name"],
+                group=about["group"],
+                job_type="train",
+                tags=[*about["tags"], *(tracking.tags or [])],
+                notes=tracking.notes,
+                config=config | more,
+                mode=mode,
+                resume="allow" if mode == "online" else None,
+                # A worker of a launcher may run several jobs in one process.
+                reinit="finish_previous",
+                settings=wandb.Settings(silent=True, init_timeout=30),
+            )
+
+        try:
+            self._run = start(mode)
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            if not may_go_offline:
+                raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
+            log.warning("W&B cannot be reached (%s); going on offline", reason)
+            mode = "offline"
+            self._run = start(mode)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         key, higher = metric

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.config import check, choices, compose_run
+from training.config import changed_from_recipe, check, choices, compose_run
 from training.errors import UserError
 
 WRONG = [
@@ -80,7 +80,8 @@ WRONG = [
     ("model.hidden", r"cannot read 'model\.hidden': write key=value"),
     ("seed=0,1", r"seed=0,1: several values make several runs; add -m"),
     # A recipe that is not for the model and task that are chosen.
-    ("recipe=cornn/psmnist", r"recipe=cornn/psmnist: is not for model=cornn task=adding"),
+    ("recipe=cornn/psmnist task=adding", r"recipe=cornn/psmnist: is not for model=cornn task=adding"),
+    ("output=", r"output='': must be a folder"),
     ("recipe=cornn/psmnist_128 model=lstm", r"recipe=cornn/psmnist_128: is not for model=lstm task=psmnist"),
     ("model=lstm model.dt=3", r"model\.dt: no such key; there are name, hidden"),
     # The third of three jobs.
@@ -103,6 +104,24 @@ def test_wrong_input_is_one_line(line, message, tmp_path, monkeypatch):
 )
 def test_right_input_passes(line):
     assert check(line.split()) == line.split()
+
+
+def test_a_recipe_alone_brings_its_model_and_task():
+    assert check(["recipe=lstm/psmnist", "seed=1"]) == ["model=lstm", "task=psmnist", "recipe=lstm/psmnist", "seed=1"]
+    assert check(["recipe=cornn/psmnist_128"]) == ["recipe=cornn/psmnist_128"]
+    assert compose_run(check(["recipe=cornn/psmnist"]))[0] == compose_run(["model=cornn", "task=psmnist"])[0]
+
+
+def test_what_is_not_as_the_recipe_has_it():
+    def changed(*overrides):
+        return changed_from_recipe(*compose_run(list(overrides)))
+
+    assert changed("model=cornn", "task=psmnist", "seed=3", "training.evaluate_every=5", "device=cpu") == {}
+    assert changed("recipe=cornn/psmnist_128", "optimizer=sgd", "model.dt=0.5") == {
+        "model.dt": 0.5,
+        "optimizer.name": "sgd",
+    }
+    assert changed("task.T=500") == {"task.T": 500}
 
 
 def test_flags_may_stand_anywhere():

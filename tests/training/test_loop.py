@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import subprocess
 import sys
 
@@ -9,8 +10,8 @@ import torch
 from models.cornn import CoRNN
 from tasks.adding import Adding
 from tasks.mnist import SequentialMNIST
-from training.errors import UserError
-from training.loop import Diverged, evaluate
+from training.errors import Diverged, Interrupted, UserError
+from training.loop import evaluate
 
 SMALL = ("task.T=8", "model.hidden=6", "training.batch_size=4", "task.test_samples=40", "training.target=null")
 
@@ -104,10 +105,10 @@ def test_selection_best_tests_the_weights_of_the_best_validation(fit_here, fake_
     accuracies = iter([0.3, 0.6, 0.5, 0.6, 0.2])
     seen = {}
 
-    def planned(model, task, split, device, settings):
+    def planned(model, task, split, *more):
         if split == "test":
             seen["weights"] = model.state_dict()["readout.bias"].clone()
-            return evaluate(model, task, split, device, settings)
+            return evaluate(model, task, split, *more)
         value = next(accuracies)
         seen[value] = seen.get(value, model.state_dict()["readout.bias"].clone())
         return {"accuracy": value, "cross_entropy": 1.0}
@@ -171,6 +172,37 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_good(fit_here, monkeyp
     monkeypatch.setattr("torch.nn.utils.get_total_norm", lambda gradients: total_norm(gradients) * math.inf)
     with pytest.raises(Diverged, match="norm of the gradient is inf at step 1"):
         fit_here(*SMALL, "training.steps=10")
+
+
+def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
+    with pytest.raises(Diverged, match=r"test mse is (inf|nan) at step 1"):
+        fit_here(*SMALL, "training.steps=1", "optimizer=sgd", "optimizer.lr=1e30")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert record_of(folder)["status"] == "failed"
+
+
+def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path):
+    with pytest.raises(Diverged, match=r"largest weight is inf at step 1"):
+        fit_here(*SMALL, "training.steps=9", "optimizer=sgd", "optimizer.lr=3e38", "training.checkpoint_seconds=0")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert torch.load(folder / "checkpoint.pt")["state"]["step"] == 0
+
+
+@pytest.mark.parametrize("error", [Diverged(2, "loss", 1.0), Interrupted(3, 15)])
+def test_failures_travel_between_processes(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.step) == (type(error), str(error), error.step)
+
+
+def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
+    _, folder = fit_here(*SMALL, "training.steps=4", "training.limit_evaluation=1")
+    changed = record_of(folder)["changed"]
+    assert changed["task.T"] == 8
+    assert changed["training.limit_evaluation"] == 1
+    assert "optimizer.lr" not in changed
+    assert "not as recipe cornn/adding has it: model.hidden=6" in caplog.text
+    assert "reduced budget: 4 of the recipe's 60000 steps" in caplog.text
+    assert "no result" in caplog.text
 
 
 def test_clipping(fit_here):

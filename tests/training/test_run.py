@@ -104,7 +104,7 @@ def test_a_truncated_checkpoint_gives_way_to_an_older_one(fit_here, tmp_path, ca
     again, _ = fit_here(*SMALL, "training.checkpoint_seconds=0")
     assert again == objective
     assert "checkpoint.pt is damaged" in caplog.text
-    assert "going on from step 4" in caplog.text
+    assert "going on from step 3" in caplog.text
 
 
 def test_a_bug_leaves_a_record_with_its_traceback(fit_here, tmp_path, monkeypatch):
@@ -127,3 +127,14 @@ def test_a_damaged_record_is_written_anew(fit_here, caplog):
     assert again == objective
     assert "record.json cannot be read" in caplog.text
     assert json.loads((folder / "record.json").read_text())["status"] == "finished"
+
+
+def test_fresh_keeps_what_was_there_and_is_not_part_of_the_command(train_process):
+    for more in ((), ("fresh=true",)):
+        assert train_process.run(*SMALL, "tracking=none", *more).returncode == 0
+    (folder,) = train_process.runs()
+    (aside,) = folder.glob("before-*")
+    old, new = (json.loads((f / "record.json").read_text()) for f in (aside, folder))
+    assert old["metrics"] == new["metrics"]
+    assert (old["sessions"], new["sessions"]) == (1, 1)
+    assert "fresh=" not in new["command"]

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from training.errors import UserError
+
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
     "training.log_every=1", "training.evaluate_every=2", "training.target=null",
@@ -108,7 +110,7 @@ def test_a_resumed_run_is_linked_to_the_one_before(train_process):
     assert first.summary["status"] == "interrupted"
     assert second.exit == 0
     assert second.config["resumed_from"] == first.run.run_id
-    assert second.run.run_id == f"{first.run.run_id}-1"
+    assert second.run.run_id == f"{first.run.run_id}-2"
     assert second.run.run_group == first.run.run_group
     # Together they are the whole history, each step once.
     steps = [entry["step"] for entry in first.history + second.history]
@@ -131,6 +133,32 @@ def test_none_writes_nothing(train_process):
     assert done.returncode == 0
     assert [path.name for path in train_process.output.iterdir()] == ["runs"]
     assert "W&B" not in done.stdout
+
+
+def test_online_that_cannot_be_reached(fit_here, monkeypatch, caplog):
+    import wandb
+
+    modes = []
+
+    def unreachable(**arguments):
+        modes.append(arguments["mode"])
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("no network")
+        fake = FakeRun(logged=0)
+        fake.resumed, fake.sync_dir = False, "somewhere"
+        return fake
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    fit_here(*SMALL, "tracking=wandb")
+    assert modes == ["online", "offline"]
+    assert "W&B cannot be reached (no network); going on offline" in caplog.text
+    with pytest.raises(UserError, match=r"W&B cannot start \(tracking\.mode=online\): no network"):
+        fit_here(*SMALL, "tracking=wandb", "tracking.mode=online", "seed=1")
+    monkeypatch.setenv("WANDB_MODE", "garbage")
+    with pytest.raises(UserError, match=r"WANDB_MODE=garbage: must be one of online, offline, disabled"):
+        fit_here(*SMALL, "tracking=wandb", "seed=2")
 
 
 class FakeRun:
