@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import training.loop
 from models.cornn import CoRNN
 from tasks.adding import Adding
 from tasks.mnist import SequentialMNIST
@@ -181,11 +182,20 @@ def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
     assert record_of(folder)["status"] == "failed"
 
 
-def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path):
-    with pytest.raises(Diverged, match=r"largest weight is inf at step 1"):
-        fit_here(*SMALL, "training.steps=9", "optimizer=sgd", "optimizer.lr=3e38", "training.checkpoint_seconds=0")
+def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeypatch):
+    train_step = training.loop._train_step
+
+    def overflowing(config, task, model, device, optimizer, step):
+        found = train_step(config, task, model, device, optimizer, step)
+        if step == 3:
+            model.readout.bias.data.fill_(math.inf)
+        return found
+
+    monkeypatch.setattr("training.loop._train_step", overflowing)
+    with pytest.raises(Diverged, match="largest weight is inf at step 4"):
+        fit_here(*SMALL, "training.steps=9", "training.checkpoint_seconds=0")
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert torch.load(folder / "checkpoint.pt")["state"]["step"] == 0
+    assert torch.load(folder / "checkpoint.pt")["state"]["step"] == 3
 
 
 @pytest.mark.parametrize("error", [Diverged(2, "loss", 1.0), Interrupted(3, 15)])
