@@ -36,16 +36,20 @@ class ProgressBar:
     def __init__(self, name: str, start: int, total: int):
         self.name, self.start, self.step, self.total = name, start, start, total
         self._began = self._last_line = time.monotonic()
-        self._scores = ""
+        self._scores: dict[str, float] = {}
         self._bar = None
         if console.is_terminal and not plain:
-            columns = [TextColumn("{task.description}"), MofNCompleteColumn(), TextColumn("{task.fields[scores]}")]
-            if console.width >= 110:
-                columns.insert(1, BarColumn(bar_width=None))
-                columns.append(TextColumn("{task.fields[speed]}"))
-                columns.append(TimeElapsedColumn())
-            columns += [TextColumn("<"), TimeRemainingColumn()]
-            self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=console.width >= 110)
+            columns = [
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[scores]}"),
+                TextColumn("<"),
+                TimeRemainingColumn(),
+            ]
+            wide = console.width >= 110
+            if wide:
+                columns[:0] = [TextColumn("{task.description}"), BarColumn(bar_width=None)]
+                columns[-2:-2] = [TextColumn("{task.fields[speed]}"), TimeElapsedColumn()]
+            self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=wide)
             self._task = self._bar.add_task(name, completed=start, total=total, scores="", speed="")
 
     def __enter__(self) -> "ProgressBar":
@@ -61,15 +65,13 @@ class ProgressBar:
         """Call once a step; ``scores`` when there are new ones."""
         self.step = step
         now = time.monotonic()
-        if scores:
-            self._scores = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+        self._scores |= scores or {}
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in self._scores.items())
         if self._bar is not None:
             speed = f"{(step - self.start) / max(now - self._began, 1e-9):.1f} steps/s"
-            self._bar.update(self._task, completed=step, scores=self._scores, speed=speed)
+            self._bar.update(self._task, completed=step, scores=shown, speed=speed)
         elif (step == self.total and scores) or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             rate = (step - self.start) / max(now - self._began, 1e-9)
             left = (self.total - step) / rate if rate else 0
-            log.info(
-                "%s  step %d/%d  %s  %.1f steps/s  %d s left", self.name, step, self.total, self._scores, rate, left
-            )
+            log.info("%s  step %d/%d  %s  %.1f steps/s  %d s left", self.name, step, self.total, shown, rate, left)
