@@ -39,16 +39,12 @@ class ProgressBar:
         self._scores: dict[str, float] = {}
         self._bar = None
         if console.is_terminal and not plain:
-            columns = [
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[scores]}"),
-                TextColumn("<"),
-                TimeRemainingColumn(),
-            ]
+            columns = [MofNCompleteColumn(), TextColumn("{task.fields[scores]}")]
             wide = console.width >= 110
             if wide:
                 columns[:0] = [TextColumn("{task.description}"), BarColumn(bar_width=None)]
-                columns[-2:-2] = [TextColumn("{task.fields[speed]}"), TimeElapsedColumn()]
+                columns += [TextColumn("{task.fields[speed]}"), TimeElapsedColumn()]
+            columns += [TextColumn("<"), TimeRemainingColumn()]
             self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=wide)
             self._task = self._bar.add_task(name, completed=start, total=total, scores="", speed="")
 
