@@ -47,6 +47,16 @@ def main(cfg: DictConfig) -> float:
 
 
 def train(config: Config, recipe: str | None, command: str) -> float:
+    """Runs, resumes or reports one run; gives its objective.
+
+    Args:
+        config: checked.
+        recipe: the name of the recipe it was composed from, or None.
+        command: what to type to run it again.
+
+    Raises:
+        UserError: for what a user can mend.
+    """
     try:
         run = Run(config, recipe, published.lookup(config.published), command)
     except ValueError as error:

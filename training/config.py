@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import pkgutil
 import re
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
     for section in [key for key in cfg if OmegaConf.is_dict(cfg[key])]:
         _to_object(cfg[section], f"{section}.")
     config = _to_object(cfg, "")
+    _refuse_infinite(config.as_dict(), "")
     for group in ("model", "task", "tracking"):
         name = getattr(config, group).name
         if name != chosen[group]:
@@ -264,6 +266,14 @@ def _refuse_unknown(node: DictConfig, prefix: str) -> None:
             raise UserError(_unknown(f"{prefix}{key}", key, known))
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             _refuse_unknown(node[key], f"{prefix}{key}.")
+
+
+def _refuse_infinite(values: dict, prefix: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _refuse_infinite(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{prefix}{key}={value}: must be finite")
 
 
 def _to_object(node: DictConfig, prefix: str) -> Any:

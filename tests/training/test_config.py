@@ -57,6 +57,7 @@ WRONG = [
     # A value out of range.
     ("model.dt=-1", r"model\.dt=-1\.0: must be > 0"),
     ("model.dt=nan", r"model\.dt=nan: must be > 0"),
+    ("model.gamma=inf", r"model\.gamma=inf: must be finite"),
     ("model.hidden=0", r"model\.hidden=0: must be 1 or more"),
     ("model.gamma=-1", r"model\.gamma=-1\.0: must be >= 0"),
     ("model=lstm model.hidden=0", r"model\.hidden=0: must be 1 or more"),
