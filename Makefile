@@ -16,7 +16,7 @@ test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
 
 test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
-	@PYTHONPATH=.ray $(BIN)/python -m pytest tests/test_multirun.py -k ray
+	@PYTHONPATH=$(CURDIR)/.ray $(BIN)/python -m pytest tests/test_multirun.py -k ray
 
 bench: setup  ## The speed of the kernels, on an idle machine; some minutes
 	@$(BIN)/python -m benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))
