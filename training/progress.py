@@ -34,7 +34,7 @@ class ProgressBar:
     """
 
     def __init__(self, name: str, start: int, total: int):
-        self.name, self.start, self.step, self.total = name, start, start, total
+        self.name, self.start, self.total = name, start, total
         self._began = self._last_line = time.monotonic()
         self._scores: dict[str, float] = {}
         self._bar = None
@@ -59,7 +59,6 @@ class ProgressBar:
 
     def update(self, step: int, scores: dict[str, float] | None = None) -> None:
         """Call once a step; ``scores`` when there are new ones."""
-        self.step = step
         now = time.monotonic()
         self._scores |= scores or {}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in self._scores.items())
