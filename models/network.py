@@ -1,22 +1,55 @@
-"""What all models share: a recurrent layer and a linear readout of its last state."""
+"""What all models share: a recurrent layer, a readout of its last state, and how their parameters are trained."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained otherwise than the rest.
+
+    Args:
+        parameters: of the model.
+        lr: times the optimiser's learning rate.
+        weight_decay: times the optimiser's weight decay.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float = 1.0
 
 
 class Network(nn.Module):
     """A recurrent layer, and a readout of what it says at the last step.
 
     Args:
-        layer: maps x (T, B, D) to a sequence (T, B, H) and a final state: the end of the sequence, (B, H), or a tuple
-            that begins with it. Its ``backend()`` says what computes the time loop, for the record.
+        layer: maps x (T, B, D) and a state, or None for zeros, to a sequence (T, B, H) and the final state: the end of
+            the sequence, (B, H), or a tuple that begins with it. The state goes back in where the sequence goes on.
+            Its ``backend()`` says what computes the time loop, for the record.
         readout: maps (B, H) to (B, outputs).
+        groups: parameters with a learning rate or weight decay of their own; the others have the optimiser's.
     """
 
-    def __init__(self, layer: nn.Module, readout: nn.Module):
+    def __init__(self, layer: nn.Module, readout: nn.Module, groups: Iterable[Group] = ()):
         super().__init__()
         self.layer, self.readout = layer, readout
+        self._groups = tuple(groups)
 
     def forward(self, x: Tensor) -> Tensor:
         # Not sequence[-1], whose gradient is a sequence of zeros.
         _, state = self.layer(x)
         return self.readout(state[0] if isinstance(state, tuple) else state)
+
+    def groups(self) -> list[Group]:
+        """Every parameter that is trained, once: first those without a group of their own."""
+        own = {id(p) for group in self._groups for p in group.parameters}
+        return [Group([p for p in self.parameters() if id(p) not in own]), *self._groups]
+
+    def updated(self, step: int) -> None:
+        """To be called after the optimiser's step number 1, 2, ...; a layer's ``updated(step)`` may act on it."""
+        if hasattr(self.layer, "updated"):
+            with torch.no_grad():
+                self.layer.updated(step)

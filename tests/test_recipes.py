@@ -1,7 +1,6 @@
 """Every recipe composes, is valid, says what its source says, and trains."""
 
 import pytest
-import torch
 
 from training.config import choices, compose_run
 from training.errors import UserError
@@ -84,8 +83,7 @@ def test_no_recipe():
 
 def test_lr_falls_to_a_tenth_after_epoch_100():
     config, _ = compose_run(["model=cornn", "task=psmnist"])
-    model = torch.nn.Linear(1, 1)
-    optimizer = config.optimizer.build(model)
+    optimizer = config.optimizer.build(config.model.build(1, 10))
     scheduler = config.scheduler.build(optimizer, steps_per_unit=475, total_steps=57000)
     optimizer.step()
     rates = []

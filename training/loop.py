@@ -262,6 +262,7 @@ def _train_step(config, task: Task, model, device, optimizer, step: int) -> tupl
     if settings.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, norm)
     optimizer.step()
+    model.updated(step + 1)
     return value, norm.item()
 
 

@@ -4,8 +4,9 @@ import inspect
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.optim import lr_scheduler
+
+from models.network import Network
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -57,8 +58,17 @@ class Optimizer:
         given = {key: getattr(self, key) for key in ("betas", "eps", "alpha", "momentum")}
         return {key: value for key, value in given.items() if value is not None}
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        return OPTIMIZERS[self.name](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **self._options())
+    def build(self, model: Network) -> torch.optim.Optimizer:
+        """torch's optimiser over the groups of the model, each with its multiple of learning rate and weight decay."""
+        groups = [
+            {
+                "params": list(group.parameters),
+                "lr": self.lr * group.lr,
+                "weight_decay": self.weight_decay * group.weight_decay,
+            }
+            for group in model.groups()
+        ]
+        return OPTIMIZERS[self.name](groups, lr=self.lr, **self._options())
 
 
 # The keys that each schedule reads, beside name and unit.

@@ -2,26 +2,46 @@ import pytest
 import torch
 from torch import nn
 
+from models.network import Group, Network
 from training.optimizers import OPTIMIZERS, Optimizer, Scheduler
+
+
+class Last(nn.Linear):
+    """No recurrence."""
+
+    def forward(self, x, state=None):
+        sequence = super().forward(x)
+        return sequence, sequence[-1]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_one_step_is_torchs(name):
     options = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {"betas": [0.8, 0.9]}
-    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    ours, theirs = Network(Last(3, 2), nn.Linear(2, 1)), Network(Last(3, 2), nn.Linear(2, 1))
     theirs.load_state_dict(ours.state_dict())
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
     pairs = [
         (ours, Optimizer(name=name, lr=0.1, weight_decay=0.01, **options).build(ours)),
         (theirs, cls[name](theirs.parameters(), lr=0.1, weight_decay=0.01, **options)),
     ]
-    x = torch.randn(5, 3)
+    x = torch.randn(2, 5, 3)
     for model, optimizer in pairs:
         for _ in range(3):
             optimizer.zero_grad()
             model(x).pow(2).sum().backward()
             optimizer.step()
-    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.layer.weight, theirs.layer.weight)
+
+
+def test_groups_have_their_own_rate_and_decay():
+    layer, readout = Last(3, 2), nn.Linear(2, 1)
+    model = Network(layer, readout, [Group([layer.bias, readout.bias], weight_decay=0), Group([readout.weight], lr=10)])
+    groups = Optimizer(name="sgd", lr=0.1, weight_decay=0.01).build(model).param_groups
+    assert [(g["params"], g["lr"], g["weight_decay"]) for g in groups] == [
+        ([layer.weight], 0.1, 0.01),
+        ([layer.bias, readout.bias], 0.1, 0),
+        ([readout.weight], 1.0, 0.01),
+    ]
 
 
 def rates(scheduler: Scheduler, steps: int, per_unit: int = 1) -> list[float]:
