@@ -20,7 +20,7 @@ from tasks.randomness import counted_seed
 from training import progress
 from training.config import CHECKOUT, Config, check, recipe_of, resolve
 from training.errors import Interrupted, UserError
-from training.loop import fit, pick_device, set_up_numerics
+from training.loop import fit, pick_device, set_up_process
 from training.progress import log
 from training.run import Run
 
@@ -66,7 +66,7 @@ def train(config: Config, recipe: str | None, command: str) -> float:
         log.info("%s is finished already; fresh=true runs it again", run.name)
         return run.report(record)
     device = pick_device(config.device)
-    set_up_numerics(config.threads)
+    set_up_process(config.threads)
     try:
         task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
     except OSError as error:

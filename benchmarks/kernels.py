@@ -32,6 +32,7 @@ from torch import Tensor
 import kernels
 from kernels.dispatch import OPERATIONS
 from tests.kernels.cases import case
+from training.loop import set_up_process
 
 ROOT = Path(__file__).parent.parent
 DIAGONAL = ("unicornn", "indrnn")
@@ -87,7 +88,7 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
         cotangent = torch.randn(size.batch, size.hidden)
 
         def step(backend: str):
-            pre = torch.nn.functional.linear(x, v, bias)
+            pre = kernels.linear(x, v, bias) if backend == "auto" else torch.nn.functional.linear(x, v, bias)
             _, state = example.operation(pre, **parameters, backend=backend)
             last = state if isinstance(state, Tensor) else state[0]
             torch.autograd.grad(last, [v, bias, *leaves], cotangent)
@@ -185,9 +186,7 @@ def main():
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "kernels.json")
     parser.add_argument("--one-compiled", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_flush_denormal(True)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    set_up_process(arguments.threads)
     if arguments.one_compiled is not None:
         one_compiled(SIZES[arguments.one_compiled])
         return

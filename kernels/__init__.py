@@ -9,8 +9,20 @@ from kernels.dispatch import backend_for
 from kernels.gru import gru
 from kernels.indrnn import indrnn
 from kernels.lem import lem
+from kernels.linear import linear
 from kernels.lstm import lstm
 from kernels.modrelu_rnn import modrelu_rnn
 from kernels.unicornn import unicornn
 
-__all__ = ["antisymmetric_rnn", "backend_for", "cornn", "gru", "indrnn", "lem", "lstm", "modrelu_rnn", "unicornn"]
+__all__ = [
+    "antisymmetric_rnn",
+    "backend_for",
+    "cornn",
+    "gru",
+    "indrnn",
+    "lem",
+    "linear",
+    "lstm",
+    "modrelu_rnn",
+    "unicornn",
+]

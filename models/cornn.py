@@ -56,7 +56,7 @@ class CoRNN(nn.Module):
         """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
         v, w_z, w_y = self.affine.weight.split([self.inputs, self.hidden, self.hidden], dim=1)
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = nn.functional.linear(x, v, self.affine.bias).to(w_y.dtype)  # (T, B, hidden)
+        pre = kernels.linear(x, v, self.affine.bias).to(w_y.dtype)  # (T, B, hidden)
         return kernels.cornn(pre, w_y, w_z, self.dt, self.gamma, self.epsilon, state)
 
     def backend(self) -> str:

@@ -42,7 +42,7 @@ class LSTM(nn.LSTM):
             sequence, (h, c) = super().forward(x, state and tuple(s.unsqueeze(0) for s in state))
             return sequence, (h[0], c[0])
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = nn.functional.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0).to(self.weight_hh_l0.dtype)
+        pre = kernels.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0).to(self.weight_hh_l0.dtype)
         return kernels.lstm(pre, self.weight_hh_l0, state)
 
     def backend(self) -> str:

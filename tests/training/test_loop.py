@@ -284,8 +284,8 @@ def test_a_device_that_is_not_here_is_refused(fit_here, tmp_path):
 def test_denormals_are_flushed_in_every_thread():
     code = """
 import torch
-from training.loop import set_up_numerics
-set_up_numerics(2)
+from training.loop import set_up_process
+set_up_process(2)
 x = torch.full((1_000_000,), 1e-30)
 assert (x * 1e-10 == 0).all()
 x = torch.full((200, 200), 1e-30)
