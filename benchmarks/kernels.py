@@ -133,14 +133,15 @@ def bound(size: Size, sgemm: float, copy: float) -> float:
 
 def measure(size: Size, seconds: float) -> dict:
     """Medians in seconds of all contenders, in rounds until the time is up, three at least; and the bound."""
-    functions, times, bounds = contenders(size), {}, []
-    for name, function in functions.items():
-        function()
-        times[name] = []
+    functions = contenders(size)
+    times, bounds = {name: [] for name in functions}, []
     begin = time.perf_counter()
     while len(times["fused"]) < 3 or time.perf_counter() - begin < seconds:
         bounds.append(bound(size, *rates()))
         for name, function in functions.items():
+            # As in training, where a step follows another: not after what has left its data in the caches, and OpenMP's
+            # threads in a loop that waits for more.
+            function()
             times[name].append(once(function))
     return {name: statistics.median(values) for name, values in times.items()} | {
         "bound": statistics.median(bounds),
