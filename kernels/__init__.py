@@ -11,6 +11,18 @@ from kernels.indrnn import indrnn
 from kernels.lem import lem
 from kernels.lstm import lstm
 from kernels.modrelu_rnn import modrelu_rnn
+from kernels.rnn import rnn
 from kernels.unicornn import unicornn
 
-__all__ = ["antisymmetric_rnn", "backend_for", "cornn", "gru", "indrnn", "lem", "lstm", "modrelu_rnn", "unicornn"]
+__all__ = [
+    "antisymmetric_rnn",
+    "backend_for",
+    "cornn",
+    "gru",
+    "indrnn",
+    "lem",
+    "lstm",
+    "modrelu_rnn",
+    "rnn",
+    "unicornn",
+]
