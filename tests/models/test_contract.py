@@ -97,6 +97,27 @@ def test_autocast_runs_the_recurrence_in_float32(name):
     assert 0 < (sequence - expected).abs().max() < 0.05
 
 
+class SaysCuda(torch.Tensor):
+    """A CPU tensor that says that it is on CUDA."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_on_cuda_it_is_torchs(name, monkeypatch):
+    """The branch, run on a CPU: with its states as here, and no kernel of ours."""
+    layer = build(name).layer
+    x, before = torch.randn(9, 3, 2), [torch.randn(3, 12) for _ in range(1 + (name == "lstm"))]
+    before = tuple(before) if name == "lstm" else before[0]
+    expected, final = layer(x, before)
+    monkeypatch.delattr(kernels, name)
+    sequence, state = layer(x.as_subclass(SaysCuda), before)
+    torch.testing.assert_close(sequence.as_subclass(torch.Tensor), expected)
+    assert isinstance(state, tuple) == isinstance(final, tuple)
+    for a, b in zip(states(state), states(final), strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_learns(name):
     """Recalls the first of five numbers N(0, 1), in 120 steps to below 0.1; whoever says 0 has 1."""
