@@ -12,6 +12,7 @@ from kernels.lem import lem
 from kernels.linear import linear
 from kernels.lstm import lstm
 from kernels.modrelu_rnn import modrelu_rnn
+from kernels.rnn import rnn
 from kernels.unicornn import unicornn
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "linear",
     "lstm",
     "modrelu_rnn",
+    "rnn",
     "unicornn",
 ]

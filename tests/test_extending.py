@@ -18,14 +18,14 @@ def test_the_example_is_a_model(tmp_path):
     text = (CHECKOUT / "docs" / "extending.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (schema,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "models" / "rnn.py").write_text(code)
-    (tmp_path / "conf" / "model" / "rnn.yaml").write_text(schema)
+    (tmp_path / "models" / "irnn.py").write_text(code)
+    (tmp_path / "conf" / "model" / "irnn.yaml").write_text(schema)
     small = ["task.T=6", "model.hidden=3", "training.steps=3", "tracking=none", "threads=1"]
-    command = [sys.executable, tmp_path / "train.py", "model=rnn", "task=adding", *small]
+    command = [sys.executable, tmp_path / "train.py", "model=irnn", "task=adding", *small]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert folder.name.startswith("rnn-adding-seed0")
+    assert folder.name.startswith("irnn-adding-seed0")
     assert json.loads((folder / "record.json").read_text())["backend"] == "torch.nn.RNN"
     done = subprocess.run([*command, "model.hidden=0"], capture_output=True, text=True)
     assert done.stderr.strip() == "error: model.hidden=0: must be 1 or more"

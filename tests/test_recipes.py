@@ -16,6 +16,8 @@ def selection(recipe: str) -> list[str]:
 
 def test_the_recipes_are_there():
     wanted = {"cornn/adding", "cornn/smnist", "cornn/smnist_128", "cornn/psmnist", "cornn/psmnist_128"}
+    wanted |= {"lem/adding", "lem/adding_5000", "lem/adding_10000", "lem/smnist", "lem/psmnist"}
+    wanted |= {"gru/smnist", "gru/psmnist", "rnn/adding", "lstm/adding_indrnn"}
     assert wanted | {"lstm/adding", "lstm/smnist", "lstm/psmnist"} <= set(RECIPES)
 
 
@@ -31,7 +33,8 @@ def test_trains(recipe, fit_here, fake_mnist, monkeypatch):
     monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
     # Narrow, and few samples: what is tested is that the parts fit.
     monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
-    objective, folder = fit_here(*selection(recipe), "debug=fast", "model.hidden=4", "training.batch_size=3")
+    small = ["model.hidden=4", "training.batch_size=3", *(["task.T=50"] if "/adding" in recipe else [])]
+    objective, folder = fit_here(*selection(recipe), "debug=fast", *small)
     assert objective == objective
     assert (folder / "record.json").exists()
 
@@ -51,6 +54,38 @@ def test_settings_are_the_released_ones(recipe):
     assert found == COUPLED[recipe]
     assert (o.name, o.weight_decay, t.clip_norm, t.clip_value, s.name, s.factor) == ("adam", 0, None, None, "step", 0.1)
     assert t.steps is None
+
+
+# tk-rusch/LEM, defaults of the scripts: batch, lr, dt, clipping by norm, permutation.
+LONG = {
+    "lem/smnist": (128, 0.0018, 0.21, 1.0, None),
+    "lem/psmnist": (128, 0.0073, 0.31, 1.1, "lem"),
+}
+
+
+@pytest.mark.parametrize("recipe", LONG)
+def test_settings_of_lem_are_the_released_ones(recipe):
+    c, _ = compose_run(selection(recipe))
+    t, o, s = c.training, c.optimizer, c.scheduler
+    assert (t.batch_size, o.lr, c.model.dt, t.clip_norm, c.task.permutation) == LONG[recipe]
+    assert (c.model.hidden, t.epochs, t.steps, s.name, s.milestones, s.factor) == (128, 120, None, "step", [100], 0.1)
+    assert (o.name, o.weight_decay, t.clip_value) == ("adam", 0, None)
+
+
+@pytest.mark.parametrize("T", [2000, 5000, 10000])
+def test_settings_of_lem_on_the_adding_problem(T):
+    c, _ = compose_run(selection("lem/adding" if T == 2000 else f"lem/adding_{T}"))
+    t, o = c.training, c.optimizer
+    assert (c.task.T, c.model.hidden, c.model.dt) == (T, 128, 0.0242)
+    assert (t.batch_size, t.steps, t.target, t.clip_norm) == (50, 30000, None, None)
+    assert (o.name, o.lr, c.scheduler.name) == ("adam", 0.0026, "constant")
+
+
+@pytest.mark.parametrize("recipe", ["rnn/adding", "lstm/adding_indrnn"])
+def test_settings_of_what_indrnn_is_compared_with(recipe):
+    c, _ = compose_run(selection(recipe))
+    assert (c.task.T, c.model.hidden, c.optimizer.name, c.optimizer.lr) == (100, 128, "adam", 0.002)
+    assert (c.scheduler.milestones, c.scheduler.factor) == ([20000, 40000], 0.1)
 
 
 def test_permutation_follows_the_recipe_and_the_command_line_beats_it():

@@ -7,11 +7,12 @@ from kernels.cell import Cell
 from kernels.cornn import reference
 from kernels.dispatch import SCALAR, Operation, documented, run
 
-CELL = Cell("cornn", states=2, parameters=4, tape=2)
+CELL = Cell("cornn", states=2, parameters=5, tape=2)
 
 
-def cpu(pre, w_y, w_z, dt, gamma, epsilon, y, z):
-    return CELL(pre, [torch.cat([w_y, w_z], dim=1), dt, gamma, epsilon], [y, z])
+def cpu(pre, w_y, w_z, dt, gamma, epsilon, y, z, damping):
+    dt_z = reference.z_step(dt, epsilon, damping)
+    return CELL(pre, [torch.cat([w_y, w_z], dim=1), dt, dt_z, gamma, epsilon], [y, z])
 
 
 Operation(
@@ -32,7 +33,11 @@ def cornn(
     gamma: float | Tensor,
     epsilon: float | Tensor,
     state: tuple[Tensor, Tensor] | None = None,
+    damping: str = "explicit",
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return run("cornn", backend, pre, state, w_y=w_y, w_z=w_z, dt=dt, gamma=gamma, epsilon=epsilon)
+    if damping not in ("explicit", "implicit"):
+        raise ValueError(f"cornn: damping={damping!r}: must be one of explicit, implicit")
+    options = {"damping": damping}
+    return run("cornn", backend, pre, state, options, w_y=w_y, w_z=w_z, dt=dt, gamma=gamma, epsilon=epsilon)

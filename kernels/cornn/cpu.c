@@ -2,7 +2,7 @@
 #define STATES 2
 #define GATES 1
 #define PRODUCTS 1
-#define UNITS 3
+#define UNITS 4
 #define TAPE 2
 #define PHASES 1
 #include "dense.h"
@@ -10,24 +10,26 @@
 // [y, z] times [W_y, W_z]^T.
 static const Phase phases[] = {{0, 2, 0, 1}};
 enum { Y, Z };
-enum { DT, GAMMA, EPSILON };
+// The step of z is another one than that of y where damping is implicit.
+enum { DT, DT_Z, GAMMA, EPSILON };
 enum { TAPE_Z, FORCE };
 
 INLINE void forward_step(int phase, Step *s) {
-    vec y = s->state[Y], z = s->state[Z], dt = s->unit[DT];
+    vec y = s->state[Y], z = s->state[Z];
     vec force = tanh_(s->product[0] + s->pre[0]);
-    z += dt * (force - s->unit[GAMMA] * y - s->unit[EPSILON] * z);
-    s->state[Y] = y + dt * z;
+    z += s->unit[DT_Z] * (force - s->unit[GAMMA] * y - s->unit[EPSILON] * z);
+    s->state[Y] = y + s->unit[DT] * z;
     s->state[Z] = z;
     s->tape[FORCE] = force;
 }
 
 INLINE void backward_step(int phase, Step *s) {
-    vec y = s->state[Y], z = s->state[Z], dt = s->unit[DT], force = s->tape[FORCE];
-    vec d_z = s->d_state[Z] + dt * s->d_state[Y];
-    vec d_acceleration = dt * d_z;
+    vec y = s->state[Y], z = s->state[Z], force = s->tape[FORCE];
+    vec d_z = s->d_state[Z] + s->unit[DT] * s->d_state[Y];
+    vec d_acceleration = s->unit[DT_Z] * d_z;
     vec acceleration = force - s->unit[GAMMA] * y - s->unit[EPSILON] * z;
-    s->d_unit[DT] += s->d_state[Y] * s->tape[TAPE_Z] + d_z * acceleration;
+    s->d_unit[DT] += s->d_state[Y] * s->tape[TAPE_Z];
+    s->d_unit[DT_Z] += d_z * acceleration;
     s->d_unit[GAMMA] -= d_acceleration * y;
     s->d_unit[EPSILON] -= d_acceleration * z;
     s->d_product[0] = d_acceleration * (1 - force * force);

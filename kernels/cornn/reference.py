@@ -12,11 +12,16 @@ def cornn(
     gamma: float | Tensor,
     epsilon: float | Tensor,
     state: tuple[Tensor, Tensor] | None = None,
+    damping: str = "explicit",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Coupled oscillators with explicit damping, as in the released code (Rusch & Mishra 2021; tk-rusch/coRNN).
+    """Coupled oscillators (Rusch & Mishra 2021; tk-rusch/coRNN), whose released code has explicit damping.
 
-        z_n = z_{n-1} + dt (tanh(W_y y_{n-1} + W_z z_{n-1} + pre_n) - gamma y_{n-1} - epsilon z_{n-1})
+        z_n = z_{n-1} + dt (tanh(W_y y_{n-1} + W_z z_{n-1} + pre_n) - gamma y_{n-1} - epsilon z_m)
         y_n = y_{n-1} + dt z_n
+
+    m is n - 1 where damping is explicit. Where it is implicit m is n, and the first line is solved for z_n:
+
+        z_n = (z_{n-1} + dt (tanh(W_y y_{n-1} + W_z z_{n-1} + pre_n) - gamma y_{n-1})) / (1 + epsilon dt)
 
     Args:
         pre: (T, B, H), the input's contribution V x_n + b for every step.
@@ -26,6 +31,7 @@ def cornn(
         gamma: stiffness: a number, () or (H,).
         epsilon: damping: a number, () or (H,).
         state: initial (y, z), each (B, H); zeros where not given.
+        damping: "explicit" or "implicit".
 
     Returns:
         y for every step, (T, B, H), and the final (y, z).
@@ -36,7 +42,15 @@ def cornn(
     sequence = []
     for drive in pre.unbind(0):
         force = torch.addmm(drive, torch.cat([y, z], dim=1), w).tanh()
-        z = z + dt * (force - gamma * y - epsilon * z)
+        if damping == "explicit":
+            z = z + dt * (force - gamma * y - epsilon * z)
+        else:
+            z = (z + dt * (force - gamma * y)) / (1 + epsilon * dt)
         y = y + dt * z
         sequence.append(y)
     return torch.stack(sequence), (y, z)
+
+
+def z_step(dt: Tensor, epsilon: Tensor, damping: str) -> Tensor:
+    """The step of the equation of z: with this one in place of dt, implicit damping is the explicit formula."""
+    return dt if damping == "explicit" else dt / (1 + epsilon * dt)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.cornn.reference import z_step
 from kernels.device import tanh
 
 # Rows are independent; tl.dot takes no fewer than 16, of rows or of terms.
@@ -18,6 +19,7 @@ def cornn_forward_kernel(
     w_y,  # (H, H), transposed: from, to
     w_z,  # (H, H), transposed
     dt,  # (H)
+    dt_z,  # (H), the step of z
     gamma,  # (H)
     epsilon,  # (H)
     y_0,  # (B, H)
@@ -60,7 +62,7 @@ def cornn_forward_kernel(
             z = tl.load(z_before + cell, mask=here, other=0.0)
             pull = tl.load(gamma + unit, mask=unit < hidden, other=0.0) * y
             pull += tl.load(epsilon + unit, mask=unit < hidden, other=0.0) * z
-            z += dt_here * (force - pull)
+            z += tl.load(dt_z + unit, mask=unit < hidden, other=0.0) * (force - pull)
             tl.store(force_all + cell, force, mask=here)
             tl.store(z_all + cell, z, mask=here)
             tl.store(y_all + cell, y + dt_here * z, mask=here)
@@ -79,6 +81,7 @@ def cornn_backward_kernel(
     w_y,  # (H, H)
     w_z,  # (H, H)
     dt,  # (H)
+    dt_z,  # (H), the step of z
     gamma,  # (H)
     epsilon,  # (H)
     y_0,  # (B, H)
@@ -90,7 +93,8 @@ def cornn_backward_kernel(
     grad_pre,  # (T, B, H)
     grad_y,  # (B, H), that of the final y, turned into that of y_0
     grad_z,  # (B, H), likewise
-    grad_dt,  # (B, H), zeros, summed up over T, as the two below
+    grad_dt,  # (B, H), zeros, summed up over T, as the three below
+    grad_dt_z,
     grad_gamma,
     grad_epsilon,
     steps,
@@ -131,7 +135,7 @@ def cornn_backward_kernel(
                 force = tl.load(force_all + here_n + cell, mask=here, other=0.0)
                 along_y += tl.load(grad_y_all + here_n + cell, mask=here, other=0.0)
                 along_z += dt_here * along_y
-                along_force = dt_here * along_z
+                along_force = tl.load(dt_z + unit, mask=unit < hidden, other=0.0) * along_z
                 tl.store(grad_pre + here_n + cell, along_force * (1.0 - force * force), mask=here)
                 if SCALARS:
                     z_after = tl.load(z_all + here_n + cell, mask=here, other=0.0)
@@ -139,11 +143,13 @@ def cornn_backward_kernel(
                     y += tl.load(y_all + here_n - stride + cell, mask=here & (n > 0), other=0.0)
                     z = tl.load(z_0 + cell, mask=here & (n == 0), other=0.0)
                     z += tl.load(z_all + here_n - stride + cell, mask=here & (n > 0), other=0.0)
-                    along_dt = along_y * z_after + along_z * (force - gamma_here * y - epsilon_here * z)
-                    along_dt += tl.load(grad_dt + cell, mask=here, other=0.0)
+                    along_dt = tl.load(grad_dt + cell, mask=here, other=0.0) + along_y * z_after
+                    along_dt_z = along_z * (force - gamma_here * y - epsilon_here * z)
+                    along_dt_z += tl.load(grad_dt_z + cell, mask=here, other=0.0)
                     along_gamma = tl.load(grad_gamma + cell, mask=here, other=0.0) - along_force * y
                     along_epsilon = tl.load(grad_epsilon + cell, mask=here, other=0.0) - along_force * z
                     tl.store(grad_dt + cell, along_dt, mask=here)
+                    tl.store(grad_dt_z + cell, along_dt_z, mask=here)
                     tl.store(grad_gamma + cell, along_gamma, mask=here)
                     tl.store(grad_epsilon + cell, along_epsilon, mask=here)
                 along_y -= gamma_here * along_force
@@ -170,7 +176,15 @@ def tiling(hidden: int) -> dict[str, int]:
 
 @torch.library.custom_op("longwave::cornn_triton", mutates_args=())
 def forward(
-    pre: Tensor, w_y: Tensor, w_z: Tensor, dt: Tensor, gamma: Tensor, epsilon: Tensor, y_0: Tensor, z_0: Tensor
+    pre: Tensor,
+    w_y: Tensor,
+    w_z: Tensor,
+    dt: Tensor,
+    dt_z: Tensor,
+    gamma: Tensor,
+    epsilon: Tensor,
+    y_0: Tensor,
+    z_0: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y for every step; the final y and z; and for the backward z and the tanh for every step."""
     y_all, z_all, force_all = (torch.empty_like(pre) for _ in range(3))
@@ -180,14 +194,14 @@ def forward(
     # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(pre):
         cornn_forward_kernel[(triton.cdiv(batch, BLOCK_B),)](
-            *(pre, *weights, dt, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, steps, batch, hidden),
+            *(pre, *weights, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, steps, batch, hidden),
             **tiling(hidden),
         )
     return y_all, y_all[-1].clone(), z_all[-1].clone(), z_all, force_all
 
 
 @forward.register_fake
-def _(pre, w_y, w_z, dt, gamma, epsilon, y_0, z_0):
+def _(pre, w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0):
     y_all, z_all, force_all = (torch.empty_like(pre) for _ in range(3))
     return y_all, torch.empty_like(y_0), torch.empty_like(z_0), z_all, force_all
 
@@ -197,6 +211,7 @@ def backward(
     w_y: Tensor,
     w_z: Tensor,
     dt: Tensor,
+    dt_z: Tensor,
     gamma: Tensor,
     epsilon: Tensor,
     y_0: Tensor,
@@ -209,16 +224,16 @@ def backward(
     grad_z_last: Tensor,
     scalars: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of pre, and those of y_0, z_0, dt, gamma and epsilon by batch row, (5, B, H).
+    """The gradient of pre, and those of y_0, z_0, dt, dt_z, gamma and epsilon by batch row, (6, B, H).
 
-    Without ``scalars`` the last three are zero.
+    Without ``scalars`` the last four are zero.
     """
     grad_pre = torch.empty_like(force_all)
-    grads = torch.stack([grad_y_last, grad_z_last, *(torch.zeros_like(y_0) for _ in range(3))])
+    grads = torch.stack([grad_y_last, grad_z_last, *(torch.zeros_like(y_0) for _ in range(4))])
     steps, batch, hidden = force_all.shape
     with torch.cuda.device_of(force_all):
         cornn_backward_kernel[(triton.cdiv(batch, BLOCK_B),)](
-            *(w_y, w_z, dt, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, grad_y_all, grad_pre, *grads),
+            *(w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, grad_y_all, grad_pre, *grads),
             *(steps, batch, hidden, scalars),
             **tiling(hidden),
         )
@@ -226,8 +241,8 @@ def backward(
 
 
 @backward.register_fake
-def _(w_y, w_z, dt, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, grad_y_all, grad_y_last, grad_z_last, scalars):
-    return torch.empty_like(force_all), y_0.new_empty(5, *y_0.shape)
+def _(w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, *rest):
+    return torch.empty_like(force_all), y_0.new_empty(6, *y_0.shape)
 
 
 def _save(ctx, inputs, output):
@@ -238,26 +253,33 @@ def _save(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_y_all, grad_y_last, grad_z_last, _grad_z_all, _grad_force_all):
-    y_0, z_0, y_all, z_all = ctx.saved_tensors[5:9]
+    y_0, z_0, y_all, z_all = ctx.saved_tensors[6:10]
     cotangents = [
         torch.zeros_like(like) if grad is None else grad.contiguous()
         for grad, like in ((grad_y_all, y_all), (grad_y_last, y_0), (grad_z_last, z_0))
     ]
-    grad_pre, grads = backward(*ctx.saved_tensors, *cotangents, any(ctx.needs_input_grad[3:6]))
+    grad_pre, grads = backward(*ctx.saved_tensors, *cotangents, any(ctx.needs_input_grad[3:7]))
     grad_w_y, grad_w_z = (
         torch.addmm(grad_pre[0].T @ first, grad_pre[1:].flatten(0, 1).T, others[:-1].flatten(0, 1))
         for first, others in ((y_0, y_all), (z_0, z_all))
     )
     # No atomics: each row has summed over its time, and this sums the rows in a fixed order.
-    grad_dt, grad_gamma, grad_epsilon = grads[2:].sum(dim=1)
-    return grad_pre, grad_w_y, grad_w_z, grad_dt, grad_gamma, grad_epsilon, grads[0], grads[1]
+    return grad_pre, grad_w_y, grad_w_z, *grads[2:].sum(dim=1), grads[0], grads[1]
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def cornn(
-    pre: Tensor, w_y: Tensor, w_z: Tensor, dt: Tensor, gamma: Tensor, epsilon: Tensor, y_0: Tensor, z_0: Tensor
+    pre: Tensor,
+    w_y: Tensor,
+    w_z: Tensor,
+    dt: Tensor,
+    gamma: Tensor,
+    epsilon: Tensor,
+    y_0: Tensor,
+    z_0: Tensor,
+    damping: str = "explicit",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused coRNN recurrence; the equations are at :func:`kernels.cornn`.
 
@@ -270,10 +292,12 @@ def cornn(
         epsilon: (H,).
         y_0: (B, H), initial position.
         z_0: (B, H), initial velocity.
+        damping: "explicit" or "implicit".
 
     Returns:
         y for every step, (T, B, H), in the dtype of ``pre``; the final y and z, (B, H), in float32.
     """
-    tensors = (pre, w_y, w_z, dt, gamma, epsilon, y_0, z_0)
+    dt_z = z_step(dt.float(), epsilon.float(), damping)
+    tensors = (pre, w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0)
     y_all, y_last, z_last, _, _ = forward(*(t.float().contiguous() for t in tensors))
     return y_all.to(pre.dtype), y_last, z_last

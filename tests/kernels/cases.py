@@ -38,7 +38,10 @@ class Case:
 
 
 def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
-    """Operation ``name`` in float64, with random arguments that are the same each time and fit into float32."""
+    """Operation ``name`` in float64, with random arguments that are the same each time and fit into float32.
+
+    "implicit_cornn" is cornn with implicit damping.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -67,13 +70,16 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         return torch.stack(sequence)
 
     constants = {}
-    if name == "cornn":
+    if name in ("cornn", "implicit_cornn"):
+        constants["damping"] = "implicit" if name == "implicit_cornn" else "explicit"
         inputs = {"pre": drive(), "w_y": matrix(), "w_z": matrix(), **states("y", "z")}
         inputs |= {"dt": uniform(0.05, 0.1), "gamma": uniform(0.5, 1.5, hidden), "epsilon": uniform(0.5, 1.5)}
     elif name == "unicornn":
         inputs = {"pre": drive(), "w": uniform(0, 1, hidden), "c": uniform(-0.1, 0.1, hidden), **states("y", "z")}
         inputs |= {"dt": uniform(0.05, 0.1), "alpha": uniform(1, 5, hidden)}
         constants["anchor"] = 100
+    elif name == "rnn":
+        inputs = {"pre": drive(), "w_h": matrix(), **states("h")}
     elif name == "lstm":
         inputs = {"pre": drive(4), "w_h": matrix(4), **states("h", "c")}
     elif name == "gru":
@@ -92,4 +98,4 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs = {"pre": drive(1 + constants["gated"]), "w": matrix(), **states("h")}
         inputs |= {"epsilon": uniform(0.05, 0.1, hidden), "gamma": uniform(0.01, 0.1)}
     inputs = {key: value.float().double().requires_grad_() for key, value in inputs.items()}
-    return Case(getattr(kernels, name.removeprefix("gated_")), inputs, constants)
+    return Case(getattr(kernels, name.removeprefix("gated_").removeprefix("implicit_")), inputs, constants)

@@ -76,6 +76,8 @@ def test_other_refusals():
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), 0.1, 1.0, 1.0, torch.zeros(3, 4))
     with pytest.raises(TypeError, match="cornn: dt must be a number or a tensor, got str"):
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), "0.1", 1.0, 1.0)
+    with pytest.raises(ValueError, match="cornn: damping='none': must be one of explicit, implicit"):
+        kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), 0.1, 1.0, 1.0, damping="none")
     with pytest.raises(ValueError, match="unicornn: anchor=-1"):
         kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=-1)
     with pytest.raises(RuntimeError, match="lstm: backend='triton' cannot run: there is no Triton kernel"):

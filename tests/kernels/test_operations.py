@@ -10,6 +10,8 @@ from kernels.dispatch import OPERATIONS
 from tests.kernels.cases import Case, case
 
 ALL = sorted(OPERATIONS)
+# Beside each operation, what an option makes of one.
+EVERY_EQUATION = [*ALL, "implicit_cornn"]
 # A subset of all sizes in which each T, B and H is.
 SIZES = [
     (1, 1, 1),
@@ -82,7 +84,7 @@ def quick():
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_float64_equals_reference(name, size, poisoned):
     example = case(name, *size)
     expected, result = everything(example, "reference"), everything(example, "cpu")
@@ -92,7 +94,7 @@ def test_float64_equals_reference(name, size, poisoned):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_float32_errs_as_reference_does(name, size, poisoned):
     example = case(name, *size)
     for key, value in example.inputs.items():
@@ -101,7 +103,7 @@ def test_float32_errs_as_reference_does(name, size, poisoned):
     assert_as_good_as_reference(example)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_gradcheck(name):
     example = case(name, 4, 2, 3)
     keys = list(example.inputs)
@@ -135,7 +137,7 @@ def test_strided_cotangent(name):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_one_output_used(name):
     example = case(name, 5, 4, 6)
     for i, output in enumerate(example.run("cpu")):
@@ -161,7 +163,7 @@ def test_zero_state_where_none_is_given(name):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_bits_do_not_depend_on_threads(name):
     example, results = case(name, 40, 50, 37).to(torch.float32), []
     for threads in (1, 2, 3, 64):
@@ -240,7 +242,7 @@ def test_operator_registration(name, monkeypatch):
     torch.library.opcheck(getattr(torch.ops.longwave, name).default, tuple(given))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_torch_compile_keeps_one_graph(name):
     example = case(name, 6, 3, 5).to(torch.float32)
     keys = list(example.inputs)
@@ -259,11 +261,11 @@ def test_torch_compile_keeps_one_graph(name):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_equals_torch(name, backend, bias):
-    """lstm and gru are torch.nn.LSTM and torch.nn.GRU, in value and gradient."""
+    """lstm, gru and rnn are torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN, in value and gradient."""
     torch.manual_seed(0)
-    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[name](3, 5, bias=bias).double()
+    module = getattr(torch.nn, name.upper())(3, 5, bias=bias).double()
     x = torch.randn(7, 4, 3, dtype=torch.float64, requires_grad=True)
     states = [torch.randn(1, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(1 + (name == "lstm"))]
     y, final = module(x, tuple(states) if name == "lstm" else states[0])
@@ -274,6 +276,10 @@ def test_equals_torch(name, backend, bias):
         pre = pre + module.bias_hh_l0 if bias else pre
         y, final = kernels.lstm(pre, module.weight_hh_l0, tuple(s[0] for s in states), backend=backend)
         result = [y, *(s[None] for s in final)]
+    elif name == "rnn":
+        pre = pre + module.bias_hh_l0 if bias else pre
+        y, final = kernels.rnn(pre, module.weight_hh_l0, states[0][0], backend=backend)
+        result = [y, final[None]]
     else:
         b_n = module.bias_hh_l0[10:] if bias else None
         if bias:

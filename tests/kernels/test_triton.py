@@ -135,6 +135,16 @@ def test_values_and_gradients(name, steps, batch, hidden):
     assert_as_good(found, exact, plain)
 
 
+@pytest.mark.parametrize(("steps", "batch", "hidden"), [(2, 17, 5), (5, 3, 127), (17, 3, 32)])
+def test_implicit_damping(steps, batch, hidden):
+    given = arguments("cornn", steps, batch, hidden)
+    grads = cotangents("cornn", given)
+    exact, explicit = (run("cornn", given, grads, "reference", damping=d) for d in ("implicit", "explicit"))
+    assert error(explicit["sequence"], exact["sequence"]) > 1e-3
+    plain = run("cornn", single(given), grads, "reference", damping="implicit")
+    assert_as_good(run("cornn", single(given), grads, "triton", damping="implicit"), exact, plain)
+
+
 @pytest.mark.parametrize("anchor", [0, 1, 7, 256])
 def test_anchors(anchor):
     given = arguments("unicornn", 60, 2, 5)
@@ -259,6 +269,10 @@ def test_operator_registration(name):
         # The operator takes the step itself, and the steps between anchors.
         given["d"] = given.pop("dt")
         given = {key: given[key] for key in ("pre", "w", "d", "alpha", "y", "z")}
+    if name == "cornn":
+        # The operator takes a step for z of its own.
+        given["dt_z"] = given["dt"].clone()
+        given = {key: given[key] for key in ("pre", "w_y", "w_z", "dt", "dt_z", "gamma", "epsilon", "y", "z")}
     leaves = [value.requires_grad_() for value in given.values()]
     options = [2] if name == "unicornn" else []
     torch.library.opcheck(importlib.import_module(f"kernels.{name}.triton").forward, (*leaves, *options))

@@ -1,0 +1,134 @@
+"""What every model promises, whatever its equation."""
+
+import pytest
+import torch
+
+import kernels.dispatch
+from models import cornn, gru, lem, lstm, rnn
+from models.network import Network
+
+COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
+CONFIGS = {
+    "cornn": cornn.Config(**COUPLED),
+    "cornn separate, implicit": cornn.Config(**COUPLED, parametrisation="separate", damping="implicit"),
+    "cornn recurrent, trained": cornn.Config(**COUPLED, parametrisation="recurrent", train_dynamics=True),
+    "lem": lem.Config(hidden=12),
+    "lstm": lstm.Config(hidden=12),
+    "lstm chrono": lstm.Config(hidden=12, chrono=6),
+    "gru": gru.Config(hidden=12),
+    "rnn": rnn.Config(hidden=12),
+}
+
+
+def build(name: str) -> Network:
+    torch.manual_seed(0)
+    return CONFIGS[name].build(2, 1)
+
+
+def states(state) -> tuple[torch.Tensor, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (7, 3)])
+def test_shapes(name, T, B):
+    model = build(name)
+    x = torch.randn(T, B, 2)
+    sequence, state = model.layer(x)
+    assert sequence.shape == (T, B, 12)
+    assert all(s.shape == (B, 12) for s in states(state))
+    assert torch.equal(states(state)[0], sequence[-1])
+    assert model(x).shape == (B, 1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_sequence_may_be_cut_and_gone_on_with(name):
+    layer = build(name).layer
+    x = torch.randn(12, 3, 2)
+    whole, final = layer(x)
+    first, state = layer(x[:5])
+    second, last = layer(x[5:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    for a, b in zip(states(last), states(final), strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.allclose(layer(x[5:])[0], second)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_load_across_backends(name, monkeypatch):
+    model = build(name)
+    x = torch.randn(9, 3, 2)
+    assert model.layer.backend() == "cpu"
+    expected = model(x)
+    torch.manual_seed(1)
+    other = CONFIGS[name].build(2, 1)
+    assert not torch.allclose(other(x), expected)
+    monkeypatch.setattr(kernels.dispatch, "_cpu_obstacle", lambda name, dtype: "no compiler")
+    other.load_state_dict(model.state_dict())
+    assert other.layer.backend() == "reference"
+    torch.testing.assert_close(other(x), expected)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_torch_compile_gives_the_same_loss(name):
+    model = build(name)
+    x = torch.randn(9, 3, 2)
+
+    def step(function):
+        loss = function(x).square().mean()
+        return loss, torch.autograd.grad(loss, list(model.parameters()))
+
+    expected, gradients = step(model)
+    torch._dynamo.reset()
+    loss, found = step(torch.compile(model, backend="aot_eager"))
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(found, gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_autocast_runs_the_recurrence_in_float32(name):
+    model = build(name)
+    x = torch.randn(9, 3, 2)
+    expected, _ = model.layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        sequence, _ = model.layer(x)
+    assert sequence.dtype == torch.float32
+    assert 0 < (sequence - expected).abs().max() < 0.05
+
+
+class SaysCuda(torch.Tensor):
+    """A CPU tensor that says that it is on CUDA."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_on_cuda_it_is_torchs(name, monkeypatch):
+    """The branch, run on a CPU: with its states as here, and no kernel of ours."""
+    layer = build(name).layer
+    x, before = torch.randn(9, 3, 2), [torch.randn(3, 12) for _ in range(1 + (name == "lstm"))]
+    before = tuple(before) if name == "lstm" else before[0]
+    expected, final = layer(x, before)
+    monkeypatch.delattr(kernels, name)
+    sequence, state = layer(x.as_subclass(SaysCuda), before)
+    torch.testing.assert_close(sequence.as_subclass(torch.Tensor), expected)
+    assert isinstance(state, tuple) == isinstance(final, tuple)
+    for a, b in zip(states(state), states(final), strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_learns(name):
+    """Recalls the first of five numbers N(0, 1), in 120 steps to below 0.1; whoever says 0 has 1."""
+    model = build(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    x, losses = torch.randn(5, 64, 2), []
+    for _ in range(120):
+        loss = (model(x)[:, 0] - x[0, :, 0]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.7
+    assert max(losses[-5:]) < 0.1
