@@ -47,7 +47,7 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize("T", [1, 2, 17, 100])
-@pytest.mark.parametrize("a", [0.3, -1.0, 1.5])
+@pytest.mark.parametrize("a", [0.4, -1.0, 1.5])
 def test_a_linear_recurrence(T, a):
     """The norm is |a|^lag of that at the last step, down to where its square is far below float32's smallest number."""
     torch.manual_seed(0)
