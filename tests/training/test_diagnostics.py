@@ -58,7 +58,7 @@ def test_a_linear_recurrence(T, a):
     # The root mean square of 1, ..., 5 is sqrt(11).
     last = math.sqrt(11) * model.readout.weight.norm().item()
     assert list(found) == measured
-    assert found == pytest.approx({k: last * abs(a) ** k for k in measured}, rel=1e-4)
+    assert found == pytest.approx({k: last * abs(a) ** k for k in measured}, rel=1e-4, abs=0)
 
 
 def norms_by_loop(step, state, x, readout, target) -> dict[int, float]:
@@ -105,7 +105,7 @@ def test_autograd_through_a_loop(name, backend, T, monkeypatch):
 
     expected = norms_by_loop({"lstm": lstm, "cornn": cornn}[name], (zeros, zeros), x, model.readout, target)
     found = gradient_norms(model, x, lambda output: (output[:, 0] - target) ** 2, list(range(T)))
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 class Stack(nn.Module):
@@ -131,7 +131,7 @@ def test_a_stack():
     found = gradient_norms(model, x, lambda output: output[:, 0], lags(T))
     last = model.readout.weight.norm().item()
     expected = {k: last * math.hypot(b**k, sum(b ** (k - j) * a**j for j in range(1, k + 1))) for k in lags(T)}
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert found == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("name", choices("model"))
