@@ -55,6 +55,8 @@ class Diagnostics:
         def error(output: Tensor) -> Tensor:
             return task.scores(output.float(), target)[task.objective]
 
+        told = set()
+
         def measure() -> dict[str, float]:
             found = {}
             if self.gradients:
@@ -64,10 +66,12 @@ class Diagnostics:
                 with _evaluating(model), torch.no_grad():
                     found |= {f"theory/{key}": float(value) for key, value in model.layer.theory(x).items()}
             # A line of the history is JSON, which has no infinity.
-            lost = [key for key, value in found.items() if not math.isfinite(value)]
+            finite = {key: value for key, value in found.items() if math.isfinite(value)}
+            lost = [key for key in found if key not in finite and key not in told]
             if lost:
-                log.warning("not finite, and therefore not in the history: %s", ", ".join(lost))
-            return {key: value for key, value in found.items() if key not in lost}
+                log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
+                told.update(lost)
+            return finite
 
         return measure
 
