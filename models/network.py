@@ -41,6 +41,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Not sequence[-1], whose gradient is a sequence of zeros.
         _, state = self.layer(x)
+        return self.read(state)
+
+    def read(self, state: Tensor | tuple) -> Tensor:
+        """The output (B, outputs) at a state of the layer."""
         return self.readout(state[0] if isinstance(state, tuple) else state)
 
     def groups(self) -> list[Group]:

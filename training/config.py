@@ -29,6 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import models
 import tasks
+from training.diagnostics import Diagnostics
 from training.errors import UserError
 from training.loop import Training
 from training.optimizers import Optimizer, Scheduler
@@ -40,7 +41,7 @@ CONF = CHECKOUT / "conf"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
-NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking")
+NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking", "diagnostics")
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Config:
     tracking: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
     data: Data = field(default_factory=Data)
     seed: int = 0
     published: str | None = None

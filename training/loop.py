@@ -167,6 +167,7 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
     shown = (f"train/{task.objective}", f"{task.monitor}/{task.metric}")
     state = _restore(run.load(), model, optimizer, scheduler)
     run.start(state, total, per_epoch)
+    probe = config.diagnostics.probe(model, task, settings.batch_size, device)
     began = time.monotonic() - state.seconds
     saved = time.monotonic()
 
@@ -179,6 +180,9 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
         run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": vars(state)})
         saved = time.monotonic()
 
+    if probe is not None and not state.step and not state.history:
+        state.history.append({"step": 0, **probe(), "seconds": 0.0})
+        run.log(state.history[0])
     try:
         with ProgressBar(run.title, state.step, total) as bar:
             while state.stopped is None:
@@ -193,6 +197,7 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
                     state.seconds = time.monotonic() - began
                     entry = _entry(task, state, optimizer, per_epoch, scores)
                     if evaluating:
+                        entry |= probe() if probe is not None else {}
                         _judge(settings, task, model, state, scores[task.metric])
                         if by_plateau:
                             scheduler.step(scores[task.objective])

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from tasks.base import Task
-from training import environment
+from training import diagnostics, environment
 from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
 from training.errors import Diverged, Interrupted, UserError
 from training.files import load_checkpoint, save_checkpoint, write_atomic
@@ -27,7 +27,8 @@ class Run:
     """One run: found by its identity, locked while it works, with a record at every end.
 
     Files in ``folder``: ``config.yaml``, ``checkpoint.pt`` (and the one before it, ``checkpoint.previous.pt``),
-    ``history.jsonl`` (a line an entry, of training or evaluation), ``log.txt``, ``record.json``.
+    ``history.jsonl`` (a line an entry, of training or evaluation), ``log.txt``, ``record.json``, and with
+    ``diagnostics.gradients`` ``gradients.png``.
 
     Args:
         config: of the run.
@@ -242,6 +243,8 @@ class Run:
             exit_code = 128 + error.signal if isinstance(error, Interrupted) else 1
         try:
             self._write_record()
+            if self.config.diagnostics.gradients:
+                self._draw()
         except UserError as second:
             # A full disk must not hide what ended the run.
             if error is None:
@@ -267,6 +270,13 @@ class Run:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_atomic(self.folder / "record.json", (json.dumps(self._body, indent=2, allow_nan=False) + "\n").encode())
+
+    def _draw(self) -> None:
+        png = diagnostics.picture(self._state.history, self.name)
+        if png is not None:
+            path = self.folder / "gradients.png"
+            write_atomic(path, png)
+            self.tracker.show("gradients", path, self._state.step)
 
     def _summary(self) -> dict:
         """What the W&B dashboard shows beside the curves."""

@@ -43,6 +43,9 @@ class NoTracker:
     def log(self, entry: dict[str, float]) -> None:
         pass
 
+    def show(self, key: str, picture: Path, step: int) -> None:
+        pass
+
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         pass
 
@@ -123,6 +126,11 @@ class WandbTracker:
     def log(self, entry: dict[str, float]) -> None:
         if entry["step"] > self._logged:
             self._run.log(entry)
+
+    def show(self, key: str, picture: Path, step: int) -> None:
+        import wandb
+
+        self._run.log({key: wandb.Image(str(picture)), "step": step})
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         self._run.summary.update(summary)

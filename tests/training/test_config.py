@@ -33,6 +33,9 @@ WRONG = [
     ("scheduler=foo", r"scheduler=foo: no such choice; there are constant, cosine, plateau, step"),
     ("tracking=foo", r"tracking=foo: no such choice; there are none, wandb"),
     ("training=foo", r"training=foo: no such choice; there are default"),
+    ("diagnostics=foo", r"diagnostics=foo: no such choice; there are all, gradients, none, theory"),
+    ("diagnostics.gradient=true", r"diagnostics\.gradient: no such key \(did you mean gradients\?\)"),
+    ("diagnostics.theory=perhaps", r"diagnostics\.theory=perhaps: must be true or false"),
     ("debug=foo", r"debug=foo: no such choice; there are fast, overfit"),
     ("hydra/launcher=foo", r"hydra/launcher=foo: no such choice; there are basic"),
     ("device=tpu", r"device=tpu: must be one of auto, cpu, cuda, mps"),
@@ -150,7 +153,7 @@ def test_help_is_a_screenful_of_choices(train_process):
     done = train_process.run("--help")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 40
-    for group in ("model", "task", "optimizer", "scheduler", "tracking", "debug"):
+    for group in ("model", "task", "optimizer", "scheduler", "tracking", "diagnostics", "debug"):
         line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [group])
         assert all(choice in line for choice in choices(group))
     assert all(name in done.stdout for name in choices("recipe"))
@@ -167,6 +170,7 @@ def test_identity_is_of_what_can_change_the_numbers():
         "tracking=none",
         "tracking.project=other tracking.tags=[a]",
         "training.checkpoint_seconds=1",
+        "diagnostics=all",
         "published=null",
         "model=cornn task=adding task.T=100 seed=0",
     ):

@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from training.errors import UserError
 
@@ -192,6 +193,20 @@ def test_online_a_resumed_run_goes_on_and_no_step_is_shown_twice(fit_here, monke
     assert told["id"] == (folder / "wandb_id").read_text()
     assert [entry["step"] for entry in run.entries] == [5, 6]
     assert run.finished == 0
+
+
+def test_gradients_are_curves_and_a_picture(fit_here, monkeypatch):
+    import wandb
+
+    run = FakeRun(logged=0)
+    run.resumed, run.sync_dir = False, "somewhere"
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    _, folder = fit_here(*SMALL, "tracking=wandb", "tracking.mode=offline", "diagnostics=gradients")
+    assert [entry["step"] for entry in run.entries if "gradients/lag_5" in entry] == [0, 2, 4, 6]
+    assert run.entries[-1].keys() == {"gradients", "step"}
+    assert run.entries[-1]["step"] == 6
+    with Image.open(folder / "gradients.png") as drawn:
+        assert run.entries[-1]["gradients"].image.tobytes() == drawn.tobytes()
 
 
 @pytest.mark.parametrize(("mode", "environment", "expected"), [

@@ -1,0 +1,71 @@
+"""How far back the error is felt at initialisation, for several models: ``python -m benchmarks.gradients``.
+
+Draws the norm of dE/dh against the lag (:func:`training.diagnostics.gradient_norms`) on the training batch of step 0,
+each model as its recipe has it; and dashed, after training, where ``train.py`` left a checkpoint of the same settings:
+
+    python train.py -m model=rnn,lstm,cornn,unicornn task=adding task.T=1000 training.steps=200
+    python -m benchmarks.gradients task=adding task.T=1000 training.steps=200
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tasks.base import data_root
+from tasks.randomness import counted_seed
+from training.config import CHECKOUT, compose_run
+from training.diagnostics import axes, gradient_norms, png
+from training.loop import set_up_numerics
+from training.run import Run
+
+
+def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
+    """The norm by lag of the run that ``overrides`` compose, at initialisation and, where it has been run, after it."""
+    config, recipe = compose_run(overrides)
+    set_up_numerics(config.threads)
+    task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
+    torch.manual_seed(counted_seed(config.seed, "init"))
+    model = config.model.build(task.inputs, task.outputs)
+    config.diagnostics.check(model)
+    x, target = task.batch(0, config.training.batch_size)
+    # Four an octave, for the norms that oscillate.
+    quarters = (round(2 ** (i / 4)) for i in range(4 * len(x).bit_length()))
+    lags = sorted({0, len(x) - 1, *(lag for lag in quarters if lag < len(x))})
+
+    def norms() -> dict[int, float]:
+        return gradient_norms(model, x, lambda output: task.scores(output, target)[task.objective], lags)
+
+    found = {"initialised": norms()}
+    saved = Run(config, recipe, None, "").load()
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        found[f"after {saved['state']['step']} steps"] = norms()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", default=["task=adding", "task.T=1000"], help="as for train.py")
+    parser.add_argument("--models", default="rnn,lstm,cornn,unicornn")
+    parser.add_argument("--output", type=Path, default=CHECKOUT / "docs" / "gradients.png")
+    arguments = parser.parse_args()
+    figure, ax = axes(" ".join(arguments.overrides))
+    table = Table("model", "", "lag", "norm")
+    for index, name in enumerate(arguments.models.split(",")):
+        found = measure([f"model={name}", "diagnostics=gradients", *arguments.overrides])
+        for (when, norms), style in zip(found.items(), ("-", "--"), strict=False):
+            ax.plot(norms.keys(), norms.values(), style, color=f"C{index}", label=f"{name}, {when}")
+            lags = [lag for lag in norms if lag in (0, 10, 100) or lag == max(norms)]
+            table.add_row(name, when, "\n".join(map(str, lags)), "\n".join(f"{norms[lag]:.2g}" for lag in lags))
+    ax.legend()
+    arguments.output.write_bytes(png(figure))
+    Console().print(table)
+    print(f"written: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The papers' claims, checked while a model trains: logged, never asserted. docs/diagnostics.md says how to read them.
+
+Measuring changes nothing: not the weights, buffers, gradients or modes of the model, and no generator.
+"""
+
+import inspect
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from models.network import Network
+from tasks.base import Task
+from training.errors import UserError
+from training.progress import log
+
+
+@dataclass
+class Diagnostics:
+    """What is measured before the first step and at each evaluation, on the training batch of step 0.
+
+    Args:
+        gradients: the norm of dE/dh_k at lags 0, 1, 2, 4, ..., as ``gradients/lag_<k>``; see :func:`gradient_norms`.
+        theory: what the layer's ``theory(x)`` gives, as ``theory/<key>``: its paper's assumptions as numbers.
+    """
+
+    gradients: bool = False
+    theory: bool = False
+
+    def check(self, model: Network) -> None:
+        """Raises UserError, or warns, where a measurement does not go with the model."""
+        layer = type(model.layer).__name__
+        if self.gradients and len(inspect.signature(model.layer.forward).parameters) < 2:
+            raise UserError(
+                f"diagnostics.gradients=true: {layer} takes no state back, so that dE/dh_k cannot be measured; "
+                "leave it away, or use diagnostics=theory"
+            )
+        if self.theory and not hasattr(model.layer, "theory"):
+            log.warning("diagnostics.theory=true: %s has no theory to check; nothing is logged of it", layer)
+
+    def probe(
+        self, model: Network, task: Task, batch_size: int, device: torch.device
+    ) -> Callable[[], dict[str, float]] | None:
+        """What measures the model as it is when called, always on the same batch; None where all is off."""
+        theory = self.theory and hasattr(model.layer, "theory")
+        if not self.gradients and not theory:
+            return None
+        x, target = (t.to(device) for t in task.batch(0, batch_size))
+
+        def error(output: Tensor) -> Tensor:
+            return task.scores(output.float(), target)[task.objective]
+
+        told = set()
+
+        def measure() -> dict[str, float]:
+            found = {}
+            if self.gradients:
+                norms = gradient_norms(model, x, error, lags(len(x)))
+                found |= {f"{PREFIX}{lag}": norm for lag, norm in norms.items()}
+            if theory:
+                with _evaluating(model), torch.no_grad():
+                    found |= {f"theory/{key}": float(value) for key, value in model.layer.theory(x).items()}
+            # A line of the history is JSON, which has no infinity.
+            finite = {key: value for key, value in found.items() if math.isfinite(value)}
+            lost = [key for key in found if key not in finite and key not in told]
+            if lost:
+                log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
+                told.update(lost)
+            return finite
+
+        return measure
+
+
+PREFIX = "gradients/lag_"
+
+# Near the smallest number of float32 (1e-38) a norm is what rounding leaves of it, not how the gradient falls.
+FLOOR = 1e-30
+
+
+def lags(T: int) -> list[int]:
+    """The lags that are measured at length ``T``: 0, the powers of two below T, and T - 1."""
+    return sorted({0, *(2**i for i in range((T - 1).bit_length())), T - 1})
+
+
+def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor], lags: list[int]) -> dict[int, float]:
+    """How far back the error is felt: the norm of dE/dh_k, for the state h_k of ``lag`` steps before the last one.
+
+    h_k is all that the layer hands from one step to the next: h and c of an LSTM, y and z of a coRNN, the states of all
+    layers of a stack. dE/dh_k holds the partial derivatives of a sample's error E by the numbers in h_k, each with the
+    others held fixed. Its 2-norm is taken over all of these numbers, and the root mean square of that over the batch.
+    The model is in evaluation mode (no dropout, no batch statistics) and in the precision of its weights.
+
+    Args:
+        x: (T, B, D).
+        error: maps the model's output to the error E of each sample, (B,).
+        lags: 0 is the state after the last step, T - 1 the one after the first.
+
+    Returns:
+        The norm at each lag, the shortest first.
+    """
+    state, states, done = None, {}, 0
+    # cuDNN's recurrences have no backward pass in evaluation mode.
+    with _evaluating(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        for lag in sorted(lags, reverse=True):
+            _, state = model.layer(x[done : len(x) - lag], state)
+            # Copies: one part of a state may have been computed from another, through which no error is to flow here.
+            state = tree_map_only(Tensor, _copy, state)
+            states[lag], done = [part for part in tree_leaves(state) if part.requires_grad], len(x) - lag
+        total = error(model.read(state)).sum()
+        gradients = iter(torch.autograd.grad(total, [p for parts in states.values() for p in parts], allow_unused=True))
+    squares = {lag: sum(_square(next(gradients)) for _ in parts) for lag, parts in states.items()}
+    return {lag: math.sqrt(squares[lag] / x.shape[1]) for lag in sorted(lags)}
+
+
+def _copy(part: Tensor) -> Tensor:
+    # A state may count its steps, in whole numbers.
+    return part.clone().requires_grad_(part.is_floating_point() or part.is_complex())
+
+
+def _square(gradient: Tensor | None) -> float:
+    # In float64, where squares of small numbers do not vanish; on the CPU, since not every device has it.
+    return 0.0 if gradient is None else gradient.abs().cpu().double().square().sum().item()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards every module as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def axes(title: str):
+    """An empty picture of gradient norm against lag: (figure, axes)."""
+    # Imported here, since most runs draw nothing; and not pyplot, which keeps what it draws and may look for a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    ax = figure.add_subplot()
+    # Logarithmic, with a place for lag 0.
+    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_yscale("log", nonpositive="mask")
+    ax.set_xlabel("lag: steps before the last")
+    ax.set_ylabel("norm of dE/dh")
+    ax.set_title(title)
+    ax.grid(alpha=0.3)
+    return figure, ax
+
+
+def png(figure) -> bytes:
+    """A figure as the content of a file; what is below FLOOR is outside of it."""
+    (ax, *_) = figure.axes
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], FLOOR))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def picture(history: list[dict], title: str) -> bytes | None:
+    """A run's gradient norms against the lag, a curve an evaluation, coloured by its step, as PNG; None without any."""
+    curves = {}
+    for entry in history:
+        norms = {int(key.removeprefix(PREFIX)): value for key, value in entry.items() if key.startswith(PREFIX)}
+        if norms:
+            curves[entry["step"]] = norms
+    if not curves:
+        return None
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    figure, ax = axes(title)
+    # Without its palest end, which is hard to see on white.
+    shades = ListedColormap(colormaps["viridis_r"](range(40, 256)))
+    colours = ScalarMappable(Normalize(min(curves), max(curves)), shades)
+    for step, norms in curves.items():
+        ax.plot(norms.keys(), norms.values(), color=colours.to_rgba(step), linewidth=1)
+    figure.colorbar(colours, ax=ax, label="training step")
+    return png(figure)
