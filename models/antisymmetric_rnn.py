@@ -1,0 +1,72 @@
+"""AntisymmetricRNN: Euler steps of an ODE that neither grows nor decays (Chang et al., ICLR 2019)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+from models.network import Network
+
+
+@dataclass
+class Config:
+    """AntisymmetricRNN.
+
+    Args:
+        hidden: number of units.
+        gated: whether a gate scales each step of each unit.
+        epsilon: step size, > 0.
+        gamma: diffusion, the damping without which Euler's steps would grow; >= 0.
+    """
+
+    name: str = "antisymmetric_rnn"
+    hidden: int = 128
+    gated: bool = False
+    epsilon: float = 0.1
+    gamma: float = 0.01
+
+    def __post_init__(self):
+        if self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden}: must be 1 or more")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon={self.epsilon}: must be > 0")
+        if not self.gamma >= 0:
+            raise ValueError(f"gamma={self.gamma}: must be >= 0")
+
+    def build(self, inputs: int, outputs: int) -> Network:
+        layer = AntisymmetricRNN(inputs, self.hidden, self.gated, self.epsilon, self.gamma)
+        return Network(layer, nn.Linear(self.hidden, outputs))
+
+
+class AntisymmetricRNN(nn.Module):
+    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.antisymmetric_rnn`.
+
+    The h (h - 1) / 2 entries of ``upper`` are all there is to the recurrent matrix, W - W^T with W strictly upper
+    triangular, row by row. They are drawn from N(0, 1/h), and the maps of the input from N(0, 1/inputs), with bias 0:
+    the form of the paper's initialisation as remembered, not read.
+    """
+
+    def __init__(self, inputs: int, hidden: int, gated: bool, epsilon: float, gamma: float):
+        super().__init__()
+        self.hidden, self.gated, self.epsilon, self.gamma = hidden, gated, epsilon, gamma
+        # With a gate, its map comes first.
+        self.affine = nn.Linear(inputs, hidden * (1 + gated))
+        nn.init.normal_(self.affine.weight, std=1 / math.sqrt(inputs))
+        nn.init.zeros_(self.affine.bias)
+        self.upper = nn.Parameter(torch.randn(hidden * (hidden - 1) // 2) / math.sqrt(hidden))
+        # Follows from hidden, and moves to the device with the parameters.
+        self.register_buffer("places", torch.triu_indices(hidden, hidden, offset=1), persistent=False)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states h (T, B, hidden) and the final one, from zeros or from ``state``."""
+        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
+        pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.upper.dtype)
+        w = self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
+        return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated)
+
+    def backend(self) -> str:
+        """What computes the time loop where the weights are now."""
+        name = "gated_antisymmetric_rnn" if self.gated else "antisymmetric_rnn"
+        return kernels.backend_for(name, self.upper)

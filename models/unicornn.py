@@ -1,0 +1,139 @@
+"""UnICORNN: undamped, independent, controlled oscillators (Rusch & Mishra, ICML 2021)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+from models.network import Network
+from models.stack import Stack, affine, classifier
+
+
+@dataclass
+class Config:
+    """UnICORNN.
+
+    Args:
+        hidden: number of oscillators in a layer.
+        layers: number of layers.
+        dt: largest step size, > 0: one number, or a list with one for each layer. A unit's own is dt sigmoid(c).
+        alpha: stiffness, the pull on the position y; >= 0.
+        dropout: of every layer's output, the top one's too, with a mask that is shared over time; in [0, 1). The
+            released code has 0.1 as a default that its scripts never mention (psMNIST, noise-padded CIFAR-10, BIDMC),
+            and none at all for EigenWorms.
+        residual: whether the input of a layer, from the second on, is added to its output (after dropout). The
+            paper's deep stacks have skip connections, the released code has none.
+        anchor: the backward pass rebuilds the states, and stores them every ``anchor`` steps to do so without drift;
+            0 stores none. The plain PyTorch loop stores all of them, and takes no notice.
+    """
+
+    name: str = "unicornn"
+    hidden: int = 128
+    layers: int = 3
+    dt: Any = 0.046
+    alpha: float = 10.0
+    dropout: float = 0.1
+    residual: bool = False
+    anchor: int = 256
+
+    def __post_init__(self):
+        for key in ("hidden", "layers"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        values = self.dt if isinstance(self.dt, list) else [self.dt]
+        if not all(type(dt) in (int, float) and 0 < dt < math.inf for dt in values):
+            raise ValueError(f"dt={self.dt}: must be a number > 0, or a list of one for each layer")
+        if isinstance(self.dt, list) and len(self.dt) != self.layers:
+            raise ValueError(f"dt={self.dt}: must be one number, or a list of {self.layers} (layers={self.layers})")
+        # 1 and 1.0 are one run.
+        self.dt = [float(dt) for dt in values] if isinstance(self.dt, list) else float(self.dt)
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha={self.alpha}: must be >= 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+        if self.anchor < 0:
+            raise ValueError(f"anchor={self.anchor}: must be 0 (none) or a number of steps")
+
+    def build(self, inputs: int, outputs: int) -> Network:
+        steps = self.dt if isinstance(self.dt, list) else [self.dt] * self.layers
+        widths = [inputs] + [self.hidden] * (self.layers - 1)
+        layers = [
+            UnICORNNLayer(width, self.hidden, dt, self.alpha, self.anchor)
+            for width, dt in zip(widths, steps, strict=True)
+        ]
+        return Network(UnICORNN(layers, self.dropout, self.residual), classifier(self.hidden, outputs))
+
+
+class UnICORNNLayer(nn.Module):
+    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.unicornn`.
+
+    w ~ U(0, 1), c ~ U(-0.1, 0.1), and the map of the input is :func:`models.stack.affine` (unicornn: */network.py).
+    """
+
+    def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256):
+        super().__init__()
+        self.dt, self.alpha, self.anchor = dt, alpha, anchor
+        self.affine = affine(inputs, hidden)
+        self.w = nn.Parameter(torch.empty(hidden).uniform_(0, 1))
+        self.c = nn.Parameter(torch.empty(hidden).uniform_(-0.1, 0.1))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
+        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
+        pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.w.dtype)
+        return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor)
+
+    def backend(self) -> str:
+        """What computes the time loop where the weights are now."""
+        return kernels.backend_for("unicornn", self.w)
+
+    def stability(self) -> float:
+        """The largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
+
+        Symplectic Euler is stable for the linearised oscillator, y'' = -(w + alpha) y, where this is from 0 to 4.
+        """
+        return ((self.dt * self.c.sigmoid()) ** 2 * (self.w + self.alpha)).max().item()
+
+    def inversion_drift(self, x: Tensor) -> float:
+        """How far the states, rebuilt from the final ones by running the recurrence backwards in float32, are off.
+
+        The largest |rebuilt - forward| of y and z over all steps, sequences and units of x (T, B, inputs). Holds
+        both states of every step, (T, B, hidden).
+        """
+        pre, w, alpha = self.affine(x).float(), self.w.float(), self.alpha
+        d = self.dt * self.c.float().sigmoid()
+        y = z = torch.zeros_like(pre[0])
+        states = [(y, z)]
+        for drive in pre.unbind(0):
+            z = z - d * ((w * y + drive).tanh() + alpha * y)
+            y = y + d * z
+            states.append((y, z))
+        drift = torch.zeros_like(y)
+        for drive, (true_y, true_z) in zip(pre.flip(0).unbind(0), states[-2::-1], strict=True):
+            y = y - d * z
+            z = z + d * ((w * y + drive).tanh() + alpha * y)
+            drift = drift.maximum((y - true_y).abs()).maximum((z - true_z).abs())
+        return drift.max().item()
+
+
+class UnICORNN(Stack):
+    """A stack of :class:`UnICORNNLayer`."""
+
+    @torch.no_grad()
+    def theory(self, x: Tensor) -> dict[str, float]:
+        """What the paper's claims rest on, measured on x (T, B, inputs), without dropout; changes nothing.
+
+        Returns:
+            For each layer l = 1, 2, ...: ``stability_<l>``, see :meth:`UnICORNNLayer.stability`, and
+            ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`.
+        """
+        found = {}
+        for number, layer in enumerate(self.layers, start=1):
+            found[f"stability_{number}"] = layer.stability()
+            found[f"inversion_drift_{number}"] = layer.inversion_drift(x)
+            sequence, _ = layer(x)
+            x = x + sequence if self.residual and number > 1 else sequence
+        return found

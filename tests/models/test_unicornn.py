@@ -1,0 +1,219 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.unicornn import Config, UnICORNNLayer
+from tests.models import checks
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "inputs", "outputs", "parameters"),
+    [
+        (256, 3, 1, 10, 136_202),  # psMNIST
+        (128, 3, 1, 10, 35_338),
+        (128, 3, 96, 10, 47_498),  # noise-padded CIFAR-10
+        (32, 2, 6, 5, 1_573),  # EigenWorms
+        (128, 3, 2, 1, 34_305),  # respiratory and heart rate
+        (128, 2, 100, 1, 30_081),  # IMDB, behind the embedding
+    ],
+)
+def test_parameters_are_the_papers(hidden, layers, inputs, outputs, parameters):
+    model = Config(hidden=hidden, layers=layers).build(inputs, outputs)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden", 0, "hidden=0: must be 1 or more"),
+        ("layers", 0, "layers=0: must be 1 or more"),
+        ("dt", 0, "dt=0: must be a number > 0, or a list of one for each layer"),
+        ("dt", "fast", "dt=fast: must be a number"),
+        ("dt", True, "dt=True: must be a number"),
+        ("dt", None, "dt=None: must be a number"),
+        ("dt", math.inf, "dt=inf: must be a number"),
+        ("dt", [0.1, -0.1, 0.1], r"dt=\[0.1, -0.1, 0.1\]: must be a number > 0"),
+        ("dt", [0.1, 0.2], r"dt=\[0.1, 0.2\]: must be one number, or a list of 3 \(layers=3\)"),
+        ("dt", [], r"dt=\[\]: must be one number, or a list of 3"),
+        ("alpha", -1.0, "alpha=-1.0: must be >= 0"),
+        ("dropout", 1.0, r"dropout=1.0: must be in \[0, 1\)"),
+        ("anchor", -1, "anchor=-1: must be 0"),
+    ],
+)
+def test_values_out_of_range(key, value, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Config(**{key: value})
+
+
+def test_dt_is_one_number_or_one_for_each_layer():
+    assert Config(dt=1).dt == 1.0
+    assert isinstance(Config(dt=1).dt, float)
+    assert [layer.dt for layer in Config(layers=3, dt=0.2).build(2, 1).layer.layers] == [0.2, 0.2, 0.2]
+    assert [layer.dt for layer in Config(layers=2, dt=[2.81e-5, 1]).build(2, 1).layer.layers] == [2.81e-5, 1.0]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def transcribed(model, x, alpha, steps, residual=False):
+    """z -= d (tanh(w y + V y_below + b) + alpha y), then y += d z, with d = dt sigmoid(c); layer by layer."""
+    values = {name: value.detach().numpy() for name, value in model.layer.named_parameters()}
+    below = x.numpy()
+    for index, dt in enumerate(steps):
+        weight, bias, w, c = (values[f"layers.{index}.{name}"] for name in ("affine.weight", "affine.bias", "w", "c"))
+        y = z = np.zeros((below.shape[1], len(w)))
+        d, sequence = dt * sigmoid(c), []
+        for step in below:
+            z = z - d * (np.tanh(w * y + step @ weight.T + bias) + alpha * y)
+            y = y + d * z
+            sequence.append(y)
+        below = np.stack(sequence) + (below if residual and index else 0)
+    return below
+
+
+@pytest.mark.parametrize("T", [1, 2, 17])
+@pytest.mark.parametrize("residual", [False, True])
+def test_equals_a_transcription_of_the_equation(T, residual):
+    torch.manual_seed(0)
+    steps = [0.9, 0.3, 1.4]
+    model = Config(hidden=5, layers=3, dt=steps, alpha=0.7, residual=residual).build(3, 2).double().eval()
+    torch.nn.init.normal_(model.layer.layers[1].affine.bias)
+    x = torch.randn(T, 4, 3, dtype=torch.float64)
+    expected = transcribed(model, x, 0.7, steps, residual)
+    sequence, (end, finals) = model.layer(x)
+    np.testing.assert_allclose(sequence.detach().numpy(), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(end.detach().numpy(), expected[-1], rtol=1e-12, atol=1e-14)
+    assert [tuple(part.shape for part in final) for final in finals] == [((4, 5), (4, 5))] * 3
+    readout = expected[-1] @ model.readout.weight.detach().numpy().T + model.readout.bias.detach().numpy()
+    np.testing.assert_allclose(model(x).detach().numpy(), readout, rtol=1e-12, atol=1e-14)
+
+
+def test_one_sequence_of_one_step():
+    """From zero, y_1 = -d^2 tanh(V x + b)."""
+    layer = UnICORNNLayer(2, 3, 0.5, 10.0)
+    x = torch.randn(1, 1, 2)
+    sequence, _ = layer(x)
+    d = 0.5 * layer.c.sigmoid()
+    torch.testing.assert_close(sequence[0], -(d**2) * layer.affine(x[0]).tanh())
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_gradients_in_double(residual):
+    torch.manual_seed(0)
+    model = Config(hidden=3, layers=2, dt=[0.9, 1.7], alpha=1.2, dropout=0, residual=residual, anchor=2).build(2, 1)
+    checks.has_the_right_gradients(model.layer, torch.randn(5, 2, 2))
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = Config(hidden=400, layers=2).build(30, 50)
+    for layer, inputs in zip(model.layer.layers, (30, 400), strict=True):
+        for parameter, low, high in (
+            (layer.w, 0, 1),
+            (layer.c, -0.1, 0.1),
+            (layer.affine.weight, -math.sqrt(6 / (65 * inputs)), math.sqrt(6 / (65 * inputs))),
+        ):
+            near = 0.02 * (high - low)
+            assert low <= parameter.min() < low + near
+            assert high - near < parameter.max() <= high
+            assert abs(parameter.mean() - (low + high) / 2) < 0.1 * (high - low)
+        assert not layer.affine.bias.any()
+    assert abs(model.readout.weight.std() / math.sqrt(2 / 400) - 1) < 0.02
+    assert model.readout.weight.abs().max() > 3 * math.sqrt(2 / 400)
+    assert not model.readout.bias.any()
+
+
+def test_learns_to_tell_two_tones_apart():
+    """Half a sequence of one of two tones, then noise: the loss falls from log 2 = 0.69 to less than 0.1."""
+    torch.manual_seed(0)
+    n = torch.arange(30).unsqueeze(1)
+
+    def draw():
+        label = torch.randint(0, 2, (32,))
+        tone = torch.sin((0.3 + 0.3 * label) * n) * (n < 15)
+        return (tone + 0.3 * torch.randn(30, 32)).unsqueeze(-1), label
+
+    model = Config(hidden=16, layers=2, dt=0.5, alpha=1.0).build(1, 2)
+    loss = checks.train(model, draw, torch.nn.functional.cross_entropy, steps=100, lr=0.01, last=25)
+    assert loss < 0.1
+
+
+def test_theory_gives_stability_and_drift_of_every_layer():
+    torch.manual_seed(0)
+    model = Config(hidden=6, layers=2, dt=[0.19, 1.0], alpha=30.65, dropout=0.5).build(3, 2)
+    x = torch.randn(40, 5, 3)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    found = model.layer.theory(x)
+    assert list(found) == ["stability_1", "inversion_drift_1", "stability_2", "inversion_drift_2"]
+    assert all(type(value) is float for value in found.values())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.training
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for index, dt in enumerate([0.19, 1.0]):
+        w, c = weights[f"layer.layers.{index}.w"].numpy(), weights[f"layer.layers.{index}.c"].numpy()
+        assert found[f"stability_{index + 1}"] == pytest.approx(max((dt * sigmoid(c)) ** 2 * (w + 30.65)), rel=1e-5)
+    # The published steps are far from 4.
+    assert 0.2 < found["stability_1"] < 0.4
+    assert found["stability_2"] > 4
+
+
+def test_theory_reaches_the_layer_above_through_the_one_below():
+    """The drift of the second layer is that of its own inputs, with and without residual."""
+    torch.manual_seed(0)
+    x = torch.randn(30, 4, 3)
+    for residual in (False, True):
+        model = Config(hidden=6, layers=3, dt=1.0, alpha=1.0, residual=residual).build(3, 2)
+        layers = model.layer.layers
+        first, _ = layers[0](x)
+        second, _ = layers[1](first)
+        third_input = first + second if residual else second
+        with torch.no_grad():
+            assert model.layer.theory(x)["inversion_drift_3"] == layers[2].inversion_drift(third_input)
+
+
+def drift(layer, x):
+    """The definition, in NumPy and float32: forward, then y -= d z and z += d (tanh(w y + pre) + alpha y) backwards."""
+    pre = layer.affine(x).detach().numpy()
+    w, d = layer.w.detach().numpy(), (layer.dt * layer.c.sigmoid()).detach().numpy()
+    alpha = np.float32(layer.alpha)
+    states = [np.zeros((2, *pre.shape[1:]), np.float32)]
+    for drive in pre:
+        y, z = states[-1]
+        z = z - d * (np.tanh(w * y + drive) + alpha * y)
+        states.append(np.stack([y + d * z, z]))
+    y, z = states[-1]
+    worst = 0.0
+    for drive, (true_y, true_z) in zip(pre[::-1], states[-2::-1], strict=True):
+        y = y - d * z
+        z = z + d * (np.tanh(w * y + drive) + alpha * y)
+        worst = max(worst, np.abs(y - true_y).max(), np.abs(z - true_z).max())
+    return worst
+
+
+def test_inversion_drift_is_that_of_float32():
+    torch.manual_seed(0)
+    layer, x = UnICORNNLayer(3, 64, 0.19, 30.65), torch.randn(784, 2, 3)
+    with torch.no_grad():
+        # 1e-6 in y and 5e-6 in z were measured for these constants.
+        assert 1e-6 < layer.inversion_drift(x) < 2e-5
+        assert layer.inversion_drift(x) == pytest.approx(drift(layer, x), rel=0.7)
+        # In float32, whatever the type of the weights.
+        assert 1e-6 < layer.double().inversion_drift(x.double()) < 2e-5
+        # One step is undone exactly.
+        assert layer.float().inversion_drift(x[:1]) == 0
+
+
+def test_inversion_drift_grows_without_a_restoring_force():
+    torch.manual_seed(0)
+    x = torch.randn(2000, 1, 1)
+    held, free = UnICORNNLayer(1, 32, 0.0343, 30.0), UnICORNNLayer(1, 32, 0.0343, 0.0)
+    free.load_state_dict(held.state_dict())
+    for layer in (held, free):
+        layer.affine.weight.data.mul_(10)
+        layer.affine.bias.data.fill_(1.0)
+    with torch.no_grad():
+        assert free.inversion_drift(x) > 5 * held.inversion_drift(x)
