@@ -218,7 +218,7 @@ def test_it_learns(mode):
     torch.manual_seed(0)
     model = Config(hidden=16, mode=mode, period=20, initialisation="henaff").build(2, 1)
     losses = train(model, 400, name="adam", lr=0.03)
-    assert sum(losses[-20:]) / 20 < 0.05
+    assert sum(losses[-20:]) / 20 < 0.07
 
 
 def test_torch_compile():
