@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import kernels
 from models.network import Network
 
 
@@ -71,7 +72,7 @@ class LinOSS(nn.Module):
         if state is None:
             state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * len(self.blocks))
         before, steps, *oscillators = state
-        sequence, final = self.encoder(x), []
+        sequence, final = kernels.linear(x, self.encoder.weight, self.encoder.bias), []
         for block, initial in zip(self.blocks, oscillators, strict=True):
             sequence, last = block(sequence, initial)
             final.append(last)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels.dispatch
-from models import cornn, gru, lem, lstm, rnn
+from models import cornn, exprnn, gru, lem, lstm, rnn
 from models.network import Network
 
 COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
@@ -17,6 +17,8 @@ CONFIGS = {
     "lstm chrono": lstm.Config(hidden=12, chrono=6),
     "gru": gru.Config(hidden=12),
     "rnn": rnn.Config(hidden=12),
+    "exprnn": exprnn.Config(hidden=12),
+    "dtriv": exprnn.Config(hidden=12, mode="dtriv"),
 }
 
 

@@ -230,7 +230,7 @@ def test_under_autocast():
 
 
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
-def test_it_learns(discretisation):
+def test_learns(discretisation):
     """The adding problem at T = 12, where predicting 1 always has a loss of 0.167."""
     torch.manual_seed(0)
     model = Config(hidden=16, state=8, discretisation=discretisation).build(2, 1)
