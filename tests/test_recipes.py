@@ -114,6 +114,32 @@ def test_indrnns_bound_follows_the_length():
         assert config.model.build(2, 1).layer.layers[1].bound == 2 ** (1 / T)
 
 
+# Lezcano/expRNN's script, and asRNN's settings for expRNN: hidden, lr, alpha (torch's default is 0.99), mode.
+ORTHOGONAL = {
+    "exprnn/smnist": (170, 7e-4, None, "exprnn"),
+    "exprnn/psmnist": (170, 7e-4, None, "exprnn"),
+    "exprnn/smnist_dtriv": (170, 7e-4, None, "dtriv"),
+    "exprnn/psmnist_dtriv": (170, 7e-4, None, "dtriv"),
+    "exprnn/smnist_asrnn": (170, 7e-4, 0.9, "exprnn"),
+    "exprnn/psmnist_asrnn": (170, 1e-3, 0.9, "exprnn"),
+    "exprnn/smnist_360": (360, 5e-4, 0.9, "exprnn"),
+    "exprnn/psmnist_360": (360, 7e-4, 0.9, "exprnn"),
+    "exprnn/smnist_512": (512, 3e-4, 0.9, "exprnn"),
+    "exprnn/psmnist_512": (512, 5e-4, 0.9, "exprnn"),
+}
+
+
+@pytest.mark.parametrize("recipe", ORTHOGONAL)
+def test_settings_of_exprnn_are_the_released_ones(recipe):
+    c, _ = compose_run(selection(recipe))
+    t, o, m = c.training, c.optimizer, c.model
+    assert (m.hidden, o.lr, o.alpha, m.mode) == ORTHOGONAL[recipe]
+    assert (m.initialisation, m.orthogonal_lr, m.period, m.projection_period) == ("cayley", 0.1, 100, 100)
+    assert (o.name, o.eps, o.momentum, o.weight_decay, c.scheduler.name) == ("rmsprop", None, None, 0, "constant")
+    assert (t.batch_size, t.epochs, t.clip_norm, t.clip_value, t.selection) == (128, 70, None, None, "best")
+    assert c.task.permutation == (None if c.task.name == "smnist" else "exprnn")
+
+
 def test_permutation_follows_the_recipe_and_the_command_line_beats_it():
     assert compose_run(["model=cornn", "task=psmnist"])[0].task.permutation == "cornn"
     config, _ = compose_run(

@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_leaves as states
 
 import kernels.dispatch
-from models import antisymmetric_rnn, cornn, gru, indrnn, lem, lstm, rnn, unicornn
+from models import antisymmetric_rnn, cornn, exprnn, gru, indrnn, lem, lstm, rnn, unicornn
 from models.network import Network
 
 COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
@@ -23,6 +23,8 @@ CONFIGS = {
     "indrnn before": indrnn.Config(hidden=12, norm="before"),
     "antisymmetric_rnn": antisymmetric_rnn.Config(hidden=12, epsilon=0.5),
     "antisymmetric_rnn gated": antisymmetric_rnn.Config(hidden=12, epsilon=0.5, gated=True),
+    "exprnn": exprnn.Config(hidden=12),
+    "dtriv": exprnn.Config(hidden=12, mode="dtriv"),
 }
 
 
