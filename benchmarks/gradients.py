@@ -9,6 +9,7 @@ each model as its recipe has it, or its defaults; and dashed, after training, wh
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -19,14 +20,15 @@ from tasks.base import data_root
 from tasks.randomness import counted_seed
 from training.config import CHECKOUT, compose_run
 from training.diagnostics import axes, gradient_norms, png
-from training.loop import set_up_numerics
+from training.errors import UserError
+from training.loop import set_up_process
 from training.run import Run
 
 
 def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
     """The norm by lag of the run that ``overrides`` compose, at initialisation and, where it has been run, after it."""
     config, recipe = compose_run(overrides)
-    set_up_numerics(config.threads)
+    set_up_process(config.threads)
     task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)
@@ -70,4 +72,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
