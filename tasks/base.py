@@ -34,6 +34,8 @@ class Task:
     """What identifies the split and the order of the data: two runs compare only when it is equal."""
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each data file that was read."""
+    notes: dict = {}
+    """What else the record says of the data."""
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """The number of batches in an epoch; None where fresh batches are drawn for ever."""
@@ -50,6 +52,10 @@ class Task:
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Every score of every sample, each (B,); their means over a split are what is reported."""
         raise NotImplementedError
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """What is reported, of the mean scores over a split: a root mean squared error is a root of a mean."""
+        return means
 
     def better(self, a: float, b: float | None) -> bool:
         """Whether metric value ``a`` beats ``b`` (None is beaten by everything)."""

@@ -1,10 +1,11 @@
 """Files from the internet, and what is made of them: downloaded, unpacked and processed once, checked whenever used.
 
 A task file that needs some says which in ``SOURCES``, a dict from a name to a tuple of :class:`Source`:
-``python -m tasks.download`` offers what it finds there.
+``python -m tasks.download`` offers what it finds there. ``FALLBACKS``, likewise, has other files with the same content.
 """
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import json
@@ -16,10 +17,11 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -71,6 +73,28 @@ def fetch(source: Source, root: Path) -> Path:
     with _locked(path, f"another process downloads {path.name}; waiting for it"):
         _check(source, path, None if path.exists() else _download(source, path))
     return path
+
+
+def fetch_all(sources: Sequence[Source], fallback: Sequence[Source], root: Path) -> list[Path]:
+    """:func:`fetch` of several files, or, where they cannot be had, of those that are as good.
+
+    What is there already is preferred to what must be downloaded.
+    """
+    if fallback and _there(fallback, root) and not _there(sources, root):
+        sources, fallback = fallback, ()
+    try:
+        return [fetch(source, root) for source in sources]
+    except OSError as error:
+        if not fallback:
+            raise
+        try:
+            return [fetch(source, root) for source in fallback]
+        except OSError as second:
+            raise OSError(f"{error}; nor is this to be had: {second}") from error
+
+
+def _there(sources: Sequence[Source], root: Path) -> bool:
+    return all((root / source.path).exists() for source in sources)
 
 
 def digest(path: Path) -> str:
@@ -331,11 +355,11 @@ def unpack(archive: Path, members: Sequence[str] | None, into: Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         temporary.mkdir()
         try:
-            with _open_archive(archive) as (names, open_member):
+            with open_archive(archive) as (names, open_member):
                 if wanted is None:
                     todo = {name: name for name in names}
                 else:
-                    todo = {_find(archive, names, name): name for name in wanted}
+                    todo = {find(archive, names, name): name for name in wanted}
                 for name, target in todo.items():
                     _check_name(archive, target)
                     (temporary / target).parent.mkdir(parents=True, exist_ok=True)
@@ -347,8 +371,6 @@ def unpack(archive: Path, members: Sequence[str] | None, into: Path) -> Path:
                 for name in wanted:
                     (into / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary / name, into / name)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise OSError(f"{archive} is damaged ({error}): delete it and run again to download it") from error
         except OSError as error:
             if error.errno is None:
                 raise
@@ -359,30 +381,35 @@ def unpack(archive: Path, members: Sequence[str] | None, into: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _open_archive(archive: Path):
-    """The names of the files in an archive, and what opens one of them."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            files = [info for info in opened.infolist() if not info.is_dir()]
-            for info in files:
-                mode = info.external_attr >> 16
-                if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                    raise OSError(f"{archive}: {info.filename} is a link or a special file; refused")
-            yield [info.filename for info in files], opened.open
-    else:
-        with tarfile.open(archive) as opened:
-            infos = [info for info in opened.getmembers() if not info.isdir()]
-            for info in infos:
-                if not info.isreg():
-                    raise OSError(f"{archive}: {info.name} is a link or a special file; refused")
-            by_name = {info.name: info for info in infos}
-            yield list(by_name), lambda name: opened.extractfile(by_name[name])
+def open_archive(archive: Path) -> Iterator[tuple[list[str], Callable[[str], BinaryIO]]]:
+    """The names of the files in a zip or tar archive, and what opens one of them.
+
+    Raises:
+        OSError: for a damaged archive, also while one reads; for one with links or special files.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                files = [info for info in opened.infolist() if not info.is_dir()]
+                for info in files:
+                    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+                        raise OSError(f"{archive}: {info.filename} is a link or a special file; refused")
+                yield [info.filename for info in files], opened.open
+        else:
+            with tarfile.open(archive) as opened:
+                infos = {info.name: info for info in opened if not info.isdir()}
+                for info in infos.values():
+                    if not info.isreg():
+                        raise OSError(f"{archive}: {info.name} is a link or a special file; refused")
+                yield list(infos), lambda name: opened.extractfile(infos[name])
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(f"{archive} is damaged ({reason}): delete it and run again to download it") from error
 
 
-def _find(archive: Path, names: list[str], wanted: str) -> str:
-    found = [name for name in names if name == wanted or name.endswith(f"/{wanted}")]
-    if wanted in found:
-        return wanted
+def find(archive: Path, names: Sequence[str], wanted: str) -> str:
+    """The one member that is called ``wanted``, in whatever folder; OSError where there is none, or several."""
+    found = [wanted] if wanted in names else [name for name in names if name.endswith(f"/{wanted}")]
     if len(found) != 1:
         listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise OSError(f"{archive} has {len(found) or 'no'} files named {wanted}; it holds {listed}")

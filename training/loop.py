@@ -284,7 +284,7 @@ def _train_step(config, task: Task, model, device, optimizer, step: int) -> tupl
 def evaluate(
     model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, run, step: int
 ) -> dict[str, float]:
-    """The mean of every score over the samples of ``split``.
+    """The task's summary of the mean of every score over the samples of ``split``.
 
     Raises:
         Diverged: where one is not finite.
@@ -306,7 +306,7 @@ def evaluate(
     for key, value in sums.items():
         if not math.isfinite(value):
             raise Diverged(step, f"{split} {key}", value)
-    return {key: value / count for key, value in sums.items()}
+    return task.summary({key: value / count for key, value in sums.items()})
 
 
 def _judge(settings: Training, task: Task, model, state: State, value: float) -> None:
