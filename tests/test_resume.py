@@ -117,10 +117,10 @@ SETTINGS = {
 def die_and_resume(fit_here, arguments, output, step, monkeypatch):
     train_step = training.loop._train_step
 
-    def dying(config, task, model, device, optimizer, at):
-        if at == step:
+    def dying(config, task, model, device, optimizer, state):
+        if state.step == step:
             raise KeyboardInterrupt
-        return train_step(config, task, model, device, optimizer, at)
+        return train_step(config, task, model, device, optimizer, state)
 
     with monkeypatch.context() as m:
         m.setattr("training.loop._train_step", dying)

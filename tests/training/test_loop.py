@@ -185,9 +185,9 @@ def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeypatch):
     train_step = training.loop._train_step
 
-    def overflowing(config, task, model, device, optimizer, step):
-        found = train_step(config, task, model, device, optimizer, step)
-        if step == 3:
+    def overflowing(config, task, model, device, optimizer, state):
+        found = train_step(config, task, model, device, optimizer, state)
+        if state.step == 3:
             model.readout.bias.data.fill_(math.inf)
         return found
 
