@@ -90,7 +90,7 @@ def fetch_all(sources: Sequence[Source], fallback: Sequence[Source], root: Path)
         try:
             return [fetch(source, root) for source in fallback]
         except OSError as second:
-            raise OSError(f"{error}; nor is this to be had: {second}") from error
+            raise OSError(f"{error}; or else: {second}") from error
 
 
 def _there(sources: Sequence[Source], root: Path) -> bool:
@@ -197,7 +197,7 @@ def _download(source: Source, path: Path) -> str:
         os.replace(part, path)
         _part_note(part).unlink(missing_ok=True)
         return url
-    checksum = next((f"{n} {s}" for n, s in (("sha256", source.sha256), ("md5", source.md5)) if s), "none published")
+    checksum = next((f"{n} {s}" for n, s in (("sha256", source.sha256), ("md5", source.md5)) if s), "none is published; that of the first is kept")
     raise OSError(
         f"cannot download {path.name} from {' or '.join(reasons) or 'anywhere: it has no address'}; put it at {path} "
         f"(checksum: {checksum}), or name another data root with data.root or LONGWAVE_DATA"
