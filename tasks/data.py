@@ -197,7 +197,10 @@ def _download(source: Source, path: Path) -> str:
         os.replace(part, path)
         _part_note(part).unlink(missing_ok=True)
         return url
-    checksum = next((f"{n} {s}" for n, s in (("sha256", source.sha256), ("md5", source.md5)) if s), "none is published; that of the first is kept")
+    checksum = next(
+        (f"{n} {s}" for n, s in (("sha256", source.sha256), ("md5", source.md5)) if s),
+        "none is published; that of the first is kept",
+    )
     raise OSError(
         f"cannot download {path.name} from {' or '.join(reasons) or 'anywhere: it has no address'}; put it at {path} "
         f"(checksum: {checksum}), or name another data root with data.root or LONGWAVE_DATA"
@@ -401,6 +404,9 @@ def open_archive(archive: Path) -> Iterator[tuple[list[str], Callable[[str], Bin
                 for info in infos.values():
                     if not info.isreg():
                         raise OSError(f"{archive}: {info.name} is a link or a special file; refused")
+                # To the end, where the checksum is.
+                while opened.fileobj.read(CHUNK):
+                    pass
                 yield list(infos), lambda name: opened.extractfile(infos[name])
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = " ".join(str(error).split())

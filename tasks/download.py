@@ -1,4 +1,4 @@
-"""Fetches data sets ahead of time: ``python -m tasks.download eigenworms``, ``all``, ``uea/BasicMotions``, ``--list``."""
+"""Fetches data sets ahead of time: ``python -m tasks.download eigenworms uea/BasicMotions``, or ``all``, ``--list``."""
 
 import argparse
 import importlib
