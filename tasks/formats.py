@@ -104,8 +104,8 @@ def numbers(text: bytes) -> np.ndarray:
     if len(values) != text.count(b",") + 1:
         bad = next((field for field in text.split(b",") if not _is_number(field)), text)
         raise ValueError(f"{_shown(bad)} is not a number")
-    if np.isinf(values).any():
-        raise ValueError("an infinite value")
+    if (np.abs(values) > np.finfo(np.float32).max).any():
+        raise ValueError("a value that is infinite in 32 bits")
     return values
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import tasks.mnist
 import train
 from tasks.base import data_root
+from tests import archives
 from training.config import CHECKOUT, compose_run
 
 # One thread: several small processes on a few cores otherwise wait for each other.
@@ -109,4 +111,25 @@ def fake_mnist_files(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
     root, sums = fake_mnist_files
     monkeypatch.setattr(tasks.mnist, "SHA256", sums)
+    return root
+
+
+@pytest.fixture(scope="session")
+def uea_root(tmp_path_factory) -> Path:
+    """A data root with a few real data sets of the archives; skips where they are not there."""
+    real = data_root(None, os.environ, CHECKOUT) / "uea_small"
+    if not real.exists():
+        pytest.skip(f"no real data sets of the archives in {real}")
+    root = tmp_path_factory.mktemp("uea")
+    # What is noted beside the files, and the cache, do not belong there.
+    shutil.copytree(real, root / "uea")
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_archives(tmp_path_factory) -> Path:
+    """A data root with made-up EigenWorms and BIDMC, of the official number of short series."""
+    root = tmp_path_factory.mktemp("archives")
+    archives.eigenworms(root)
+    archives.bidmc(root)
     return root

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from tasks import data
 from tasks.data import Source, cached, digest, fetch, fetch_all, open_archive, unpack
-from tests.tasks.server import Page, Server
+from tests.server import Page, Server
 
 CONTENT = random.Random(0).randbytes(5_000_003)
 SUM = hashlib.sha256(CONTENT).hexdigest()
