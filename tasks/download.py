@@ -51,17 +51,18 @@ def main(arguments: list[str]) -> int:
         parser.error("name what to fetch, or --list")
     logging.getLogger("longwave").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
-    names = list(offered) if "all" in options.names else options.names
-    failed = 0
-    for name in names:
+    wanted = {}
+    for name in offered if "all" in options.names else options.names:
         if name.startswith("uea/"):
-            wanted = uea.sources(name.removeprefix("uea/"), None)
+            wanted[name] = uea.sources(name.removeprefix("uea/"), None)
         elif name in offered:
-            wanted = offered[name]
+            wanted[name] = offered[name]
         else:
             parser.error(f"{name}: no such data set; there are {', '.join([*offered, 'uea/<data set>', 'all'])}")
+    failed = 0
+    for name, (sources, fallback) in wanted.items():
         try:
-            for path in fetch_all(*wanted, root):
+            for path in fetch_all(sources, fallback, root):
                 print(f"{name}: {path}")
         except OSError as error:
             failed += 1
