@@ -142,7 +142,7 @@ def _read_note(path: Path) -> dict | None:
 def _write_note(path: Path, sha256: str, url: str | None) -> None:
     status = path.stat()
     note = {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "url": url}
-    _replace(_note_path(path), json.dumps(note, indent=1).encode())
+    write_atomic(_note_path(path), json.dumps(note, indent=1).encode())
 
 
 def _same(path: Path, note: dict) -> bool:
@@ -170,10 +170,14 @@ def _locked(path: Path, waiting: str) -> Iterator[None]:
         lock.release()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``: a temporary file, fsync, rename. OSError leaves what was there."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -311,7 +315,7 @@ def _note_validator(part: Path, url: str, headers: http.client.HTTPMessage) -> N
     validator = headers.get("ETag") or headers.get("Last-Modified")
     if validator and validator.startswith("W/"):  # says that two files mean the same, not that they are
         validator = None
-    _replace(_part_note(part), json.dumps({"url": url, "validator": validator}).encode())
+    write_atomic(_part_note(part), json.dumps({"url": url, "validator": validator}).encode())
 
 
 @contextlib.contextmanager

@@ -1,17 +1,18 @@
 """Sequential and permuted MNIST: an image is read pixel by pixel, 784 steps of one value."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
 
 from tasks.base import ArrayTask
+from tasks.data import Source, fetch, write_atomic
 from tasks.randomness import generator
 
 # Each paper's permutation: which generator draws it, from which seed, and the first 16 digits of the sha256 of the
@@ -25,7 +26,14 @@ PERMUTATIONS = {
     "nnrnn": ("numpy", 1234, "12a7f1b0d6e7008a"),
 }
 
-# Of the uncompressed files; torchvision itself checks the compressed ones when it downloads.
+SOURCES = {
+    "mnist": tuple(
+        Source(f"MNIST/raw/{name}", tuple(mirror + name for mirror in MNIST.mirrors), md5=md5)
+        for name, md5 in MNIST.resources
+    )
+}
+
+# Of the uncompressed files.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -122,18 +130,10 @@ def read_checked(root: Path) -> tuple[tuple[str, str], ...]:
         OSError: offline, or a file that is not MNIST's; the message says what to put where.
     """
     raw = root / "MNIST" / "raw"
-    if not all((raw / name).exists() for name in SHA256):
-        root.mkdir(parents=True, exist_ok=True)
-        # One process downloads, the others of a sweep wait.
-        with FileLock(root / "mnist.lock"):
-            try:
-                MNIST(root, download=True)
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                raise OSError(
-                    f"cannot download MNIST from {' or '.join(MNIST.mirrors)} ({reason}); "
-                    f"put {', '.join(SHA256)} into {raw}, or name another data root with data.root or LONGWAVE_DATA"
-                ) from error
+    for source in SOURCES["mnist"]:
+        unpacked = (root / source.path).with_suffix("")
+        if not unpacked.exists():
+            write_atomic(unpacked, gzip.decompress(fetch(source, root).read_bytes()))
     for name, expected in SHA256.items():
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
         if found != expected:

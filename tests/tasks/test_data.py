@@ -241,7 +241,7 @@ def test_a_data_root_that_cannot_be_written_to(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(data, "_replace", refuse)
+    monkeypatch.setattr(data, "write_atomic", refuse)
     assert fetch(Source("a.bin", (), SUM), tmp_path).exists()
 
 

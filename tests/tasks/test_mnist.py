@@ -1,10 +1,15 @@
+import gzip
 import hashlib
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from tasks import mnist
+from tasks.data import Source
 from tasks.mnist import Config, permutation, read_checked
+from tests.server import Page, Server
 
 # paper_facts of each released code: the first twelve indices.
 FIRST = {
@@ -104,9 +109,38 @@ def test_a_damaged_file_is_named(fake_mnist, monkeypatch):
 
 
 def test_offline_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist.MNIST, "mirrors", ["http://127.0.0.1:9/mnist/"])
-    with pytest.raises(OSError, match=r"127\.0\.0\.1.*train-images-idx3-ubyte.*MNIST/raw.*LONGWAVE_DATA"):
+    source = Source("MNIST/raw/train-images-idx3-ubyte.gz", ("http://127.0.0.1:9/mnist/",), md5="0123")
+    monkeypatch.setitem(mnist.SOURCES, "mnist", (source,))
+    with pytest.raises(OSError, match=r"127\.0\.0\.1.*MNIST/raw/train-images-idx3-ubyte.*md5 0123.*LONGWAVE_DATA"):
         read_checked(tmp_path)
+
+
+def test_addresses():
+    found = {Path(source.path).stem: source for source in mnist.SOURCES["mnist"]}
+    assert set(found) == set(mnist.SHA256)
+    for name, source in found.items():
+        assert source.path == f"MNIST/raw/{name}.gz"
+        assert len(source.md5) == 32
+        assert f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz" in source.urls
+
+
+def test_downloads_and_unpacks_what_is_not_there(fake_mnist, tmp_path, monkeypatch):
+    server = Server()
+    sources = []
+    for name in mnist.SHA256:
+        packed = gzip.compress((fake_mnist / "MNIST" / "raw" / name).read_bytes(), 1)
+        server.pages[name] = Page(packed)
+        sources.append(Source(f"MNIST/raw/{name}.gz", (server.url(name),), md5=hashlib.md5(packed).hexdigest()))
+    monkeypatch.setitem(mnist.SOURCES, "mnist", tuple(sources))
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    present = "t10k-labels-idx1-ubyte"
+    shutil.copy(fake_mnist / "MNIST" / "raw" / present, raw / present)
+    assert dict(read_checked(tmp_path)) == mnist.SHA256
+    assert not server.asked(present)
+    assert all(len(server.asked(name)) == 1 for name in mnist.SHA256 if name != present)
+    assert len(Config().build(0, tmp_path).samples) == 70000
+    server.close()
 
 
 def test_real_mnist(mnist_root):
