@@ -193,8 +193,16 @@ def _download(source: Source, path: Path) -> str:
     reasons = []
     for url in source.urls:
         try:
+            begun_before = part.exists()
             _download_from(url, source, part)
-            _check_download(source, part)
+            try:
+                _check_download(source, part)
+            except _NoFile:
+                if not begun_before:
+                    raise
+                # What was there before may be what is wrong.
+                _download_from(url, source, part)
+                _check_download(source, part)
         except _NoFile as error:
             reasons.append(f"{url} ({error})")
             continue

@@ -137,6 +137,13 @@ def test_a_part_that_is_longer_than_the_file(server, source, tmp_path):
     assert server.asked("a.bin") == ["bytes=5000007-", None]
 
 
+def test_a_part_of_another_file(server, source, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "a.bin.part").write_bytes(CONTENT[::-1][:1000])
+    assert fetch(source, tmp_path).read_bytes() == CONTENT
+    assert server.asked("a.bin") == ["bytes=1000-", None]
+
+
 def test_the_next_mirror(server, tmp_path):
     server.pages["gone.bin"] = Page(b"", status=410)
     server.pages["wrong.bin"] = Page(CONTENT[::-1])
