@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+import orjson
 
 ENCODING = "utf-8"
 
@@ -98,9 +99,15 @@ def _same_length(channels: list[np.ndarray]) -> list[np.ndarray]:
 def numbers(text: bytes) -> np.ndarray:
     """The numbers of ``1.5,?,-2e-3``, float64; ``?`` is NaN. Raises ValueError for anything else."""
     try:
-        values = np.fromstring(text.replace(b"?", b"nan"), sep=",")
-    except (ValueError, DeprecationWarning):
-        values = np.empty(0)
+        if text.translate(None, b"0123456789+-.eE, "):
+            raise ValueError("not all are plain numbers")
+        # As JSON: several times faster than numpy reads text, which is what counts with 28 million numbers.
+        values = np.array(orjson.loads(b"[%b]" % text), np.float64)
+    except ValueError:
+        try:
+            values = np.fromstring(text.replace(b"?", b"nan"), sep=",")
+        except (ValueError, DeprecationWarning):
+            values = np.empty(0)
     if len(values) != text.count(b",") + 1:
         bad = next((field for field in text.split(b",") if not _is_number(field)), text)
         raise ValueError(f"{_shown(bad)} is not a number")

@@ -53,6 +53,19 @@ def test_numbers():
     assert numbers(b"0.1")[0] == 0.1
 
 
+def test_numbers_are_the_nearest():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=2000) * 10.0 ** rng.integers(-30, 30, 2000)
+    texts = [repr(v) for v in values[:500].tolist()]
+    texts += [f"{v:.17e}" for v in values[500:1000]] + [f"{v:.5f}" for v in values[1000:1500]]
+    # Not as JSON has them.
+    texts += [text.replace("0.", ".") for text in map(repr, rng.normal(size=50).tolist())]
+    texts += ["1.", "+2.5", "007", "-0", "12345678901234567890", "1E-3", "-.5e+2"]
+    expected = [float(text) for text in texts]
+    assert numbers(",".join(texts).encode()).tolist() == expected
+    assert numbers(",".join(texts[:1500]).encode()).tolist() == expected[:1500]
+
+
 def test_a_missing_value_inside_is_kept():
     part = ts("1,?,3:4,5,NaN:a\n")
     same(part, [np.array([[1, 4], [np.nan, 5], [3, np.nan]])], ["a"])
@@ -106,6 +119,11 @@ def test_time_stamps_that_are_not(body, message):
         ("1,2,:a\n", "line 6: '' is not a number"),
         ("1 2:a\n", "line 6: '1 2' is not a number"),
         ("1_0:a\n", "line 6: '1_0' is not a number"),
+        ("1,true:a\n", "line 6: 'true' is not a number"),
+        ("1,null:a\n", "line 6: 'null' is not a number"),
+        ("1,[2]:a\n", r"line 6: '\[2\]' is not a number"),
+        ("1,1e:a\n", "line 6: '1e' is not a number"),
+        ("1,1e400:a\n", "line 6: a value that is infinite"),
         (":a\n", "line 6: '' is not a number"),
         ("1,inf:a\n", "line 6: a value that is infinite"),
         ("1,-1e60:a\n", "line 6: a value that is infinite"),
