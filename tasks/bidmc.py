@@ -38,9 +38,9 @@ class Config:
         protocol: ``nrde`` (jambo6/neuralRDEs): 5563/1193/1193 by scikit-learn from numpy's seed 0; z-score of every
             channel by the training series. ``lem`` (tk-rusch/LEM): 5565/1192/1192 by torch's random_split from seed
             123456. ``unicornn``: 70/15/15 by the seed of the run; the paper's is not known. ``s4``: 5564/1192/1193 by
-            scikit-learn with random_state 0, then 1. ``official``: the archive's training and test sets, which have
-            different patients; ``validation`` of the training windows are held out by the seed. All but ``nrde`` take
-            the signals as they are.
+            scikit-learn with random_state 0, then 1. ``official``: the archive's training and test sets, which are said
+            to be of different patients; ``validation`` of the training windows are held out by the seed. All but
+            ``nrde`` take the signals as they are.
         validation: the fraction that ``official`` holds out, at random: of patients that are in the training set too.
         loss: ``mse``, or ``batch_rmse``: sqrt(MSE + 1e-6) of each batch, as nrde trains.
         metric: ``rmse``, or ``batch_rmse``: the mean of it over batches of 512 as nrde tests, a little below the RMSE.
