@@ -64,7 +64,7 @@ class Config:
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
         shortest = PROTOCOLS[self.protocol].shortest
-        if self.T < shortest:
+        if shortest > self.T:
             raise ValueError(f"T={self.T}: must be {shortest} or more (each half of the sequence holds one marker)")
         if self.train_samples is not None and self.train_samples < 0:
             raise ValueError(f"train_samples={self.train_samples}: must be 0 (fresh batches) or more")

@@ -13,7 +13,7 @@ from torchvision.datasets import MNIST
 
 from tasks.base import ArrayTask
 from tasks.data import Source, fetch, write_atomic
-from tasks.randomness import generator
+from tasks.splits import hold_out, index_hash
 
 # Each paper's permutation: which generator draws it, from which seed, and the first 16 digits of the sha256 of the
 # 784 indices as little-endian int64. UnICORNN and LEM name the seed of expRNN, but draw from another generator.
@@ -33,6 +33,32 @@ SOURCES = {
     )
 }
 
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a paper makes of MNIST.
+
+    Args:
+        validation: how many of the 60,000 training images are held out.
+        divisor: of the bytes of the pixels.
+        centred: whether x becomes (x - 0.5) * 2 after that.
+    """
+
+    validation: int
+    divisor: int = 255
+    centred: bool = False
+
+
+PROTOCOLS = {
+    # UnICORNN's and LEM's are the same.
+    "cornn": Protocol(validation=3000),
+    "nnrnn": Protocol(validation=10_000),
+    # Sunnydreamrain/IndRNN_pytorch: pixelMNIST/, with 95 % of the images to train on.
+    "indrnn": Protocol(validation=3000, divisor=256, centred=True),
+    # Lezcano/expRNN: the best of the test accuracies after each epoch is reported.
+    "exprnn": Protocol(validation=0),
+}
+
 # Of the uncompressed files.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -44,24 +70,30 @@ SHA256 = {
 
 @dataclass
 class Config:
-    """Classify a digit from its 784 pixels in [0, 1], row by row (``smnist``) or permuted (``psmnist``).
+    """Classify a digit from its 784 pixels, row by row (``smnist``) or permuted (``psmnist``).
 
     Args:
         permutation: whose fixed permutation of the pixels; null is row by row.
-        validation: how many of the 60,000 training images are held out (3,000 in coRNN, UnICORNN and LEM).
+        protocol: whose normalisation and split. ``cornn`` (also UnICORNN and LEM): pixels in [0, 1], 3,000 of the
+            60,000 training images held out. ``nnrnn``: the same with 10,000. ``indrnn``: pixels in [-1, 1), 3,000.
+            ``exprnn``: pixels in [0, 1], no validation set; weights are selected by the test set.
+        validation: how many training images are held out; null is the protocol's, and 0 is not to hold out any.
     """
 
     name: str = "smnist"
     permutation: str | None = None
-    validation: int = 3000
+    protocol: str = "cornn"
+    validation: int | None = None
 
     def __post_init__(self):
         if self.name == "smnist" and self.permutation is not None:
             raise ValueError(f"permutation={self.permutation}: smnist is not permuted; use task=psmnist")
         if self.name == "psmnist" and self.permutation not in PERMUTATIONS:
             raise ValueError(f"permutation={self.permutation}: must be one of {', '.join(PERMUTATIONS)}")
-        if not 1 <= self.validation < 60000:
-            raise ValueError(f"validation={self.validation}: must be from 1 to 59999")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
+        if self.validation is not None and not 0 <= self.validation < 60000:
+            raise ValueError(f"validation={self.validation}: must be from 0 to 59999")
 
     def build(self, seed: int, data_root: Path) -> "SequentialMNIST":
         return SequentialMNIST(self, seed, data_root)
@@ -70,7 +102,8 @@ class Config:
 class SequentialMNIST(ArrayTask):
     """MNIST as a sequence (784, B, 1); cross-entropy on the ten digits, accuracy as the metric.
 
-    The 60,000 training images are split 57,000 / 3,000 at random by the seed; the test set is the official 10,000.
+    The validation images are drawn from the 60,000 training images by the seed; the test set is the official 10,000.
+    Without a validation set, the test set is evaluated while training, and may select the weights.
     """
 
     inputs, outputs = 1, 10
@@ -86,15 +119,18 @@ class SequentialMNIST(ArrayTask):
         if config.permutation is not None:
             pixels = pixels[:, permutation(config.permutation)]
             order = config.permutation
-        shuffled = torch.randperm(60000, generator=generator(seed, "split"))
-        train_part, validation_part = shuffled.split([60000 - config.validation, config.validation])
-        splits = {"train": train_part, "validation": validation_part, "test": torch.arange(60000, 70000)}
+        self.protocol = PROTOCOLS[config.protocol]
+        held_out = self.protocol.validation if config.validation is None else config.validation
+        splits = hold_out(60000, held_out, seed) | {"test": torch.arange(60000, 70000)}
         super().__init__(pixels, torch.cat([train.targets, test.targets]), splits, seed)
-        held_out = hashlib.sha256(validation_part.numpy().astype("<i8").tobytes()).hexdigest()[:16]
-        self.split_id = f"{config.name}/{order}/validation={config.validation}/{held_out}"
+        if held_out == 0:
+            self.monitor, self.selects_on_test = "test", True
+        whose = "" if config.protocol == "cornn" else f"/{config.protocol}"
+        self.split_id = f"{config.name}/{order}{whose}/validation={held_out}/{index_hash(splits['validation'])}"
 
     def prepare(self, samples: Tensor) -> Tensor:
-        return samples.T.to(torch.float32).div(255).unsqueeze(-1)
+        x = samples.T.to(torch.float32).div(self.protocol.divisor).unsqueeze(-1)
+        return (x - 0.5) * 2 if self.protocol.centred else x
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {
@@ -114,7 +150,7 @@ def permutation(name: str) -> Tensor:
         indices = torch.randperm(784, generator=torch.Generator().manual_seed(seed))
     else:
         indices = torch.from_numpy(np.random.RandomState(seed).permutation(784))
-    found = hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+    found = index_hash(indices)
     if found != expected:
         raise RuntimeError(f"the permutation of {name} has hash {found}, not {expected}: this {library} draws others")
     return indices

@@ -60,3 +60,15 @@ def fingerprint(splits: dict[str, Tensor]) -> str:
     """16 digits that identify what is validated and tested on, whatever the order."""
     parts = [splits[name].sort().values.numpy().astype("<i8").tobytes() for name in ("validation", "test")]
     return hashlib.sha256(b"/".join(parts)).hexdigest()[:16]
+
+
+def hold_out(count: int, validation: int, seed: int) -> dict[str, Tensor]:
+    """Splits the samples 0 ... count - 1 at random into "train" and "validation"."""
+    shuffled = torch.randperm(count, generator=generator(seed, "split"))
+    train, held_out = shuffled.split([count - validation, validation])
+    return {"train": train, "validation": held_out}
+
+
+def index_hash(indices: Tensor) -> str:
+    """The first 16 digits of the sha256 of indices as little-endian int64."""
+    return hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()[:16]

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import tasks.fitzhugh_nagumo
+import tasks.imdb
 import tasks.mnist
+import tasks.ncifar10
 import train
 from tasks.base import data_root
-from tests import archives
+from tests import archives, stand_ins
 from training.config import CHECKOUT, compose_run
 
 # One thread: several small processes on a few cores otherwise wait for each other.
@@ -127,9 +130,66 @@ def uea_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The data root with the real data sets; what is not there is skipped by the test that needs it."""
+    return data_root(None, os.environ, CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def cifar10_images() -> torch.Tensor:
+    """60,000 images in CIFAR-10's layout: byte j of image i is (7 i + j) mod 251."""
+    values = (np.arange(3072 + 250) % 251).astype(np.uint8)
+    return torch.from_numpy(np.lib.stride_tricks.sliding_window_view(values, 3072)[7 * np.arange(60_000) % 251])
+
+
+@pytest.fixture
+def fake_cifar10(cifar10_images, monkeypatch, tmp_path) -> Path:
+    """Those images with labels i mod 10, in place of the files, which would be 184 MB."""
+    found = cifar10_images, torch.arange(60_000) % 10, ()
+    monkeypatch.setattr(tasks.ncifar10, "read", lambda root: found)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fake_har(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("har")
+    stand_ins.har(root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def fake_archives(tmp_path_factory) -> Path:
     """A data root with made-up EigenWorms and BIDMC, of the official number of short series."""
     root = tmp_path_factory.mktemp("archives")
     archives.eigenworms(root)
     archives.bidmc(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def imdb_files(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("imdb")
+    stand_ins.imdb(root, 30)
+    stand_ins.glove(root)
+    return root
+
+
+@pytest.fixture
+def fake_imdb(imdb_files, monkeypatch) -> Path:
+    """60 training and 60 test reviews, and vectors of width 50 and 100 of some of their words."""
+    monkeypatch.setattr(tasks.imdb, "REVIEWS", 30)
+    return imdb_files
+
+
+@pytest.fixture(scope="session")
+def fake_ptb(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ptb")
+    stand_ins.ptb(root)
+    return root
+
+
+@pytest.fixture
+def few_neurons(tmp_path, monkeypatch) -> Path:
+    """FitzHugh-Nagumo with 4, 3 and 5 series."""
+    monkeypatch.setattr(tasks.fitzhugh_nagumo, "SIZES", {"train": 4, "validation": 3, "test": 5})
+    return tmp_path

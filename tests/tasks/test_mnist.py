@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,51 @@ def test_split_is_57000_and_3000_by_the_seed(fake_mnist):
     digest = hashlib.sha256(validation.numpy().astype("<i8").tobytes()).hexdigest()[:16]
     assert task.split_id == f"smnist/rows/validation=3000/{digest}"
     assert sum(len(t) for _, t in task.evaluation("validation")) == 3000
+
+
+# Of each paper: training and validation images, and what the bytes 0, 128 and 255 become.
+PROTOCOLS = {
+    "cornn": (57000, 3000, [0, 128 / 255, 1]),
+    "nnrnn": (50000, 10000, [0, 128 / 255, 1]),
+    "indrnn": (57000, 3000, [-1, 0, (255 / 256 - 0.5) * 2]),
+    "exprnn": (60000, 0, [0, 128 / 255, 1]),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols(protocol, fake_mnist):
+    train, validation, expected = PROTOCOLS[protocol]
+    task = Config(protocol=protocol).build(0, fake_mnist)
+    assert [len(task.splits[name]) for name in ("train", "validation", "test")] == [train, validation, 10000]
+    # Byte j of image 0 is j mod 256.
+    x = next(task.evaluation("test"))[0][:, 0, 0]
+    assert x[[0, 128, 255]].tolist() == pytest.approx(expected, abs=1e-7)
+    default = Config().build(0, fake_mnist)
+    same_validation = torch.equal(task.splits["validation"], default.splits["validation"])
+    assert same_validation == (validation == 3000)
+    assert task.split_id.split("/validation")[0] == "smnist/rows" + ("" if protocol == "cornn" else f"/{protocol}")
+    assert (task.split_id == default.split_id) == (protocol == "cornn")
+
+
+def test_held_out_by_the_key(fake_mnist):
+    task = Config(protocol="exprnn", validation=7).build(0, fake_mnist)
+    assert (len(task.splits["validation"]), task.monitor, task.selects_on_test) == (7, "validation", False)
+    for options, message in (({"validation": -1}, "from 0 to 59999"), ({"protocol": "lem"}, "one of cornn, nnrnn")):
+        with pytest.raises(ValueError, match=message):
+            Config(**options)
+
+
+def test_exprnn_reports_the_best_test_epoch(fake_mnist, fit_here, monkeypatch):
+    monkeypatch.setattr(mnist.SequentialMNIST, "evaluation_batch", 10)
+    accuracies = iter([0.3, 0.6, 0.5])
+    monkeypatch.setattr("training.loop.evaluate", lambda *_: {"accuracy": next(accuracies), "cross_entropy": 1.0})
+    arguments = (
+        f"data.root={fake_mnist}", "model=lstm", "task=smnist", "task.protocol=exprnn", "model.hidden=1",
+        "training.batch_size=2", "training.steps=3", "training.evaluate_every=1", "training.selection=best",
+    )  # fmt: skip
+    objective, folder = fit_here(*arguments)
+    assert objective == 0.6
+    assert json.loads((folder / "record.json").read_text())["metrics"]["test"]["accuracy"] == 0.6
 
 
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(fake_mnist):
