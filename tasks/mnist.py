@@ -103,7 +103,7 @@ class SequentialMNIST(ArrayTask):
     """MNIST as a sequence (784, B, 1); cross-entropy on the ten digits, accuracy as the metric.
 
     The validation images are drawn from the 60,000 training images by the seed; the test set is the official 10,000.
-    Without a validation set, the test set is evaluated while training, and may select the weights.
+    Without a validation set, the test set is evaluated while training, and in expRNN's protocol may select the weights.
     """
 
     inputs, outputs = 1, 10
@@ -124,7 +124,7 @@ class SequentialMNIST(ArrayTask):
         splits = hold_out(60000, held_out, seed) | {"test": torch.arange(60000, 70000)}
         super().__init__(pixels, torch.cat([train.targets, test.targets]), splits, seed)
         if held_out == 0:
-            self.monitor, self.selects_on_test = "test", True
+            self.monitor, self.selects_on_test = "test", config.protocol == "exprnn"
         whose = "" if config.protocol == "cornn" else f"/{config.protocol}"
         self.split_id = f"{config.name}/{order}{whose}/validation={held_out}/{index_hash(splits['validation'])}"
 

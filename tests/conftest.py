@@ -188,8 +188,13 @@ def fake_ptb(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def neurons_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("neurons")
+
+
 @pytest.fixture
-def few_neurons(tmp_path, monkeypatch) -> Path:
-    """FitzHugh-Nagumo with 4, 3 and 5 series."""
+def few_neurons(neurons_root, monkeypatch) -> Path:
+    """FitzHugh-Nagumo with 4, 3 and 5 series, which are kept."""
     monkeypatch.setattr(tasks.fitzhugh_nagumo, "SIZES", {"train": 4, "validation": 3, "test": 5})
-    return tmp_path
+    return neurons_root

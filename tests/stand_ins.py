@@ -8,6 +8,28 @@ from pathlib import Path
 
 import numpy as np
 
+# The fixture with a data root for each task that needs one, and what makes a task short.
+FIXTURES = {
+    "smnist": "fake_mnist",
+    "psmnist": "fake_mnist",
+    "ncifar10": "fake_cifar10",
+    "har2": "fake_har",
+    "imdb": "fake_imdb",
+    "ptb_char": "fake_ptb",
+    "fitzhugh_nagumo": "few_neurons",
+    "eigenworms": "fake_archives",
+    "bidmc_rr": "fake_archives",
+    "bidmc_hr": "fake_archives",
+    "bidmc_spo2": "fake_archives",
+    "uea": "uea_root",
+}
+SHORT = {
+    "adding": ["task.T=50"],
+    "copying": ["task.L=20"],
+    "ptb_char": ["task.embedding=5"],
+    "uea": ["task.dataset=JapaneseVowels"],
+}
+
 SIGNALS = ["body_acc_x", "body_acc_y", "body_acc_z", "body_gyro_x", "body_gyro_y", "body_gyro_z"]
 SIGNALS += ["total_acc_x", "total_acc_y", "total_acc_z"]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.stand_ins import FIXTURES, SHORT
 from training.config import choices, compose_run
 from training.errors import UserError
 
@@ -28,27 +29,14 @@ def test_composes_by_itself(recipe):
     assert config.published is not None
 
 
-# What stands in for the data: a fixture that gives a data root.
-DATA = {
-    "smnist": "fake_mnist",
-    "psmnist": "fake_mnist",
-    "ncifar10": "fake_cifar10",
-    "har2": "fake_har",
-    "imdb": "fake_imdb",
-    "ptb_char": "fake_ptb",
-    "fitzhugh_nagumo": "few_neurons",
-}
-# Narrow, short, and few samples: what is tested is that the parts fit.
-SMALL = {"adding": ["task.T=50"], "copying": ["task.L=20"], "ptb_char": ["task.embedding=5"]}
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_trains(recipe, fit_here, request, monkeypatch):
     monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
     monkeypatch.setattr("tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+    # Narrow, short, and few samples: what is tested is that the parts fit.
     task = compose_run(selection(recipe))[0].task.name
-    root = request.getfixturevalue(DATA.get(task, "tmp_path"))
-    small = [f"data.root={root}", "model.hidden=4", "training.batch_size=3", *SMALL.get(task, [])]
+    root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))
+    small = [f"data.root={root}", "model.hidden=4", "training.batch_size=3", *SHORT.get(task, [])]
     objective, folder = fit_here(*selection(recipe), "debug=fast", *small)
     assert objective == objective
     assert (folder / "record.json").exists()

@@ -10,6 +10,8 @@ import torch
 from tasks import mnist
 from tasks.data import Source
 from tasks.mnist import Config, permutation, read_checked
+from training.errors import UserError
+from training.loop import Training
 from tests.server import Page, Server
 
 # paper_facts of each released code: the first twelve indices.
@@ -102,6 +104,12 @@ def test_protocols(protocol, fake_mnist):
 def test_held_out_by_the_key(fake_mnist):
     task = Config(protocol="exprnn", validation=7).build(0, fake_mnist)
     assert (len(task.splits["validation"]), task.monitor, task.selects_on_test) == (7, "validation", False)
+    # Without a validation set it is an honest error to select the best, but for the protocol that does so.
+    task = Config(validation=0).build(0, fake_mnist)
+    assert (task.monitor, task.selects_on_test) == ("test", False)
+    with pytest.raises(UserError, match=r"selection=best: this task has no validation split"):
+        Training(epochs=1, selection="best").check(task)
+    Training(epochs=1, selection="best").check(Config(protocol="exprnn").build(0, fake_mnist))
     for options, message in (({"validation": -1}, "from 0 to 59999"), ({"protocol": "lem"}, "one of cornn, nnrnn")):
         with pytest.raises(ValueError, match=message):
             Config(**options)
