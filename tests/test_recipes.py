@@ -70,6 +70,8 @@ PARAMETERS = {
     "cornn/imdb": (100, 1, 45_825),
     "lem/ncifar10": (96, 10, 117_002),
     "lem/fitzhugh_nagumo": (1, 1, 1_233),
+    "lem/eigenworms": (6, 5, 5_285),
+    "lem/bidmc_hr": (2, 1, 67_713),
 }
 
 
@@ -116,6 +118,14 @@ def test_other_settings_of_lem():
     c, _ = compose_run(selection("lem/fitzhugh_nagumo"))
     assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (16, 1, 32, 0.00904)
     assert (c.training.epochs, c.scheduler.name, c.training.clip_norm) == (400, "constant", None)
+    c, _ = compose_run(selection("lem/eigenworms"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (32, 0.00017, 8, 0.00609)
+    assert (c.training.epochs, c.scheduler.name, c.training.clip_norm) == (50, "constant", None)
+    assert (c.task.protocol, c.task.stratified, c.task.time) == ("lem", False, False)
+    c, _ = compose_run(selection("lem/bidmc_hr"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (128, 0.2371, 32, 0.00211)
+    assert (c.training.epochs, c.scheduler.milestones, c.training.clip_norm) == (500, [250], None)
+    assert (c.task.protocol, c.task.loss, c.task.metric) == ("lem", "mse", "rmse")
 
 
 @pytest.mark.parametrize("T", [2000, 5000, 10000])
