@@ -10,9 +10,9 @@ import torch
 from tasks import mnist
 from tasks.data import Source
 from tasks.mnist import Config, permutation, read_checked
+from tests.server import Page, Server
 from training.errors import UserError
 from training.loop import Training
-from tests.server import Page, Server
 
 # paper_facts of each released code: the first twelve indices.
 FIRST = {
