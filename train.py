@@ -74,6 +74,7 @@ def train(config: Config, recipe: str | None, command: str) -> float:
     config.training.check(task)
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)
+    model.reads, model.embedding = task.read, task.embedding()
     config.diagnostics.check(model)
     with run:
         run.describe(task, model, device)

@@ -4,21 +4,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.randomness import generator
+
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""x, its targets, and the lengths where they count."""
 
 
 class Task:
     """A source of batches with its splits, loss and metric. Batches are time-major: x is (T, B, D).
 
     A subclass sets the attributes and gives ``batch``, ``evaluation`` and ``scores``.
+
+    A batch is x and its targets, and where samples differ in length and what pads them is not to be read, the lengths
+    (B,) too. Where the task has an ``embedding``, x is what that takes, such as tokens (T, B).
     """
 
     inputs: int
-    """D, the number of input channels."""
+    """D, the number of input channels, or the width of the embedding."""
     outputs: int
     """The width of the model's output."""
+    read: str = "last"
+    """What the model is asked for: "last", an output (B, outputs), or "every", one at every step, (T, B, outputs)."""
+    carries_state: bool = False
+    """Whether a batch goes on where the one before it ended: then the model starts from the state it had there (without
+    its gradient), and from zeros at the beginning of an epoch and of an evaluation."""
     objective: str
     """The score that is minimised in training (its mean over the batch is the loss)."""
     metric: str
@@ -26,6 +37,8 @@ class Task:
     higher_is_better: bool
     monitor: str = "validation"
     """The split that is evaluated while training."""
+    selects_on_test: bool = False
+    """Whether the protocol selects the weights by the test set, as some papers do."""
     milestones: tuple[float, ...] = ()
     """Values of the metric on ``monitor``; the record says at which step each was first passed."""
     baseline: dict[str, float] = {}
@@ -34,22 +47,35 @@ class Task:
     """What identifies the split and the order of the data: two runs compare only when it is equal."""
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each data file that was read."""
+    notes: dict = {}
+    """What else the record says of the data."""
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """The number of batches in an epoch; None where fresh batches are drawn for ever."""
         raise NotImplementedError
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The training batch of step 0, 1, ...: x (T, B, D) and its targets (B, ...). A function of (seed, step)."""
+    def embedding(self) -> nn.Module | None:
+        """What turns x into (T, B, inputs), to be trained with the model; None where x is that already."""
+        return None
+
+    def batch(self, step: int, batch_size: int) -> Batch:
+        """The training batch of step 0, 1, ...: x (T, B, D) and its targets. A function of (seed, step)."""
         raise NotImplementedError
 
-    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(self, split: str) -> Iterator[Batch]:
         """The batches of ``split``, in a fixed order."""
         raise NotImplementedError
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Every score of every sample, each (B,); their means over a split are what is reported."""
+        """Every score of every prediction, (B,) or, where every step is read, (T, B), or of a batch as a whole, ().
+
+        What is reported is the mean over all of a split: over its predictions, or over its batches.
+        """
         raise NotImplementedError
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """What is reported, of the mean scores over a split: a root mean squared error is a root of a mean."""
+        return means
 
     def better(self, a: float, b: float | None) -> bool:
         """Whether metric value ``a`` beats ``b`` (None is beaten by everything)."""

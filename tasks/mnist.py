@@ -1,18 +1,19 @@
 """Sequential and permuted MNIST: an image is read pixel by pixel, 784 steps of one value."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
 
 from tasks.base import ArrayTask
-from tasks.randomness import generator
+from tasks.data import Source, fetch, write_atomic
+from tasks.splits import hold_out, index_hash
 
 # Each paper's permutation: which generator draws it, from which seed, and the first 16 digits of the sha256 of the
 # 784 indices as little-endian int64. UnICORNN and LEM name the seed of expRNN, but draw from another generator.
@@ -25,7 +26,40 @@ PERMUTATIONS = {
     "nnrnn": ("numpy", 1234, "12a7f1b0d6e7008a"),
 }
 
-# Of the uncompressed files; torchvision itself checks the compressed ones when it downloads.
+SOURCES = {
+    "mnist": tuple(
+        Source(f"MNIST/raw/{name}", tuple(mirror + name for mirror in MNIST.mirrors), md5=md5)
+        for name, md5 in MNIST.resources
+    )
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a paper makes of MNIST.
+
+    Args:
+        validation: how many of the 60,000 training images are held out.
+        divisor: of the bytes of the pixels.
+        centred: whether x becomes (x - 0.5) * 2 after that.
+    """
+
+    validation: int
+    divisor: int = 255
+    centred: bool = False
+
+
+PROTOCOLS = {
+    # UnICORNN's and LEM's are the same.
+    "cornn": Protocol(validation=3000),
+    "nnrnn": Protocol(validation=10_000),
+    # Sunnydreamrain/IndRNN_pytorch: pixelMNIST/, with 95 % of the images to train on.
+    "indrnn": Protocol(validation=3000, divisor=256, centred=True),
+    # Lezcano/expRNN: the best of the test accuracies after each epoch is reported.
+    "exprnn": Protocol(validation=0),
+}
+
+# Of the uncompressed files.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -36,24 +70,30 @@ SHA256 = {
 
 @dataclass
 class Config:
-    """Classify a digit from its 784 pixels in [0, 1], row by row (``smnist``) or permuted (``psmnist``).
+    """Classify a digit from its 784 pixels, row by row (``smnist``) or permuted (``psmnist``).
 
     Args:
         permutation: whose fixed permutation of the pixels; null is row by row.
-        validation: how many of the 60,000 training images are held out (3,000 in coRNN, UnICORNN and LEM).
+        protocol: whose normalisation and split. ``cornn`` (also UnICORNN and LEM): pixels in [0, 1], 3,000 of the
+            60,000 training images held out. ``nnrnn``: the same with 10,000. ``indrnn``: pixels in [-1, 1), 3,000.
+            ``exprnn``: pixels in [0, 1], no validation set; weights are selected by the test set.
+        validation: how many training images are held out; null is the protocol's, and 0 is not to hold out any.
     """
 
     name: str = "smnist"
     permutation: str | None = None
-    validation: int = 3000
+    protocol: str = "cornn"
+    validation: int | None = None
 
     def __post_init__(self):
         if self.name == "smnist" and self.permutation is not None:
             raise ValueError(f"permutation={self.permutation}: smnist is not permuted; use task=psmnist")
         if self.name == "psmnist" and self.permutation not in PERMUTATIONS:
             raise ValueError(f"permutation={self.permutation}: must be one of {', '.join(PERMUTATIONS)}")
-        if not 1 <= self.validation < 60000:
-            raise ValueError(f"validation={self.validation}: must be from 1 to 59999")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
+        if self.validation is not None and not 0 <= self.validation < 60000:
+            raise ValueError(f"validation={self.validation}: must be from 0 to 59999")
 
     def build(self, seed: int, data_root: Path) -> "SequentialMNIST":
         return SequentialMNIST(self, seed, data_root)
@@ -62,7 +102,8 @@ class Config:
 class SequentialMNIST(ArrayTask):
     """MNIST as a sequence (784, B, 1); cross-entropy on the ten digits, accuracy as the metric.
 
-    The 60,000 training images are split 57,000 / 3,000 at random by the seed; the test set is the official 10,000.
+    The validation images are drawn from the 60,000 training images by the seed; the test set is the official 10,000.
+    Without a validation set, the test set is evaluated while training, and in expRNN's protocol may select the weights.
     """
 
     inputs, outputs = 1, 10
@@ -78,15 +119,18 @@ class SequentialMNIST(ArrayTask):
         if config.permutation is not None:
             pixels = pixels[:, permutation(config.permutation)]
             order = config.permutation
-        shuffled = torch.randperm(60000, generator=generator(seed, "split"))
-        train_part, validation_part = shuffled.split([60000 - config.validation, config.validation])
-        splits = {"train": train_part, "validation": validation_part, "test": torch.arange(60000, 70000)}
+        self.protocol = PROTOCOLS[config.protocol]
+        held_out = self.protocol.validation if config.validation is None else config.validation
+        splits = hold_out(60000, held_out, seed) | {"test": torch.arange(60000, 70000)}
         super().__init__(pixels, torch.cat([train.targets, test.targets]), splits, seed)
-        held_out = hashlib.sha256(validation_part.numpy().astype("<i8").tobytes()).hexdigest()[:16]
-        self.split_id = f"{config.name}/{order}/validation={config.validation}/{held_out}"
+        if held_out == 0:
+            self.monitor, self.selects_on_test = "test", config.protocol == "exprnn"
+        whose = "" if config.protocol == "cornn" else f"/{config.protocol}"
+        self.split_id = f"{config.name}/{order}{whose}/validation={held_out}/{index_hash(splits['validation'])}"
 
     def prepare(self, samples: Tensor) -> Tensor:
-        return samples.T.to(torch.float32).div(255).unsqueeze(-1)
+        x = samples.T.to(torch.float32).div(self.protocol.divisor).unsqueeze(-1)
+        return (x - 0.5) * 2 if self.protocol.centred else x
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {
@@ -106,7 +150,7 @@ def permutation(name: str) -> Tensor:
         indices = torch.randperm(784, generator=torch.Generator().manual_seed(seed))
     else:
         indices = torch.from_numpy(np.random.RandomState(seed).permutation(784))
-    found = hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+    found = index_hash(indices)
     if found != expected:
         raise RuntimeError(f"the permutation of {name} has hash {found}, not {expected}: this {library} draws others")
     return indices
@@ -122,18 +166,10 @@ def read_checked(root: Path) -> tuple[tuple[str, str], ...]:
         OSError: offline, or a file that is not MNIST's; the message says what to put where.
     """
     raw = root / "MNIST" / "raw"
-    if not all((raw / name).exists() for name in SHA256):
-        root.mkdir(parents=True, exist_ok=True)
-        # One process downloads, the others of a sweep wait.
-        with FileLock(root / "mnist.lock"):
-            try:
-                MNIST(root, download=True)
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                raise OSError(
-                    f"cannot download MNIST from {' or '.join(MNIST.mirrors)} ({reason}); "
-                    f"put {', '.join(SHA256)} into {raw}, or name another data root with data.root or LONGWAVE_DATA"
-                ) from error
+    for source in SOURCES["mnist"]:
+        unpacked = (root / source.path).with_suffix("")
+        if not unpacked.exists():
+            write_atomic(unpacked, gzip.decompress(fetch(source, root).read_bytes()))
     for name, expected in SHA256.items():
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
         if found != expected:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+import tasks.fitzhugh_nagumo
+import tasks.imdb
 import tasks.mnist
+import tasks.ncifar10
 import train
 from tasks.base import data_root
+from tests import archives, stand_ins
 from training.config import CHECKOUT, compose_run
 
 # One thread: several small processes on a few cores otherwise wait for each other.
@@ -110,3 +115,86 @@ def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
     root, sums = fake_mnist_files
     monkeypatch.setattr(tasks.mnist, "SHA256", sums)
     return root
+
+
+@pytest.fixture(scope="session")
+def uea_root(tmp_path_factory) -> Path:
+    """A data root with a few real data sets of the archives; skips where they are not there."""
+    real = data_root(None, os.environ, CHECKOUT) / "uea_small"
+    if not real.exists():
+        pytest.skip(f"no real data sets of the archives in {real}")
+    root = tmp_path_factory.mktemp("uea")
+    # What is noted beside the files, and the cache, do not belong there.
+    shutil.copytree(real, root / "uea")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The data root with the real data sets; what is not there is skipped by the test that needs it."""
+    return data_root(None, os.environ, CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def cifar10_images() -> torch.Tensor:
+    """60,000 images in CIFAR-10's layout: byte j of image i is (7 i + j) mod 251."""
+    values = (np.arange(3072 + 250) % 251).astype(np.uint8)
+    return torch.from_numpy(np.lib.stride_tricks.sliding_window_view(values, 3072)[7 * np.arange(60_000) % 251])
+
+
+@pytest.fixture
+def fake_cifar10(cifar10_images, monkeypatch, tmp_path) -> Path:
+    """Those images with labels i mod 10, in place of the files, which would be 184 MB."""
+    found = cifar10_images, torch.arange(60_000) % 10, ()
+    monkeypatch.setattr(tasks.ncifar10, "read", lambda root: found)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def fake_har(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("har")
+    stand_ins.har(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_archives(tmp_path_factory) -> Path:
+    """A data root with made-up EigenWorms and BIDMC, of the official number of short series."""
+    root = tmp_path_factory.mktemp("archives")
+    archives.eigenworms(root)
+    archives.bidmc(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def imdb_files(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("imdb")
+    stand_ins.imdb(root, 30)
+    stand_ins.glove(root)
+    return root
+
+
+@pytest.fixture
+def fake_imdb(imdb_files, monkeypatch) -> Path:
+    """60 training and 60 test reviews, and vectors of width 50 and 100 of some of their words."""
+    monkeypatch.setattr(tasks.imdb, "REVIEWS", 30)
+    return imdb_files
+
+
+@pytest.fixture(scope="session")
+def fake_ptb(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ptb")
+    stand_ins.ptb(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def neurons_root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("neurons")
+
+
+@pytest.fixture
+def few_neurons(neurons_root, monkeypatch) -> Path:
+    """FitzHugh-Nagumo with 4, 3 and 5 series, which are kept."""
+    monkeypatch.setattr(tasks.fitzhugh_nagumo, "SIZES", {"train": 4, "validation": 3, "test": 5})
+    return neurons_root

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.stand_ins import FIXTURES, SHORT
 from training.config import CONF, choices, compose_run
 from training.errors import UserError
 
@@ -30,11 +31,13 @@ def test_composes_by_itself(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_trains(recipe, fit_here, fake_mnist, monkeypatch):
-    monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
-    # Narrow, and few samples: what is tested is that the parts fit.
+def test_trains(recipe, fit_here, request, monkeypatch):
     monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
-    small = ["model.hidden=4", "training.batch_size=3", *(["task.T=50"] if "/adding" in recipe else [])]
+    monkeypatch.setattr("tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+    # Narrow, short, and few samples: what is tested is that the parts fit.
+    task = compose_run(selection(recipe))[0].task.name
+    root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))
+    small = [f"data.root={root}", "model.hidden=4", "training.batch_size=3", *SHORT.get(task, [])]
     objective, folder = fit_here(*selection(recipe), "debug=fast", *small)
     assert objective == objective
     assert (folder / "record.json").exists()
@@ -44,6 +47,9 @@ def test_trains(recipe, fit_here, fake_mnist, monkeypatch):
 COUPLED = {
     "cornn/smnist": (256, 120, 0.0021, 0.042, 2.7, 4.7, 120, [100], "last"),
     "cornn/psmnist": (256, 120, 0.0054, 0.076, 0.4, 8.0, 120, [100], "best"),
+    "cornn/ncifar10": (128, 100, 0.0075, 0.034, 1.3, 12.7, 120, [100], "best"),
+    "cornn/har2": (64, 64, 0.017, 0.1, 0.2, 6.4, 250, None, "best"),
+    "cornn/imdb": (128, 64, 0.0006, 0.054, 4.9, 4.8, 100, None, "best"),
 }
 
 
@@ -53,8 +59,41 @@ def test_settings_are_the_released_ones(recipe):
     t, o, s, m = c.training, c.optimizer, c.scheduler, c.model
     found = (m.hidden, t.batch_size, o.lr, m.dt, m.gamma, m.epsilon, t.epochs, s.milestones, t.selection)
     assert found == COUPLED[recipe]
-    assert (o.name, o.weight_decay, t.clip_norm, t.clip_value, s.name, s.factor) == ("adam", 0, None, None, "step", 0.1)
+    assert (s.name, s.factor) == (("constant", None) if s.milestones is None else ("step", 0.1))
+    assert (o.name, o.weight_decay, t.clip_norm, t.clip_value) == ("adam", 0, None, None)
     assert t.steps is None
+
+
+# Parameters as the papers and the released code have them, without embeddings.
+PARAMETERS = {
+    "cornn/ncifar10": (96, 10, 46_474),
+    "cornn/har2": (9, 1, 8_897),
+    "cornn/imdb": (100, 1, 45_825),
+    "lem/ncifar10": (96, 10, 117_002),
+    "lem/fitzhugh_nagumo": (1, 1, 1_233),
+    "lem/eigenworms": (6, 5, 5_285),
+    "lem/bidmc_hr": (2, 1, 67_713),
+}
+
+
+@pytest.mark.parametrize("recipe", PARAMETERS)
+def test_parameters(recipe):
+    inputs, outputs, expected = PARAMETERS[recipe]
+    config, _ = compose_run(selection(recipe))
+    assert sum(p.numel() for p in config.model.build(inputs, outputs).parameters()) == expected
+
+
+@pytest.mark.parametrize(("recipe", "validation"), [("cornn/ncifar10", 3000), ("lem/ncifar10", 2000)])
+def test_protocols_of_cifar(recipe, validation):
+    task = compose_run(selection(recipe))[0].task
+    assert (task.noise, task.validation) == ("constant", validation)
+
+
+def test_protocol_of_imdb():
+    task = compose_run(selection("cornn/imdb"))[0].task
+    assert (task.lower, task.validation, task.vocabulary, task.vectors) == (False, 0.3, 25_000, "glove.6B.100d")
+    assert (task.lengths, task.bucketing, task.average, task.evaluation_batch) == ("ignored", True, "batches", 64)
+    assert task.dropout == 0
 
 
 # tk-rusch/LEM, defaults of the scripts: batch, lr, dt, clipping by norm, permutation.
@@ -71,6 +110,23 @@ def test_settings_of_lem_are_the_released_ones(recipe):
     assert (t.batch_size, o.lr, c.model.dt, t.clip_norm, c.task.permutation) == LONG[recipe]
     assert (c.model.hidden, t.epochs, t.steps, s.name, s.milestones, s.factor) == (128, 120, None, "step", [100], 0.1)
     assert (o.name, o.weight_decay, t.clip_value) == ("adam", 0, None)
+
+
+def test_other_settings_of_lem():
+    c, _ = compose_run(selection("lem/ncifar10"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (128, 0.44, 100, 0.00322)
+    assert (c.training.epochs, c.scheduler.milestones, c.training.clip_norm) == (120, [100], None)
+    c, _ = compose_run(selection("lem/fitzhugh_nagumo"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (16, 1, 32, 0.00904)
+    assert (c.training.epochs, c.scheduler.name, c.training.clip_norm) == (400, "constant", None)
+    c, _ = compose_run(selection("lem/eigenworms"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (32, 0.00017, 8, 0.00609)
+    assert (c.training.epochs, c.scheduler.name, c.training.clip_norm) == (50, "constant", None)
+    assert (c.task.protocol, c.task.stratified, c.task.time) == ("lem", False, False)
+    c, _ = compose_run(selection("lem/bidmc_hr"))
+    assert (c.model.hidden, c.model.dt, c.training.batch_size, c.optimizer.lr) == (128, 0.2371, 32, 0.00211)
+    assert (c.training.epochs, c.scheduler.milestones, c.training.clip_norm) == (500, [250], None)
+    assert (c.task.protocol, c.task.loss, c.task.metric) == ("lem", "mse", "rmse")
 
 
 @pytest.mark.parametrize("T", [2000, 5000, 10000])

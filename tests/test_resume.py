@@ -42,7 +42,7 @@ def assert_same(a, b, where=""):
         assert a.keys() == b.keys(), where
         for key in a:
             assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list):
+    elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for index, pair in enumerate(zip(a, b, strict=True)):
             assert_same(*pair, f"{where}/{index}")
@@ -117,10 +117,10 @@ SETTINGS = {
 def die_and_resume(fit_here, arguments, output, step, monkeypatch):
     train_step = training.loop._train_step
 
-    def dying(config, task, model, device, optimizer, at):
-        if at == step:
+    def dying(config, task, model, device, optimizer, state):
+        if state.step == step:
             raise KeyboardInterrupt
-        return train_step(config, task, model, device, optimizer, at)
+        return train_step(config, task, model, device, optimizer, state)
 
     with monkeypatch.context() as m:
         m.setattr("training.loop._train_step", dying)
@@ -152,6 +152,22 @@ def test_resuming_with_the_best_weights(fit_here, fake_mnist, tmp_path, monkeypa
     whole = outcome(fit_here(*arguments)[1])
     assert "weights" in whole["saved"]["state"]["best"]
     for step in range(1, 6):
+        folder = die_and_resume(fit_here, arguments, tmp_path / str(step), step, monkeypatch)
+        assert_same(outcome(folder), whole, f"died at step {step}")
+
+
+@pytest.mark.parametrize("model", ["lstm", "cornn"])
+def test_resuming_with_a_carried_state(model, fit_here, fake_ptb, tmp_path, monkeypatch):
+    """Within an epoch of 6 chunks, at its end and after it."""
+    arguments = (
+        f"data.root={fake_ptb}", f"model={model}", "task=ptb_char", "task.T=35", "task.embedding=3", "model.hidden=3",
+        "training.batch_size=3", "training.steps=9", "training.evaluate_every=4", "training.log_every=3",
+        "optimizer.lr=0.1", "training.checkpoint_seconds=0",
+    )  # fmt: skip
+    whole = outcome(fit_here(*arguments)[1])
+    assert [e["epoch"] for e in whole["history"] if e["step"] == 6] == [1]
+    assert len(whole["saved"]["state"]["carried"]) == 2
+    for step in (1, 3, 6, 8):
         folder = die_and_resume(fit_here, arguments, tmp_path / str(step), step, monkeypatch)
         assert_same(outcome(folder), whole, f"died at step {step}")
 

@@ -50,21 +50,28 @@ class Diagnostics:
         theory = self.theory and hasattr(model.layer, "theory")
         if not self.gradients and not theory:
             return None
-        x, target = (t.to(device) for t in task.batch(0, batch_size))
+        x, target, *lengths = (t.to(device) for t in task.batch(0, batch_size))
+        # Where lengths differ, up to the end of the shortest sample; where every step is read, at the last one.
+        x = x[: min(lengths[0])] if lengths else x
+        every = task.read == "every"
 
         def error(output: Tensor) -> Tensor:
-            return task.scores(output.float(), target)[task.objective]
+            output = output.float()
+            found = task.scores(output[None], target[-1:]) if every else task.scores(output, target)
+            return found[task.objective]
 
         told = set()
 
         def measure() -> dict[str, float]:
             found = {}
+            with _evaluating(model), torch.no_grad():
+                inputs = x if model.embedding is None else model.embedding(x)
             if self.gradients:
-                norms = gradient_norms(model, x, error, lags(len(x)))
+                norms = gradient_norms(model, inputs, error, lags(len(x)))
                 found |= {f"{PREFIX}{lag}": norm for lag, norm in norms.items()}
             if theory:
                 with _evaluating(model), torch.no_grad():
-                    found |= {f"theory/{key}": float(value) for key, value in model.layer.theory(x).items()}
+                    found |= {f"theory/{key}": float(value) for key, value in model.layer.theory(inputs).items()}
             # A line of the history is JSON, which has no infinity.
             finite = {key: value for key, value in found.items() if math.isfinite(value)}
             lost = [key for key in found if key not in finite and key not in told]

@@ -4,10 +4,12 @@ import ctypes
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks.base import Task
 from tasks.randomness import counted_seed
@@ -83,7 +85,7 @@ class Training:
 
     def check(self, task: Task) -> None:
         """Raises UserError for what does not go with the task."""
-        if self.selection == "best" and task.monitor == "test":
+        if self.selection == "best" and task.monitor == "test" and not task.selects_on_test:
             raise UserError("training.selection=best: this task has no validation split to select by; use last")
         if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:
             raise UserError(f"training.epochs={self.epochs}: this task has no epochs; set training.steps")
@@ -110,6 +112,8 @@ class State:
     loss_sum: float = 0.0
     loss_count: int = 0
     grad_norm: float = 0.0
+    # The model's state at the end of the last batch, where the next goes on from there.
+    carried: Any = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -210,7 +214,7 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
                 else:
                     if time.monotonic() - saved >= settings.checkpoint_seconds:
                         save()
-                    loss, state.grad_norm = _train_step(config, task, model, device, optimizer, state.step)
+                    loss, state.grad_norm = _train_step(config, task, model, device, optimizer, state)
                     state.step += 1
                     if not by_plateau:
                         scheduler.step()
@@ -252,16 +256,21 @@ def _restore(saved: dict | None, model, optimizer, scheduler) -> State:
     return state
 
 
-def _train_step(config, task: Task, model, device, optimizer, step: int) -> tuple[float, float]:
+def _train_step(config, task: Task, model, device, optimizer, state: State) -> tuple[float, float]:
     """One update; gives the loss and the norm of the gradient, both before it."""
     settings: Training = config.training
+    step = state.step
     # Whatever the model draws (dropout) depends on the step only.
     torch.manual_seed(counted_seed(config.seed, "forward", step))
-    x, target = (t.to(device) for t in task.batch(0 if settings.overfit else step, settings.batch_size))
+    x, target, *lengths = task.batch(0 if settings.overfit else step, settings.batch_size)
+    per_epoch = task.steps_per_epoch(settings.batch_size)
+    if settings.overfit or (per_epoch is not None and step % per_epoch == 0):
+        state.carried = None
+    target = target.to(device)
     model.train()
     optimizer.zero_grad()
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output = model(x)
+        output, state.carried = _forward(model, task, device, x, lengths, state.carried)
     loss = task.scores(output.float(), target)[task.objective].mean()
     value = loss.item()
     if not math.isfinite(value):
@@ -280,11 +289,26 @@ def _train_step(config, task: Task, model, device, optimizer, step: int) -> tupl
     return value, norm.item()
 
 
+def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carried) -> tuple[Tensor, Any]:
+    """The model's output, and the state from which the next batch goes on; None where it does not."""
+    if not task.carries_state:
+        return model(x.to(device), *(t.to(device) for t in lengths)), None
+    output, state = model.advance(x.to(device), _each(carried, lambda t: t.to(device)))
+    return output, _each(state, Tensor.detach)
+
+
+def _each(state, function: Callable[[Tensor], Tensor]):
+    """``function`` of every tensor of a model's state: a tensor, None, or a tuple of such."""
+    if isinstance(state, tuple):
+        return tuple(_each(part, function) for part in state)
+    return None if state is None else function(state)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, run, step: int
 ) -> dict[str, float]:
-    """The mean of every score over the samples of ``split``.
+    """The task's summary of the mean of every score over ``split``.
 
     Raises:
         Diverged: where one is not finite.
@@ -292,21 +316,22 @@ def evaluate(
     """
     model.eval()
     sums: dict[str, float] = {}
-    count = 0
-    for index, (x, target) in enumerate(task.evaluation(split)):
+    counts: dict[str, int] = {}
+    carried = None
+    for index, (x, target, *lengths) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
         run.check_signal(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            output = model(x.to(device))
+            output, carried = _forward(model, task, device, x, lengths, carried)
         for key, values in task.scores(output.float(), target.to(device)).items():
             # On the CPU, since not every device has float64.
             sums[key] = sums.get(key, 0.0) + values.cpu().double().sum().item()
-        count += len(target)
+            counts[key] = counts.get(key, 0) + values.numel()
     for key, value in sums.items():
         if not math.isfinite(value):
             raise Diverged(step, f"{split} {key}", value)
-    return {key: value / count for key, value in sums.items()}
+    return task.summary({key: value / counts[key] for key, value in sums.items()})
 
 
 def _judge(settings: Training, task: Task, model, state: State, value: float) -> None:

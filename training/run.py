@@ -110,7 +110,11 @@ class Run:
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "backend": model.layer.backend(),
             "device": environment.device_name(device),
-            "data": {"split_id": task.split_id, "files": [{"file": f, "sha256": s} for f, s in task.files]},
+            "data": {
+                "split_id": task.split_id,
+                "files": [{"file": f, "sha256": s} for f, s in task.files],
+                **({"notes": task.notes} if task.notes else {}),
+            },
         }
 
     def __enter__(self) -> "Run":

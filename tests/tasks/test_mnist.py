@@ -1,10 +1,18 @@
+import gzip
 import hashlib
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from tasks import mnist
+from tasks.data import Source
 from tasks.mnist import Config, permutation, read_checked
+from tests.server import Page, Server
+from training.errors import UserError
+from training.loop import Training
 
 # paper_facts of each released code: the first twelve indices.
 FIRST = {
@@ -69,6 +77,57 @@ def test_split_is_57000_and_3000_by_the_seed(fake_mnist):
     assert sum(len(t) for _, t in task.evaluation("validation")) == 3000
 
 
+# Of each paper: training and validation images, and what the bytes 0, 128 and 255 become.
+PROTOCOLS = {
+    "cornn": (57000, 3000, [0, 128 / 255, 1]),
+    "nnrnn": (50000, 10000, [0, 128 / 255, 1]),
+    "indrnn": (57000, 3000, [-1, 0, (255 / 256 - 0.5) * 2]),
+    "exprnn": (60000, 0, [0, 128 / 255, 1]),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols(protocol, fake_mnist):
+    train, validation, expected = PROTOCOLS[protocol]
+    task = Config(protocol=protocol).build(0, fake_mnist)
+    assert [len(task.splits[name]) for name in ("train", "validation", "test")] == [train, validation, 10000]
+    # Byte j of image 0 is j mod 256.
+    x = next(task.evaluation("test"))[0][:, 0, 0]
+    assert x[[0, 128, 255]].tolist() == pytest.approx(expected, abs=1e-7)
+    default = Config().build(0, fake_mnist)
+    same_validation = torch.equal(task.splits["validation"], default.splits["validation"])
+    assert same_validation == (validation == 3000)
+    assert task.split_id.split("/validation")[0] == "smnist/rows" + ("" if protocol == "cornn" else f"/{protocol}")
+    assert (task.split_id == default.split_id) == (protocol == "cornn")
+
+
+def test_held_out_by_the_key(fake_mnist):
+    task = Config(protocol="exprnn", validation=7).build(0, fake_mnist)
+    assert (len(task.splits["validation"]), task.monitor, task.selects_on_test) == (7, "validation", False)
+    # Without a validation set it is an honest error to select the best, but for the protocol that does so.
+    task = Config(validation=0).build(0, fake_mnist)
+    assert (task.monitor, task.selects_on_test) == ("test", False)
+    with pytest.raises(UserError, match=r"selection=best: this task has no validation split"):
+        Training(epochs=1, selection="best").check(task)
+    Training(epochs=1, selection="best").check(Config(protocol="exprnn").build(0, fake_mnist))
+    for options, message in (({"validation": -1}, "from 0 to 59999"), ({"protocol": "lem"}, "one of cornn, nnrnn")):
+        with pytest.raises(ValueError, match=message):
+            Config(**options)
+
+
+def test_exprnn_reports_the_best_test_epoch(fake_mnist, fit_here, monkeypatch):
+    monkeypatch.setattr(mnist.SequentialMNIST, "evaluation_batch", 10)
+    accuracies = iter([0.3, 0.6, 0.5])
+    monkeypatch.setattr("training.loop.evaluate", lambda *_: {"accuracy": next(accuracies), "cross_entropy": 1.0})
+    arguments = (
+        f"data.root={fake_mnist}", "model=lstm", "task=smnist", "task.protocol=exprnn", "model.hidden=1",
+        "training.batch_size=2", "training.steps=3", "training.evaluate_every=1", "training.selection=best",
+    )  # fmt: skip
+    objective, folder = fit_here(*arguments)
+    assert objective == 0.6
+    assert json.loads((folder / "record.json").read_text())["metrics"]["test"]["accuracy"] == 0.6
+
+
 def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(fake_mnist):
     task = Config().build(0, fake_mnist)
     assert task.steps_per_epoch(120) == 475
@@ -104,9 +163,38 @@ def test_a_damaged_file_is_named(fake_mnist, monkeypatch):
 
 
 def test_offline_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist.MNIST, "mirrors", ["http://127.0.0.1:9/mnist/"])
-    with pytest.raises(OSError, match=r"127\.0\.0\.1.*train-images-idx3-ubyte.*MNIST/raw.*LONGWAVE_DATA"):
+    source = Source("MNIST/raw/train-images-idx3-ubyte.gz", ("http://127.0.0.1:9/mnist/",), md5="0123")
+    monkeypatch.setitem(mnist.SOURCES, "mnist", (source,))
+    with pytest.raises(OSError, match=r"127\.0\.0\.1.*MNIST/raw/train-images-idx3-ubyte.*md5 0123.*LONGWAVE_DATA"):
         read_checked(tmp_path)
+
+
+def test_addresses():
+    found = {Path(source.path).stem: source for source in mnist.SOURCES["mnist"]}
+    assert set(found) == set(mnist.SHA256)
+    for name, source in found.items():
+        assert source.path == f"MNIST/raw/{name}.gz"
+        assert len(source.md5) == 32
+        assert f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz" in source.urls
+
+
+def test_downloads_and_unpacks_what_is_not_there(fake_mnist, tmp_path, monkeypatch):
+    server = Server()
+    sources = []
+    for name in mnist.SHA256:
+        packed = gzip.compress((fake_mnist / "MNIST" / "raw" / name).read_bytes(), 1)
+        server.pages[name] = Page(packed)
+        sources.append(Source(f"MNIST/raw/{name}.gz", (server.url(name),), md5=hashlib.md5(packed).hexdigest()))
+    monkeypatch.setitem(mnist.SOURCES, "mnist", tuple(sources))
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    present = "t10k-labels-idx1-ubyte"
+    shutil.copy(fake_mnist / "MNIST" / "raw" / present, raw / present)
+    assert dict(read_checked(tmp_path)) == mnist.SHA256
+    assert not server.asked(present)
+    assert all(len(server.asked(name)) == 1 for name in mnist.SHA256 if name != present)
+    assert len(Config().build(0, tmp_path).samples) == 70000
+    server.close()
 
 
 def test_real_mnist(mnist_root):

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import models.cornn
+import models.lstm
+import tasks.imdb
+import tasks.ptb_char
 from models.network import Network
 from tasks.adding import Adding
 from tasks.randomness import counted_seed
@@ -308,3 +311,37 @@ def test_pictures_of_odd_histories():
     for norms in ({"lag_0": 1.0}, {"lag_0": 1.0, "lag_1": 0.0}, {"lag_0": 1e30, "lag_4": 1e-38}):
         entry = {f"gradients/{key}": value for key, value in norms.items()}
         assert picture([{"step": 0} | entry], "a").startswith(b"\x89PNG")
+
+
+def probed(config, root, batch_size):
+    """A task, an LSTM joined with it, and what is measured."""
+    task = config.build(0, root)
+    torch.manual_seed(0)
+    model = models.lstm.Config(hidden=3).build(task.inputs, task.outputs)
+    model.reads, model.embedding = task.read, task.embedding()
+    return task, model, Diagnostics(gradients=True).probe(model, task, batch_size, torch.device("cpu"))()
+
+
+def test_where_every_step_is_read_it_is_the_error_of_the_last(fake_ptb):
+    task, model, found = probed(tasks.ptb_char.Config(T=20, embedding=4), fake_ptb, 5)
+    x, target = task.batch(0, 5)
+
+    def error(output):
+        return nn.functional.cross_entropy(output, target[-1], reduction="none")
+
+    expected = gradient_norms(model, model.embedding(x).detach(), error, lags(20))
+    assert found == {f"gradients/lag_{lag}": pytest.approx(norm) for lag, norm in expected.items()}
+
+
+def test_where_lengths_differ_it_goes_to_the_end_of_the_shortest(fake_imdb):
+    config = tasks.imdb.Config(vectors="glove.6B.50d", lengths="respected", bucketing=False)
+    task, model, found = probed(config, fake_imdb, 8)
+    x, target, lengths = task.batch(0, 8)
+    assert lengths.min() < len(x)
+
+    def error(output):
+        return nn.functional.binary_cross_entropy_with_logits(output[:, 0], target, reduction="none")
+
+    shortest = int(lengths.min())
+    expected = gradient_norms(model, model.embedding(x[:shortest]).detach(), error, lags(shortest))
+    assert found == {f"gradients/lag_{lag}": pytest.approx(norm) for lag, norm in expected.items()}

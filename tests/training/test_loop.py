@@ -185,9 +185,9 @@ def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeypatch):
     train_step = training.loop._train_step
 
-    def overflowing(config, task, model, device, optimizer, step):
-        found = train_step(config, task, model, device, optimizer, step)
-        if step == 3:
+    def overflowing(config, task, model, device, optimizer, state):
+        found = train_step(config, task, model, device, optimizer, state)
+        if state.step == 3:
             model.readout.bias.data.fill_(math.inf)
         return found
 
@@ -292,3 +292,66 @@ x = torch.full((200, 200), 1e-30)
 assert (x * torch.full((200, 200), 1e-10) == 0).all()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_state_is_carried_and_its_gradient_is_not(fit_here, fake_ptb):
+    """Written out: chunk after chunk from the detached state, from zeros at the beginning of an epoch."""
+    from tasks.ptb_char import Config
+    from tasks.randomness import counted_seed
+
+    arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "optimizer=sgd")
+    _, folder = fit_here(
+        *arguments, f"data.root={fake_ptb}", "training.steps=8", "training.log_every=1", "training.batch_size=3",
+        "optimizer.lr=1", "training.evaluate_every=4",
+    )  # fmt: skip
+    task = Config(T=60, embedding=3).build(0, fake_ptb)
+    assert task.steps_per_epoch(3) == 4
+    torch.manual_seed(counted_seed(0, "init"))
+    lstm, readout = torch.nn.LSTM(3, 4), torch.nn.Linear(4, task.outputs)
+    vectors = task.embedding().weight
+    parameters = [*lstm.parameters(), *readout.parameters(), vectors]
+    losses = []
+    for step in range(8):
+        x, target = task.batch(step, 3)
+        if step % 4 == 0:
+            state = torch.zeros(1, 3, 4), torch.zeros(1, 3, 4)
+        sequence, state = lstm(vectors[x], tuple(s.detach() for s in state))
+        loss = torch.nn.functional.cross_entropy(readout(sequence).flatten(0, 1), target.flatten())
+        losses.append(loss.item())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.data -= gradient
+    assert [entry["train/cross_entropy"] for entry in history_of(folder)] == pytest.approx(losses, rel=1e-5)
+
+
+def test_overfit_starts_from_zeros_every_time(fit_here, fake_ptb):
+    _, folder = fit_here(
+        f"data.root={fake_ptb}", "model=lstm", "task=ptb_char", "task.T=20", "task.embedding=8", "model.hidden=16",
+        "training.batch_size=1", "debug=overfit", "optimizer.lr=0.05", "training.evaluate_every=300",
+    )  # fmt: skip
+    entries = history_of(folder)
+    assert entries[-1]["train/cross_entropy"] < 0.05 * entries[0]["train/cross_entropy"]
+
+
+def test_lengths_reach_the_model(fit_here, fake_imdb):
+    """The reviews of one batch, with more padding or less: their lengths decide what is read."""
+    from tasks.imdb import Config
+
+    arguments = ("model=lstm", "task=imdb", "task.vectors=glove.6B.50d", "model.hidden=3", "recipe=none")
+    _, folder = fit_here(
+        *arguments, f"data.root={fake_imdb}", "task.lengths=respected", "training.steps=1", "task.bucketing=false",
+        "optimizer.lr=1e-30", "task.average=samples",
+    )  # fmt: skip
+    task = Config(vectors="glove.6B.50d", lengths="respected").build(0, fake_imdb)
+    saved = weights_of(folder)
+    lstm, readout = torch.nn.LSTM(50, 3), torch.nn.Linear(3, 1)
+    lstm.load_state_dict({key.removeprefix("layer."): v for key, v in saved.items() if key.startswith("layer.")})
+    readout.load_state_dict({key.removeprefix("readout."): v for key, v in saved.items() if key.startswith("readout.")})
+    with torch.no_grad():
+        losses = []
+        for index in task.splits["test"]:
+            # One by one there is nothing to pad.
+            x, target, _ = task._take(index[None])
+            output = readout(lstm(saved["embedding.weight"][x])[0][-1])
+            losses.append(task.scores(output, target)["cross_entropy"])
+    expected = torch.cat(losses).mean().item()
+    assert record_of(folder)["metrics"]["test"]["cross_entropy"] == pytest.approx(expected, rel=1e-5)

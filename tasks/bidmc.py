@@ -1,0 +1,98 @@
+"""BIDMC: respiratory rate, heart rate or oxygen saturation of patients, from 32 s of PPG and ECG at 125 Hz."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks import series
+from tasks.eigenworms import nrde
+from tasks.series import SeriesTask, split_id
+from tasks.splits import by_seed, train_test
+from tasks.uea import seventy_fifteen_fifteen
+
+LICENCE = "as its record on Zenodo says; the recordings are PhysioNet's"
+# The records that the papers used, then the newer ones.
+RECORDS = {"RR": (4001463, 18485020), "HR": (4001456, 18485047), "SpO2": (4001464, 18484650)}
+SOURCES = {
+    f"bidmc_{target.lower()}": series.on_zenodo(f"BIDMC32{target}", *records, licence=LICENCE)
+    for target, records in RECORDS.items()
+}
+
+TARGETS = {f"bidmc_{target.lower()}": target for target in RECORDS}
+PROTOCOLS = ("nrde", "lem", "unicornn", "s4", "official")
+LEM = (5565, 1192, 1192)  # train, test, validation
+LOSSES = ("mse", "batch_rmse")
+METRICS = ("rmse", "batch_rmse")
+
+
+@dataclass
+class Config:
+    """Predict breaths a minute (``bidmc_rr``), beats a minute (``bidmc_hr``) or percent (``bidmc_spo2``).
+
+    The 7,949 windows of 4,000 steps are of few patients and overlap: every protocol but ``official`` splits them at
+    random, so that test windows have neighbours in the training set, and gives much lower errors.
+
+    Args:
+        protocol: ``nrde`` (jambo6/neuralRDEs): 5563/1193/1193 by scikit-learn from numpy's seed 0; z-score of every
+            channel by the training series. ``lem`` (tk-rusch/LEM): 5565/1192/1192 by torch's random_split from seed
+            123456. ``unicornn``: 70/15/15 by the seed of the run; the paper's is not known. ``s4``: 5564/1192/1193 by
+            scikit-learn with random_state 0, then 1. ``official``: the archive's training and test sets, which are said
+            to be of different patients; ``validation`` of the training windows are held out by the seed. All but
+            ``nrde`` take the signals as they are.
+        validation: the fraction that ``official`` holds out, at random: of patients that are in the training set too.
+        loss: ``mse``, or ``batch_rmse``: sqrt(MSE + 1e-6) of each batch, as nrde trains.
+        metric: ``rmse``, or ``batch_rmse``: the mean of it over batches of 512 as nrde tests, a little below the RMSE.
+        time: adds the time in [0, 1] as the first channel (a log-signature brings its own).
+    """
+
+    name: str = "bidmc_rr"
+    protocol: str = "nrde"
+    validation: float = 0.15
+    loss: str = "mse"
+    metric: str = "rmse"
+    time: bool = False
+
+    def __post_init__(self):
+        for key, allowed in (("protocol", PROTOCOLS), ("loss", LOSSES), ("metric", METRICS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation={self.validation}: must be between 0 and 1")
+
+    def build(self, seed: int, data_root: Path) -> SeriesTask:
+        data = series.load(data_root, f"BIDMC32{TARGETS[self.name]}", SOURCES[self.name], ())
+        splits = split(self, len(data.values), data.train, seed)
+        normalise = self.protocol == "nrde"
+        task = SeriesTask(data, splits, seed, normalise, self.time, self.loss, self.metric)
+        task.split_id = split_id(self.name, [self.protocol], splits)
+        return task
+
+
+def split(config: Config, total: int, official: int, seed: int) -> dict[str, np.ndarray]:
+    """The indices of train, validation and test among TRAIN and TEST put together; the first ``official`` are TRAIN."""
+    everything = np.arange(total)
+    if config.protocol == "nrde":
+        return nrde(total)
+    if config.protocol == "unicornn":
+        return seventy_fifteen_fifteen(total, seed)
+    if config.protocol == "s4":
+        train, rest = train_test(everything, 0.3, np.random.RandomState(0))
+        validation, test = train_test(rest, 0.5, np.random.RandomState(1))
+    elif config.protocol == "lem":
+        if total != sum(LEM):
+            raise OSError(f"task.protocol=lem: splits {sum(LEM)} series, and there are {total}")
+        train, rest = _random_split(everything, LEM[0])
+        test, validation = _random_split(rest, LEM[1])
+    else:
+        held = round(config.validation * official)
+        validation, train = by_seed(everything[:official], [held], seed)
+        test = everything[official:]
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _random_split(indices: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """torch.utils.data.random_split with the seed of LEM's code."""
+    order = indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(123456)).numpy()]
+    return order[:count], order[count:]

@@ -1,0 +1,92 @@
+"""The copying memory problem (Hochreiter & Schmidhuber 1997), as in expRNN's released code."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.base import Task
+from tasks.randomness import generator
+
+
+@dataclass
+class Config:
+    """Say a few symbols again, a long time after they were read.
+
+    Args:
+        K: how many symbols.
+        L: how many blanks come between them and the marker.
+        alphabet: how many symbols there are.
+        test_samples: size of the test set, which is the same for every seed.
+    """
+
+    name: str = "copying"
+    K: int = 10
+    L: int = 1000
+    alphabet: int = 8
+    test_samples: int = 1000
+
+    def __post_init__(self):
+        for key in ("K", "L", "alphabet", "test_samples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+
+    def build(self, seed: int, data_root: Path) -> "Copying":
+        return Copying(self, seed)
+
+
+class Copying(Task):
+    """One-hot inputs (L + 2K, B, alphabet + 2): K symbols, L blanks, the marker, K - 1 blanks.
+
+    The output at every step is one of the symbols or the blank: the blank up to the marker, and at the marker and the
+    K - 1 steps behind it the K symbols in their order. The loss is the cross-entropy over all steps; ``accuracy`` is
+    of the last K alone. Training batches are fresh for ever. Saying the blank and then guessing has a cross-entropy of
+    K log(alphabet) / (L + 2K).
+    """
+
+    read = "every"
+    objective = metric = "cross_entropy"
+    higher_is_better = False
+    monitor = "test"
+    milestones = (0.01, 0.001)
+
+    # The test set is one for all seeds, so that their errors compare.
+    test_seed = 0
+    # In a batch of the evaluation: the states of some models are large.
+    steps_per_evaluation_batch = 200_000
+
+    def __init__(self, config: Config, seed: int):
+        self.K, self.L, self.alphabet, self.seed = config.K, config.L, config.alphabet, seed
+        self.test_samples = config.test_samples
+        # 0 is the blank, then come the symbols, then the marker.
+        self.inputs, self.outputs = self.alphabet + 2, self.alphabet + 1
+        guessing = self.K * math.log(self.alphabet) / (self.L + 2 * self.K)
+        self.baseline = {"cross_entropy": guessing, "accuracy": 1 / self.alphabet}
+        self.split_id = f"copying/K={self.K}/L={self.L}/alphabet={self.alphabet}/test={self.test_samples}"
+
+    def steps_per_epoch(self, batch_size: int) -> None:
+        return None
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        return self._draw(batch_size, generator(self.seed, "batch", step))
+
+    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        size = max(1, self.steps_per_evaluation_batch // (self.L + 2 * self.K))
+        rng = generator(self.test_seed, f"copying {split}")
+        for first in range(0, self.test_samples, size):
+            yield self._draw(min(size, self.test_samples - first), rng)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        nats = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        return {"cross_entropy": nats, "accuracy": (output[-self.K :].argmax(-1) == target[-self.K :]).float()}
+
+    def _draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        symbols = torch.randint(1, self.alphabet + 1, (self.K, count), generator=rng)
+        marker = torch.full((1, count), self.alphabet + 1)
+        blanks = torch.zeros(self.L + self.K, count, dtype=torch.long)
+        read = torch.cat([symbols, blanks[: self.L], marker, blanks[: self.K - 1]])
+        return F.one_hot(read, self.inputs).float(), torch.cat([blanks, symbols])

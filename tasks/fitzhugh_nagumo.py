@@ -1,0 +1,84 @@
+"""The next value of a FitzHugh-Nagumo neuron (LEM: Rusch et al., ICLR 2022)."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from tasks.base import ArrayTask
+from tasks.data import cached, log
+from tasks.randomness import generator
+
+# v' = v - v^3/3 - w + I, w' = (v + a - b w) EPSILON, at POINTS times in [0, END].
+A, B, EPSILON, CURRENT = 0.7, 0.8, 1 / 50, 0.5
+POINTS, END = 1000, 400.0
+SIZES = {"train": 128, "validation": 128, "test": 1024}
+
+
+@dataclass
+class Config:
+    """Predict v at the next point of time from v up to now, at every point. There is nothing to choose."""
+
+    name: str = "fitzhugh_nagumo"
+
+    def build(self, seed: int, data_root: Path) -> "FitzHughNagumo":
+        return FitzHughNagumo(seed, data_root)
+
+
+class FitzHughNagumo(ArrayTask):
+    """v (999, B, 1) of two-scale oscillations with v(0) ~ U(-1, 1) and w(0) = 0; the root mean squared error.
+
+    v' = v - v^3/3 - w + 0.5 and w' = (v + 0.7 - 0.8 w)/50 at 1,000 points of time in [0, 400], by scipy's ``solve_ivp``
+    with its defaults (RK45, relative tolerance 1e-3): the errors of the solver are part of the data. 128 series are
+    trained on, 128 validate, 1,024 test; they are the same for every seed.
+    """
+
+    inputs, outputs = 1, 1
+    read = "every"
+    objective, metric = "mse", "rmse"
+    higher_is_better = False
+    data_seed = 0
+
+    def __init__(self, seed: int, data_root: Path):
+        v = series(data_root, self.data_seed, sum(SIZES.values()))
+        splits = dict(zip(SIZES, torch.arange(len(v)).split(list(SIZES.values())), strict=True))
+        super().__init__(v, v, splits, seed)
+        self.split_id = f"fitzhugh_nagumo/scipy RK45/{'/'.join(map(str, SIZES.values()))}"
+        self.notes = {"scipy": scipy.__version__}
+        test = v[splits["test"]]
+        # Of saying that nothing changes.
+        self.baseline = {"rmse": (test[:, 1:] - test[:, :-1]).square().mean().sqrt().item()}
+
+    def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        v = self.samples[indices].T
+        return v[:-1, :, None], v[1:]
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {"mse": (output.squeeze(-1) - target) ** 2}
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        return means | {"rmse": math.sqrt(means["mse"])}
+
+
+def series(root: Path, seed: int, count: int) -> Tensor:
+    """v of ``count`` solutions, (count, 1000)."""
+
+    def build() -> dict[str, Tensor]:
+        log.info("solving %d initial value problems, once", count)
+        start = torch.rand(count, generator=generator(seed, "fitzhugh_nagumo")) * 2 - 1
+        times = np.linspace(0, END, POINTS)
+        v = [solve_ivp(_slope, (0, END), (v0, 0.0), t_eval=times).y[0] for v0 in start.tolist()]
+        return {"v": torch.from_numpy(np.stack(v)).float()}
+
+    key = {"seed": seed, "count": count, "points": POINTS, "scipy": scipy.__version__}
+    return cached(root, "fitzhugh_nagumo", key, build)["v"]
+
+
+def _slope(t: float, state: np.ndarray) -> tuple[float, float]:
+    v, w = state
+    return v - v**3 / 3 - w + CURRENT, EPSILON * (v + A - B * w)

@@ -1,0 +1,160 @@
+"""HAR-2 (Kusupati et al., NeurIPS 2018): two groups of activities from 128 steps of a phone's motion sensors."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.base import ArrayTask
+from tasks.data import Source, cached, fetch, unpack
+from tasks.splits import hold_out, index_hash
+
+SOURCES = {
+    "har2": (
+        Source(
+            path="downloads/human+activity+recognition+using+smartphones.zip",
+            urls=("https://archive.ics.uci.edu/static/public/240/human+activity+recognition+using+smartphones.zip",),
+            sha256="c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031",
+            size=61_000_000,
+            licence="as its page at UCI says",
+        ),
+    )
+}
+# Of each part: nine signals, a window a line; labels; subjects.
+NAMES = [
+    f"{{part}}/Inertial Signals/{kind}_{axis}_{{part}}.txt"
+    for kind in ("body_acc", "body_gyro", "total_acc")
+    for axis in "xyz"
+] + ["{part}/y_{part}.txt", "{part}/subject_{part}.txt"]
+
+# Walking, downstairs, standing; the others are upstairs, sitting, laying (FastGRNN's paper, appendix B).
+ONES = (1, 3, 5)
+
+
+@dataclass
+class Config:
+    """Tell {walking, walking downstairs, standing} (1) from {walking upstairs, sitting, laying} (0).
+
+    Which windows coRNN's authors validated on, and how they normalised, is not known.
+
+    Args:
+        validation: what is held out of the 7,352 training windows. ``random``: windows (80/20 in FastGRNN's tuning);
+            ``subject``: all windows of some of the 21 subjects (as EdgeML's loader does); ``none``: nothing, as in
+            FastGRNN's final training; the test set is then evaluated while training.
+        fraction: of the windows or subjects, held out.
+        normalisation: ``channel``: each of the 9 signals to zero mean and unit variance; ``feature``: each signal at
+            each step (1,152 statistics); ``none``. The statistics are those of the windows trained on.
+    """
+
+    name: str = "har2"
+    validation: str = "random"
+    fraction: float = 0.2
+    normalisation: str = "channel"
+
+    def __post_init__(self):
+        if self.validation not in ("random", "subject", "none"):
+            raise ValueError(f"validation={self.validation}: must be one of random, subject, none")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction={self.fraction}: must be between 0 and 1")
+        if self.normalisation not in ("channel", "feature", "none"):
+            raise ValueError(f"normalisation={self.normalisation}: must be one of channel, feature, none")
+
+    def build(self, seed: int, data_root: Path) -> "HAR2":
+        return HAR2(self, seed, data_root)
+
+
+class HAR2(ArrayTask):
+    """Windows (128, B, 9) of body acceleration, angular velocity, total acceleration, each x, y, z.
+
+    Binary cross-entropy on one logit, accuracy as the metric. The test set is the official one of 2,947 windows.
+    """
+
+    inputs, outputs = 9, 1
+    objective, metric = "cross_entropy", "accuracy"
+    higher_is_better = True
+
+    def __init__(self, config: Config, seed: int, data_root: Path):
+        windows, labels, subjects, train, self.files = read(data_root)
+        if config.validation == "none":
+            self.monitor = "test"
+            splits = {"train": torch.arange(train), "validation": torch.arange(0)}
+            held_out = "none"
+        else:
+            splits = self._split(config, subjects[:train], seed)
+            held_out = f"{config.validation}={config.fraction}/{index_hash(splits['validation'])}"
+        splits["test"] = torch.arange(train, len(windows))
+        if config.normalisation != "none":
+            seen = windows[splits["train"]]
+            dim = (0, 1) if config.normalisation == "channel" else 0
+            std = seen.std(dim, correction=0)
+            windows = (windows - seen.mean(dim)) / std.where(std > 0, 1)
+        targets = torch.isin(labels, torch.tensor(ONES)).float()
+        super().__init__(windows, targets, splits, seed)
+        ones = targets[train:].mean().item()
+        self.baseline = {"accuracy": max(ones, 1 - ones)}
+        self.split_id = f"har2/{config.normalisation}/validation={held_out}"
+
+    @staticmethod
+    def _split(config: Config, subjects: Tensor, seed: int) -> dict[str, Tensor]:
+        if config.validation == "random":
+            return hold_out(len(subjects), round(config.fraction * len(subjects)), seed)
+        people = subjects.unique()
+        count = max(1, round(config.fraction * len(people)))
+        held_out = torch.isin(subjects, people[hold_out(len(people), count, seed)["validation"]])
+        return {"train": (~held_out).nonzero()[:, 0], "validation": held_out.nonzero()[:, 0]}
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        return samples.transpose(0, 1)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        logit = output.squeeze(-1)
+        return {
+            "cross_entropy": F.binary_cross_entropy_with_logits(logit, target, reduction="none"),
+            "accuracy": ((logit > 0) == (target > 0.5)).float(),
+        }
+
+
+def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str], ...]]:
+    """Windows (N, 128, 9), labels 1 to 6 and subjects, each (N,), training windows first; how many of these there are;
+    (name, sha256) of each file.
+
+    Raises:
+        OSError: offline, or a file that is not as it should be; the message says what to put where.
+    """
+    names = {part: [name.format(part=part) for name in NAMES] for part in ("train", "test")}
+    every = names["train"] + names["test"]
+    folder = root / "UCI HAR Dataset"
+    if not all((folder / name).exists() for name in every):
+        # An archive in an archive.
+        outer = fetch(SOURCES["har2"][0], root)
+        inner = unpack(outer, ["UCI HAR Dataset.zip"], outer.parent / "har2") / "UCI HAR Dataset.zip"
+        unpack(inner, every, folder)
+    files = tuple((name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name in every)
+
+    def build() -> dict[str, Tensor]:
+        parts = {part: [_table(folder / name) for name in names[part]] for part in names}
+        for part, tables in parts.items():
+            if len({len(table) for table in tables}) != 1 or any(t.shape[1] != 128 for t in tables[:9]):
+                shapes = ", ".join(f"{name} {t.shape}" for name, t in zip(names[part], tables, strict=True))
+                raise OSError(f"{folder}: the files do not belong together; they hold {shapes}")
+        joined = [torch.cat(pair) for pair in zip(*parts.values(), strict=True)]
+        return {
+            "windows": torch.stack(joined[:9], -1),
+            "labels": joined[9][:, 0].long(),
+            "subjects": joined[10][:, 0].long(),
+            "train": len(parts["train"][0]),
+        }
+
+    kept = cached(root, "har2", {"files": files}, build)
+    return kept["windows"], kept["labels"], kept["subjects"], kept["train"], files
+
+
+def _table(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=2))
+    except ValueError as error:
+        raise OSError(f"{path}: {error}; delete it and run again to get it anew") from error

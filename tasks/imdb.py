@@ -1,0 +1,367 @@
+"""IMDB (Maas et al., ACL 2011): is a film review favourable?"""
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.base import Batch, Task
+from tasks.data import Source, cached, digest, fetch, log
+from tasks.randomness import generator
+from tasks.splits import hold_out, index_hash
+
+SOURCES = {
+    "imdb": (
+        Source(
+            path="downloads/aclImdb_v1.tar.gz",
+            urls=("http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
+            sha256="c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+            size=84_125_825,
+        ),
+        Source(
+            path="downloads/glove.6B.zip",
+            urls=("http://nlp.stanford.edu/data/glove.6B.zip",),
+            md5="056ea991adb4740ac6bf1b6d9b50408b",
+            size=862_000_000,
+            licence="PDDL 1.0",
+        ),
+    )
+}
+
+PARTS = ("train/pos", "train/neg", "test/pos", "test/neg")
+# In each part.
+REVIEWS = 12_500
+
+UNKNOWN, PADDING = 0, 1
+
+# Words, and apart from them: n't, 's and the like, as the corpus of the word vectors has them; runs of full stops or
+# hyphens; every other sign.
+TOKEN = re.compile(r"n't\b|\w+?(?=n't\b)|'(?:s|re|ve|ll|d|m)\b|\w+|\.\.+|--+|[^\w\s]", re.IGNORECASE)
+
+TOKENIZERS = ("regex", "spacy")
+VECTORS = {f"glove.6B.{width}d": width for width in (50, 100, 200, 300)}
+
+
+@dataclass
+class Config:
+    """Tell favourable reviews from the others, word by word.
+
+    The defaults are the protocol of coRNN and UnICORNN but for the tokenizer, which was spaCy's in a version of 2020.
+
+    Args:
+        tokenizer: ``regex``: words, their endings as in "n't" and "'s", and signs; or ``spacy``: that of a blank
+            English pipeline, where spaCy is installed.
+        lower: whether words are lower-cased. The vectors are of lower-cased words: with false, a capitalised word
+            begins with a random one.
+        validation: fraction of the 25,000 training reviews that is held out.
+        vocabulary: how many of the most frequent words of the reviews trained on are told apart, beside <unk> and
+            <pad>.
+        vectors: with which words begin: ``glove.6B.50d``, ``100d``, ``200d`` or ``300d``. Words that it lacks begin
+            with N(0, 1), <unk> and <pad> with zeros. All are trained but that of <pad>.
+        lengths: ``ignored``: the network runs over the padding at the end, up to the longest review of the batch, and
+            is read there; ``respected``: it is read at the last word.
+        bucketing: whether pools of 100 batches are sorted by length before they are cut into batches.
+        evaluation_batch: reviews in a batch of validation and test; where lengths are ignored, it has an effect.
+        average: of the accuracy: over ``batches``, whatever their sizes, or over ``samples``.
+        dropout: probability with which, in a training step, all occurrences of a word are dropped (0.65 in UnICORNN).
+    """
+
+    name: str = "imdb"
+    tokenizer: str = "regex"
+    lower: bool = False
+    validation: float = 0.3
+    vocabulary: int = 25_000
+    vectors: str = "glove.6B.100d"
+    lengths: str = "ignored"
+    bucketing: bool = True
+    evaluation_batch: int = 64
+    average: str = "batches"
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for key, allowed in (
+            ("tokenizer", TOKENIZERS),
+            ("vectors", VECTORS),
+            ("lengths", ("ignored", "respected")),
+            ("average", ("batches", "samples")),
+        ):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation={self.validation}: must be between 0 and 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be from 0 to less than 1")
+        for key in ("vocabulary", "evaluation_batch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+
+    def build(self, seed: int, data_root: Path) -> "IMDB":
+        return IMDB(self, seed, data_root)
+
+
+class IMDB(Task):
+    """Words (T, B) as integers, to be embedded; binary cross-entropy on one logit, accuracy as the metric."""
+
+    outputs = 1
+    objective, metric = "cross_entropy", "accuracy"
+    higher_is_better = True
+    baseline = {"accuracy": 0.5}
+
+    def __init__(self, config: Config, seed: int, data_root: Path):
+        self.config, self.seed = config, seed
+        self.inputs = VECTORS[config.vectors]
+        text, types, text_hash = read(data_root, config.tokenizer, config.lower)
+        self.lengths = text["lengths"]
+        self.starts = self.lengths.cumsum(0) - self.lengths
+        count = len(self.lengths) // 2
+        self.targets = torch.tensor([1.0, 0.0]).repeat_interleave(count // 2).repeat(2)
+        self.splits = hold_out(count, round(config.validation * count), seed)
+        self.splits["test"] = torch.arange(count, 2 * count)
+
+        kept = self._vocabulary(text["tokens"], len(types))
+        word = torch.full((len(types),), UNKNOWN, dtype=torch.int32)
+        word[kept] = torch.arange(2, 2 + len(kept), dtype=torch.int32)
+        self.words = word[text["tokens"]]
+
+        self.vectors = torch.randn(2 + len(kept), self.inputs, generator=generator(seed, "vectors"))
+        self.vectors[[UNKNOWN, PADDING]] = 0
+        glove = read_vectors(data_root, config.vectors, types)
+        found = word[glove["types"]].long()
+        self.vectors[found[found != UNKNOWN]] = glove["vectors"][found != UNKNOWN]
+
+        self.files = (("aclImdb", text_hash), (f"{config.vectors}.txt", glove["sha256"]))
+        self.notes = {
+            "vocabulary": len(self.vectors),
+            "with_vectors": int((found != UNKNOWN).sum()),
+            "tokenizer": text["tokenizer"],
+        }
+        held_out = self.splits["validation"]
+        case = "lower" if config.lower else "case"
+        self.split_id = (
+            f"imdb/{config.tokenizer}/{case}/{config.vocabulary}/{config.vectors}/lengths={config.lengths}/"
+            f"average={config.average}/validation={len(held_out)}/{index_hash(held_out)}"
+        )
+        self._plan: tuple[tuple[int, int], list[Tensor]] | None = None
+
+    def _vocabulary(self, tokens: Tensor, types: int) -> Tensor:
+        """The most frequent words of the training reviews, those of equal frequency in alphabetical order."""
+        of_train = torch.zeros(len(self.lengths), dtype=torch.bool)
+        of_train[self.splits["train"]] = True
+        counts = torch.bincount(tokens[of_train.repeat_interleave(self.lengths)], minlength=types)
+        order = counts.argsort(descending=True, stable=True)
+        return order[: min(self.config.vocabulary, int((counts > 0).sum()))]
+
+    def embedding(self) -> "WordEmbedding":
+        return WordEmbedding(self.vectors, self.config.dropout)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-len(self.splits["train"]) // batch_size)
+
+    def batch(self, step: int, batch_size: int) -> Batch:
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
+        if self._plan is None or self._plan[0] != (epoch, batch_size):
+            rng = generator(self.seed, "order", epoch)
+            train = self.splits["train"]
+            batches = []
+            for pool in self._pools(train[torch.randperm(len(train), generator=rng)], batch_size):
+                batches += [pool[i] for i in torch.randperm(len(pool), generator=rng)]
+            self._plan = (epoch, batch_size), batches
+        return self._take(self._plan[1][position])
+
+    def evaluation(self, split: str) -> Iterator[Batch]:
+        for pool in self._pools(self.splits[split], self.config.evaluation_batch):
+            yield from map(self._take, pool)
+
+    def _pools(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of each pool."""
+        for pool in order.split(100 * batch_size):
+            if self.config.bucketing:
+                pool = pool[self.lengths[pool].argsort(stable=True)]
+            yield pool.split(batch_size)
+
+    def _take(self, indices: Tensor) -> Batch:
+        lengths = self.lengths[indices]
+        step = torch.arange(max(1, lengths.max()))[:, None]
+        there = step < lengths
+        words = self.words[torch.where(there, self.starts[indices] + step, 0)]
+        x = torch.where(there, words, PADDING)
+        if self.config.lengths == "ignored":
+            return x, self.targets[indices]
+        return x, self.targets[indices], lengths.clamp(min=1)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        logit = output.squeeze(-1)
+        right = ((logit > 0) == (target > 0.5)).float()
+        return {
+            "cross_entropy": F.binary_cross_entropy_with_logits(logit, target, reduction="none"),
+            "accuracy": right.mean() if self.config.average == "batches" else right,
+        }
+
+
+class WordEmbedding(nn.Embedding):
+    """Words (T, B) to vectors (T, B, D), all trained but that of the padding.
+
+    Args:
+        vectors: (words, D), the initial ones.
+        dropout: in training, each word is dropped from a whole batch with this probability p, and the vectors of the
+            others are scaled by 1/(1 - p).
+    """
+
+    def __init__(self, vectors: Tensor, dropout: float):
+        super().__init__(*vectors.shape, padding_idx=PADDING, _weight=vectors.clone())
+        self.dropout = dropout
+
+    def forward(self, words: Tensor) -> Tensor:
+        vectors = super().forward(words)
+        if self.training and self.dropout:
+            kept = torch.empty(self.num_embeddings, 1, device=vectors.device).bernoulli_(1 - self.dropout)
+            vectors = vectors * (kept / (1 - self.dropout))[words]
+        return vectors
+
+
+def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]:
+    """The 50,000 reviews as tokens.
+
+    Returns:
+        (text, types, sha256). ``text`` holds ``tokens``, those of all reviews one after the other, as indices into
+        ``types``; ``lengths``, of each review; ``tokenizer``, its name and version. The reviews are those of train/pos,
+        train/neg, test/pos, test/neg, by file name. ``types`` are in alphabetical order. The hash is of the texts.
+
+    Raises:
+        OSError: offline, files that are not IMDB's, or spaCy asked for and not installed; the message says what to do.
+    """
+    split, version = _tokenizer(tokenizer)
+    state, reviews = _reviews(root)
+
+    def build() -> dict:
+        log.info("reading the reviews of IMDB, once")
+        found: dict[str, int] = {}
+        tokens, lengths, whole = [], [], hashlib.sha256()
+        for name, content in reviews():
+            whole.update(name.encode() + b"\0" + content + b"\0")
+            text = content.decode()
+            words = split(text.lower() if lower else text)
+            tokens.append(np.array([found.setdefault(word, len(found)) for word in words], dtype=np.int32))
+            lengths.append(len(words))
+        types = sorted(found)
+        place = np.empty(len(types), dtype=np.int32)
+        place[[found[word] for word in types]] = np.arange(len(types))
+        return {
+            "tokens": torch.from_numpy(place[np.concatenate(tokens)]),
+            "lengths": torch.tensor(lengths),
+            "types": "\0".join(types),
+            "tokenizer": version,
+            "sha256": whole.hexdigest(),
+        }
+
+    key = {"files": state, "tokenizer": version, "lower": lower}
+    text = cached(root, "imdb", key, build)
+    return text, text["types"].split("\0"), text["sha256"]
+
+
+def _tokenizer(name: str) -> tuple[Callable[[str], list[str]], str]:
+    """From a text to its tokens; what names it."""
+    if name == "regex":
+        return TOKEN.findall, "regex"
+    try:
+        import spacy
+    except ImportError as error:
+        raise OSError("task.tokenizer=spacy: spaCy is not installed; pip install spacy, or take regex") from error
+    pipeline = spacy.blank("en")
+    return lambda text: [
+        token.text for token in pipeline.tokenizer(text)
+    ], f"spacy {importlib.metadata.version('spacy')}"
+
+
+def _reviews(root: Path) -> tuple[str, Callable[[], Iterator[tuple[str, bytes]]]]:
+    """What changes when the files do, and what reads them: the name and the content of each, in order.
+
+    An archive is read as it is; of an unpacked one the folder ``aclImdb`` will do.
+    """
+    source, folder = SOURCES["imdb"][0], root / "aclImdb"
+    if (root / source.path).exists() or not folder.is_dir():
+        archive = fetch(source, root)
+        return digest(archive), lambda: _from_archive(archive)
+    found = {}
+    for part in PARTS:
+        if (folder / part).is_dir():
+            with os.scandir(folder / part) as entries:
+                found |= {f"{part}/{entry.name}": entry.stat() for entry in entries if entry.name.endswith(".txt")}
+    names = _in_order(found, folder)
+    status = "\n".join(f"{name} {found[name].st_size} {found[name].st_mtime_ns}" for name in names)
+    return hashlib.sha256(status.encode()).hexdigest(), lambda: ((n, (folder / n).read_bytes()) for n in names)
+
+
+def _from_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
+    found = {}
+    try:
+        # In one pass: to go back in a compressed file is to begin anew.
+        with tarfile.open(archive, "r|gz") as members:
+            for member in members:
+                name = member.name.removeprefix("aclImdb/")
+                if name.endswith(".txt") and name.rpartition("/")[0] in PARTS and member.isreg():
+                    found[name] = members.extractfile(member).read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise OSError(f"{archive} is damaged ({error}): delete it and run again to download it") from error
+    return ((name, found[name]) for name in _in_order(found, archive))
+
+
+def _in_order(names, where: Path) -> list[str]:
+    counts = {part: sum(name.startswith(f"{part}/") for name in names) for part in PARTS}
+    if set(counts.values()) != {REVIEWS}:
+        listed = ", ".join(f"{count} in {part}" for part, count in counts.items())
+        raise OSError(f"{where} holds {listed} where {REVIEWS} are expected in each: delete it and run again")
+    return sorted(names, key=lambda name: (PARTS.index(name.rpartition("/")[0]), name))
+
+
+def read_vectors(root: Path, name: str, types: list[str]) -> dict:
+    """Those of ``types`` that have a vector, ``types`` (n,) as indices, their ``vectors`` (n, D), and the ``sha256`` of
+    the text.
+
+    Raises:
+        OSError: offline, or a file in another format; the message says what to put where.
+    """
+    source, plain = SOURCES["imdb"][1], root / f"{name}.txt"
+    if plain.exists():
+        status = plain.stat()
+        state = f"{status.st_size} {status.st_mtime_ns}"
+    else:
+        state = digest(fetch(source, root))
+
+    def build() -> dict:
+        log.info("reading %s, once", name)
+        place = {word.encode(): index for index, word in enumerate(types)}
+        found, rows, whole = [], [], hashlib.sha256()
+        with plain.open("rb") if plain.exists() else _in_zip(root / source.path, f"{name}.txt") as lines:
+            for number, line in enumerate(lines, 1):
+                whole.update(line)
+                word, _, numbers = line.rstrip().partition(b" ")
+                if word in place:
+                    row = np.array(numbers.split(), dtype=np.float32)
+                    if len(row) != VECTORS[name]:
+                        raise OSError(f"{name}.txt, line {number}: {len(row)} numbers, not {VECTORS[name]}")
+                    found.append(place[word])
+                    rows.append(row)
+        vectors = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VECTORS[name])
+        return {"types": torch.tensor(found, dtype=torch.long), "vectors": vectors, "sha256": whole.hexdigest()}
+
+    words = hashlib.sha256("\0".join(types).encode()).hexdigest()
+    return cached(root, name, {"file": state, "types": words}, build)
+
+
+def _in_zip(archive: Path, member: str):
+    try:
+        return zipfile.ZipFile(archive).open(member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise OSError(f"{archive} is damaged ({error}): delete it and run again to download it") from error

@@ -1,0 +1,138 @@
+"""Penn Treebank by characters (Marcus et al. 1993; Mikolov's preparation): which character is next?"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks.base import Task
+from tasks.data import Source, cached, fetch, unpack
+from tasks.randomness import generator
+
+SOURCES = {
+    "ptb_char": (
+        Source(
+            path="downloads/simple-examples.tgz",
+            urls=("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz",),
+        ),
+    )
+}
+
+FILES = {"train": "ptb.char.train.txt", "validation": "ptb.char.valid.txt", "test": "ptb.char.test.txt"}
+END = "<eos>"
+
+
+@dataclass
+class Config:
+    """Predict each character of a text from those before it.
+
+    The text is cut into as many strips as a batch has samples, which are read side by side in chunks of ``T``; the
+    state is carried from chunk to chunk, its gradient is not (truncated backpropagation through time).
+
+    Args:
+        T: characters in a chunk: 150 or 300 in the tables of nnRNN and asRNN, 50 or 150 in IndRNN's.
+        end_of_line: whether every line ends with a symbol of its own (as in nnRNN's and asRNN's code).
+        embedding: width of the vectors that stand for the characters.
+        evaluation_batch: strips of the validation and the test text; 10 in nnRNN's and asRNN's code.
+    """
+
+    name: str = "ptb_char"
+    T: int = 150
+    end_of_line: bool = True
+    embedding: int = 200
+    evaluation_batch: int = 10
+
+    def __post_init__(self):
+        for key in ("T", "embedding", "evaluation_batch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+
+    def build(self, seed: int, data_root: Path) -> "PTBChar":
+        return PTBChar(self, seed, data_root)
+
+
+class PTBChar(Task):
+    """Characters (T, B) as integers; cross-entropy of the next one at every step, in bits per character as the metric.
+
+    Of each text, what does not fill the strips is left out (at most one character a strip), as is the first character
+    of each as a target. An epoch reads the strips once, in their order; its last chunk may be shorter.
+    """
+
+    read = "every"
+    carries_state = True
+    objective, metric = "cross_entropy", "bpc"
+    higher_is_better = False
+
+    def __init__(self, config: Config, seed: int, data_root: Path):
+        self.T, self.evaluation_batch, self.seed = config.T, config.evaluation_batch, seed
+        self.texts, self.characters, self.files = read(data_root, config.end_of_line)
+        self.inputs, self.outputs = config.embedding, len(self.characters)
+        counts = torch.bincount(self.texts["train"], minlength=self.outputs).clamp(min=1).double()
+        # Of predicting each character as often as it comes in the training text.
+        bits = -(counts / counts.sum()).log2()
+        self.baseline = {"bpc": bits[self.texts["test"]].mean().item()}
+        self.split_id = f"ptb_char/T={config.T}/{'eos' if config.end_of_line else 'no eos'}"
+
+    def embedding(self) -> nn.Embedding:
+        vectors = torch.randn(self.outputs, self.inputs, generator=generator(self.seed, "vectors"))
+        return nn.Embedding.from_pretrained(vectors, freeze=False)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return self._chunks("train", batch_size)
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        return self._chunk("train", step % self._chunks("train", batch_size), batch_size)
+
+    def evaluation(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(self._chunks(split, self.evaluation_batch)):
+            yield self._chunk(split, index, self.evaluation_batch)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        nats = F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+        return {"cross_entropy": nats, "bpc": nats / math.log(2)}
+
+    def _strips(self, split: str, count: int) -> Tensor:
+        text = self.texts[split]
+        length = len(text) // count
+        return text[: length * count].view(count, length).T  # (length, count)
+
+    def _chunks(self, split: str, count: int) -> int:
+        return -(-(len(self._strips(split, count)) - 1) // self.T)
+
+    def _chunk(self, split: str, index: int, count: int) -> tuple[Tensor, Tensor]:
+        strips = self._strips(split, count)
+        chunk = strips[index * self.T : (index + 1) * self.T + 1]
+        return chunk[:-1], chunk[1:]
+
+
+def read(root: Path, end_of_line: bool) -> tuple[dict[str, Tensor], list[str], tuple[tuple[str, str], ...]]:
+    """The three texts as integers; the characters that these stand for, in the order of their first appearance;
+    (name, sha256) of each file.
+
+    In the files, characters are separated by spaces and "_" stands for the space; a line is a sentence.
+
+    Raises:
+        OSError: offline, or files that are not as they should be; the message says what to put where.
+    """
+    folder = root / "simple-examples" / "data"
+    if not all((folder / name).exists() for name in FILES.values()):
+        unpack(fetch(SOURCES["ptb_char"][0], root), [f"data/{name}" for name in FILES.values()], folder.parent)
+    contents = {split: (folder / name).read_bytes() for split, name in FILES.items()}
+    files = tuple((FILES[split], hashlib.sha256(content).hexdigest()) for split, content in contents.items())
+
+    def build() -> dict:
+        found: dict[str, int] = {}
+        texts = {}
+        for split, content in contents.items():
+            end = [END] if end_of_line else []
+            characters = [c for line in content.decode().splitlines() for c in (*line.split(), *end)]
+            texts[split] = torch.tensor([found.setdefault(c, len(found)) for c in characters], dtype=torch.uint8)
+        return {**texts, "characters": list(found)}
+
+    kept = cached(root, "ptb_char", {"files": files, "end_of_line": end_of_line}, build)
+    return {split: kept[split].long() for split in FILES}, kept["characters"], files

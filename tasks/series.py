@@ -1,0 +1,255 @@
+"""What the tasks on the UEA, UCR and Monash archives share: reading a data set once, and a task on its series."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks import formats
+from tasks.base import ArrayTask
+from tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
+from tasks.splits import fingerprint
+
+PARTS = ("TRAIN", "TEST")
+MISSING = ("refuse", "interpolate")
+
+
+def zipped(name: str) -> tuple[Source, ...]:
+    """The address of a data set of the UEA and UCR archives."""
+    url = f"https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
+    return (Source(f"uea/{name}.zip", (url,)),)
+
+
+def on_zenodo(name: str, *records: int, licence: str = "not stated") -> tuple[Source, ...]:
+    """The addresses of a data set's two files in records of Zenodo, the newest last."""
+    return tuple(
+        Source(
+            f"uea/{file}",
+            tuple(f"https://zenodo.org/records/{record}/files/{file}" for record in records),
+            licence=licence,
+        )
+        for file in (f"{name}_{part}.ts" for part in PARTS)
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: the N series of TRAIN, then those of TEST.
+
+    Args:
+        values: (N, T, C), float32; zeros behind the end of a shorter series.
+        lengths: (N,), steps.
+        targets: (N,), classes as int64 or values as float32.
+        classes: names of the classes, sorted; None in regression.
+        train: how many are TRAIN's.
+        original: (N,), the first series that is exactly the same, its own index where there is none before it.
+        files: (name, sha256) of each file that was read.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    targets: Tensor
+    classes: list[str] | None
+    train: int
+    original: Tensor
+    files: tuple[tuple[str, str], ...]
+
+
+def load(root: Path, name: str, sources: Sequence[Source], fallback: Sequence[Source], missing: str = "refuse") -> Data:
+    """A data set from ``<name>_TRAIN`` and ``<name>_TEST``, ``.ts`` or ``.arff``: files in ``root/uea``, or in a zip.
+
+    Args:
+        sources, fallback: as in :func:`tasks.data.fetch_all`.
+        missing: "refuse" missing values, or "interpolate" them: linearly between neighbours in time, at the ends the
+            nearest value.
+
+    Raises:
+        OSError: offline, or what is there cannot be read; names the line.
+    """
+    paths = _local(root, name) or fetch_all(sources, fallback, root)
+    files = tuple((path.name, digest(path)) for path in paths)
+    key = {"files": files, "missing": missing, "code": code(__file__, formats.__file__)}
+    kept = cached(root, name, key, lambda: _read(paths, name, missing))
+    return Data(**kept, files=files)
+
+
+def _local(root: Path, name: str) -> list[Path]:
+    """Files that someone has put there."""
+    for folder in (root / "uea", root / "uea" / name):
+        for suffix in (".ts", ".arff"):
+            paths = [folder / f"{name}_{part}{suffix}" for part in PARTS]
+            if all(path.exists() for path in paths):
+                sources = [Source(str(path.relative_to(root)), ()) for path in paths]
+                return fetch_all(sources, (), root)
+    return []
+
+
+def _read(paths: Sequence[Path], name: str, missing: str) -> dict:
+    parts = [_read_part(paths, f"{name}_{part}") for part in PARTS]
+    (train_name, train), (test_name, test) = parts
+    if train.classes is None:
+        classes = None
+        targets = torch.tensor([float(label) for label in train.labels + test.labels])
+    else:
+        classes = sorted(set(train.labels))
+        number = {label: index for index, label in enumerate(classes)}
+        for label, line in zip(test.labels, test.lines, strict=True):
+            if label not in number:
+                raise OSError(f"{test_name}, line {line}: no series of the training set has the label {label!r}")
+        targets = torch.tensor([number[label] for label in train.labels + test.labels])
+    channels = train.series[0].shape[1]
+    if test.series[0].shape[1] != channels:
+        raise OSError(f"{test_name} has {test.series[0].shape[1]} channels, {train_name} {channels}")
+    for file, part in parts:
+        for index, line in enumerate(part.lines):
+            part.series[index] = _fill(part.series[index], missing, f"{file}, line {line}")
+    series = train.series + test.series
+    lengths = torch.tensor([len(values) for values in series])
+    values = np.zeros((len(series), int(lengths.max()), channels), np.float32)
+    first: dict[bytes, int] = {}
+    original = []
+    for index, one in enumerate(series):
+        values[index, : len(one)] = one
+        original.append(first.setdefault(one.tobytes(), index))
+    return {
+        "values": torch.from_numpy(values),
+        "lengths": lengths,
+        "targets": targets,
+        "classes": classes,
+        "train": len(train.series),
+        "original": torch.tensor(original),
+    }
+
+
+def _read_part(paths: Sequence[Path], stem: str) -> tuple[str, formats.Part]:
+    for path in paths:
+        if path.stem == stem:
+            with open(path, "rb") as file:
+                return str(path), formats.read(file, str(path))
+    [archive] = paths
+    with open_archive(archive) as (names, open_member):
+        suffix = ".ts" if any(name.endswith(f"{stem}.ts") for name in names) else ".arff"
+        member = find(archive, names, stem + suffix)
+        with open_member(member) as file:
+            return f"{archive}: {member}", formats.read(file, f"{archive}: {member}")
+
+
+def _fill(values: np.ndarray, missing: str, where: str) -> np.ndarray:
+    gaps = np.isnan(values)
+    if not gaps.any():
+        return values
+    if missing == "refuse":
+        count = int(gaps.sum())
+        raise OSError(f"{where}: {count} missing values; task.missing=interpolate fills them, where the task has it")
+    steps = np.arange(len(values))
+    for channel, gap in zip(values.T, gaps.T, strict=True):
+        if gap.all():
+            raise OSError(f"{where}: a channel without any value")
+        channel[gap] = np.interp(steps[gap], steps[~gap], channel[~gap])
+    return values
+
+
+class SeriesTask(ArrayTask):
+    """Classification (accuracy), or regression of one number (root mean squared error), of whole series.
+
+    x is (T, B, C), or (T, B, 1 + C) with the time in [0, 1] first. Where series differ in length they are padded with
+    zeros at the end, up to the longest of the batch, and the lengths come with the batch.
+
+    Args:
+        data: of all splits.
+        splits: indices into it: train, test, and validation where there is one; without, the test set is monitored.
+        seed: of the run.
+        normalise: z-score every channel with mean and population deviation over all steps of the training series.
+        time: whether the time is a channel.
+        loss: of a regression: mse, or batch_rmse: sqrt(mean squared error + 1e-6) of the batch.
+        metric: of a regression: rmse, or batch_rmse: its mean over batches of 512, weighted by their size, which is a
+            little below the RMSE.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        splits: dict[str, np.ndarray],
+        seed: int,
+        normalise: bool = False,
+        time: bool = False,
+        loss: str = "mse",
+        metric: str = "rmse",
+    ):
+        indices = {key: torch.from_numpy(part) for key, part in splits.items() if len(part)}
+        values = _normalised(data.values, data.lengths, indices["train"]) if normalise else data.values
+        super().__init__(values, data.targets, indices, seed)
+        self.lengths, self.time, self.files = data.lengths, time, data.files
+        self.ragged = bool((data.lengths != data.lengths[0]).any())
+        self.classes = data.classes
+        self.inputs = data.values.shape[2] + time
+        self.monitor = "validation" if "validation" in indices else "test"
+        # The states of hundreds of units over thousands of steps are large.
+        self.evaluation_batch = max(1, min(self.evaluation_batch, 500_000 // values.shape[1]))
+        if metric == "batch_rmse":
+            self.evaluation_batch = 512
+        train, test = data.targets[indices["train"]], data.targets[indices["test"]]
+        if data.classes is None:
+            self.outputs, self.objective, self.metric, self.higher_is_better = 1, loss, metric, False
+            self.baseline = {"rmse": (test - train.mean()).square().mean().sqrt().item()}
+        else:
+            self.outputs, self.objective, self.metric = len(data.classes), "cross_entropy", "accuracy"
+            self.higher_is_better = True
+            self.baseline = {"accuracy": (test == train.mode().values).float().mean().item()}
+        copies = data.original != torch.arange(len(data.original))
+        held = torch.isin(data.original[indices["test"]], data.original[indices["train"]])
+        self.notes = {
+            "series": {key: len(part) for key, part in indices.items()},
+            "classes": data.classes,
+            "exact_copies": int(copies.sum()),
+            "test_series_with_a_copy_in_train": int(held.sum()),
+        }
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        x = samples.transpose(0, 1)
+        if self.time:
+            steps = self.samples.shape[1]
+            clock = torch.arange(len(x), dtype=x.dtype) / max(steps - 1, 1)
+            x = torch.cat([clock[:, None, None].expand(-1, x.shape[1], 1), x], dim=-1)
+        return x.contiguous()
+
+    def _take(self, indices: Tensor) -> tuple[Tensor, ...]:
+        if not self.ragged:
+            return super()._take(indices)
+        lengths = self.lengths[indices]
+        return self.prepare(self.samples[indices, : lengths.max()]), self.targets[indices], lengths
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if self.classes is not None:
+            return {
+                "cross_entropy": F.cross_entropy(output, target, reduction="none"),
+                "accuracy": (output.argmax(-1) == target).float(),
+            }
+        squared = (output.squeeze(-1) - target) ** 2
+        scores = {"mse": squared}
+        if "batch_rmse" in (self.objective, self.metric):
+            # The same for every sample: its mean over samples is the one over batches weighted by their size.
+            scores["batch_rmse"] = (squared.mean() + 1e-6).sqrt().expand(len(target))
+        return scores
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        return means if self.classes is not None else means | {"rmse": math.sqrt(means["mse"])}
+
+
+def _normalised(values: Tensor, lengths: Tensor, train: Tensor) -> Tensor:
+    there = torch.arange(values.shape[1]) < lengths[:, None]
+    fitted = values[train][there[train]].double()  # (steps, C)
+    mean, deviation = fitted.mean(0), fitted.std(0, correction=0)
+    deviation[deviation == 0] = 1
+    scaled = (values - mean.float()) / deviation.float()
+    return scaled.masked_fill_(~there[:, :, None], 0)
+
+
+def split_id(task: str, what: Sequence[str], splits: dict[str, np.ndarray]) -> str:
+    """``<task>/<what>/.../<fingerprint of the validation and test sets>``."""
+    return "/".join([task, *what, fingerprint({key: torch.from_numpy(part) for key, part in splits.items()})])

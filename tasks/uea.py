@@ -1,0 +1,109 @@
+"""Any data set of the UEA, UCR and Monash archives, by its name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks import series
+from tasks.series import SeriesTask, split_id
+from tasks.splits import by_seed
+
+# The regression sets of the Monash, UEA and UCR archive (2020), of which each has a record of its own on Zenodo.
+ZENODO = {
+    "AppliancesEnergy": 18484626,
+    "AustraliaRainfall": 18484479,
+    "BIDMC32HR": 18485047,
+    "BIDMC32RR": 18485020,
+    "BIDMC32SpO2": 18484650,
+    "BeijingPM10Quality": 18485104,
+    "BeijingPM25Quality": 18484804,
+    "BenzeneConcentration": 18484823,
+    "Covid3Month": 18484843,
+    "FloodModeling1": 18484910,
+    "FloodModeling2": 18484871,
+    "FloodModeling3": 18484859,
+    "HouseholdPowerConsumption1": 18484579,
+    "HouseholdPowerConsumption2": 18484955,
+    "IEEEPPG": 18484606,
+    "LiveFuelMoistureContent": 18484619,
+    "NewsHeadlineSentiment": 18485036,
+    "NewsTitleSentiment": 18484638,
+    "PPGDalia": 18485135,
+}
+
+PROTOCOLS = ("official", "resplit")
+
+
+@dataclass
+class Config:
+    """Classify the series of an archive's data set, or predict a number from each.
+
+    Args:
+        dataset: its name in the archive, such as BasicMotions, JapaneseVowels, FordA or Covid3Month.
+        protocol: ``official``: the archive's training and test sets; ``validation`` of the training set is held out by
+            the seed. ``resplit``: both together, split 70/15/15 by the seed.
+        validation: fraction of the official training set that is held out; 0 is none.
+        stratified: whether what is held out is so by class, in the same fraction of each.
+        normalise: z-score every channel by the training series.
+        time: adds the time in [0, 1] as the first channel.
+        missing: ``refuse`` missing values, or ``interpolate`` them.
+        zenodo: number of the record of Zenodo with the two ``.ts`` files, for a set that has no zip of its own on
+            timeseriesclassification.com; null is what is known.
+    """
+
+    name: str = "uea"
+    dataset: str = "BasicMotions"
+    protocol: str = "official"
+    validation: float = 0.15
+    stratified: bool = False
+    normalise: bool = False
+    time: bool = False
+    missing: str = "refuse"
+    zenodo: int | None = None
+
+    def __post_init__(self):
+        # It becomes part of paths and addresses.
+        if not self.dataset.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"dataset={self.dataset}: must be a name of the archives, such as BasicMotions")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation={self.validation}: must be from 0 to less than 1")
+        if self.missing not in series.MISSING:
+            raise ValueError(f"missing={self.missing}: must be one of {', '.join(series.MISSING)}")
+
+    def build(self, seed: int, data_root: Path) -> SeriesTask:
+        data = series.load(data_root, self.dataset, *sources(self.dataset, self.zenodo), missing=self.missing)
+        total = len(data.values)
+        if self.stratified and data.classes is None:
+            raise OSError(f"task.stratified=true: {self.dataset} has no classes")
+        labels = data.targets.numpy() if self.stratified else None
+        what = [self.dataset, self.protocol]
+        if self.protocol == "official":
+            held = round(self.validation * data.train)
+            validation, train = by_seed(np.arange(data.train), [held], seed, labels)
+            splits = {"train": train, "validation": validation, "test": np.arange(data.train, total)}
+        else:
+            splits = seventy_fifteen_fifteen(total, seed, labels)
+        if self.stratified:
+            what.append("stratified")
+        if not all(len(splits[part]) for part in ("train", "test")):
+            raise OSError(f"{self.dataset}: nothing is left to train or test on")
+        task = SeriesTask(data, splits, seed, self.normalise, self.time)
+        task.split_id = split_id("uea", what, splits)
+        return task
+
+
+def sources(name: str, record: int | None):
+    """Where a data set is to be had: (sources, fallback)."""
+    record = record or ZENODO.get(name)
+    if record is None:
+        return series.zipped(name), ()
+    return series.on_zenodo(name, record), series.zipped(name)
+
+
+def seventy_fifteen_fifteen(total: int, seed: int, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Training set, validation and test set of 70, 15 and 15 %, by the seed."""
+    counts = [int(0.7 * total), int(0.15 * total)]
+    return dict(zip(("train", "validation", "test"), by_seed(np.arange(total), counts, seed, labels), strict=True))
