@@ -27,7 +27,7 @@ WRONG = [
     ("modle=cornn", r"modle: no such key \(did you mean model\?\)"),
     # A wrong choice in every group.
     ("model=foo", r"model=foo: no such choice; there are .*cornn,.* lstm"),
-    ("task=foo", r"task=foo: no such choice; there are adding, .*psmnist, smnist"),
+    ("task=foo", r"task=foo: no such choice; there are adding, .*psmnist, .*smnist"),
     ("recipe=cornn/foo", r"recipe=cornn/foo: no such choice; there are .*cornn/psmnist_128"),
     ("optimizer=foo", r"optimizer=foo: no such choice; there are adam, adamw, rmsprop, sgd"),
     ("scheduler=foo", r"scheduler=foo: no such choice; there are constant, cosine, plateau, step"),
@@ -65,7 +65,7 @@ WRONG = [
     ("model.gamma=-1", r"model\.gamma=-1\.0: must be >= 0"),
     ("model=lstm model.hidden=0", r"model\.hidden=0: must be 1 or more"),
     ("task.T=1", r"task\.T=1: must be 2 or more"),
-    ("task=smnist task.validation=60000", r"task\.validation=60000: must be from 1 to 59999"),
+    ("task=smnist task.validation=60000", r"task\.validation=60000: must be from 0 to 59999"),
     ("training.batch_size=0", r"training\.batch_size=0: must be 1 or more"),
     ("training.steps=0", r"training\.steps=0: must be 1 or more"),
     ("training.steps=null", r"training\.steps=null.*training\.epochs"),
