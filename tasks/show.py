@@ -119,7 +119,7 @@ def _targets(axes, task: Task) -> None:
             weights = torch.full((len(targets),), 1 / len(targets)).numpy()
             span = values[0].item(), values[-1].item()
             axes.hist(targets.numpy(), 40, range=span, weights=weights, histtype="step", label=name)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _lengths(axes, task: Task, x: Tensor) -> None:
@@ -134,7 +134,7 @@ def _lengths(axes, task: Task, x: Tensor) -> None:
             found = lengths[part].numpy()
             axes.hist(found, min(longest, 40), range=(0.5, longest + 0.5), histtype="step", label=name)
         axes.set(xlabel="steps", ylabel="samples")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main(arguments: list[str]) -> None:
