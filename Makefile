@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-ray bench lint format clean
+.PHONY: help setup train test test-ray signatory bench lint format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +17,9 @@ test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
 test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
 	@PYTHONPATH=$(CURDIR)/.ray $(BIN)/python -m pytest tests/test_multirun.py -k ray
+
+signatory: setup  ## A second log-signature library, to compare with: built against this torch, some minutes
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps signatory==1.2.6.1.9.0
 
 bench: setup  ## The speed of the kernels, on an idle machine; some minutes
 	@$(BIN)/python -m benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))

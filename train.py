@@ -67,10 +67,16 @@ def train(config: Config, recipe: str | None, command: str) -> float:
         return run.report(record)
     device = pick_device(config.device)
     set_up_process(config.threads)
+    root = data_root(config.data.root, os.environ, CHECKOUT)
     try:
-        task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
+        task = config.task.build(config.seed, root)
     except OSError as error:
         raise UserError(str(error)) from error
+    if config.transform is not None:
+        try:
+            task = config.transform.apply(task, root)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
     config.training.check(task)
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)

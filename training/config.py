@@ -1,7 +1,8 @@
 """The typed configuration of a run: its schemas, its checks, and its errors in one line.
 
-Schemas are found, not listed: every ``Config`` in ``models/*.py`` and ``tasks/*.py`` is registered under the name of
-its file, as ``schema/model/<file>`` and ``schema/task/<file>``, for ``conf/model/*.yaml`` and ``conf/task/*.yaml``.
+Schemas are found, not listed: every ``Config`` in ``models/*.py``, ``tasks/*.py`` and ``tasks/transforms/*.py`` is
+registered under the name of its file, as ``schema/model/<file>``, ``schema/task/<file>`` and
+``schema/transform/<file>``, for ``conf/model/*.yaml``, ``conf/task/*.yaml`` and ``conf/transform/*.yaml``.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 import models
 import tasks
+import tasks.transforms
 from training.diagnostics import Diagnostics
 from training.errors import UserError
 from training.loop import Training
@@ -60,6 +62,7 @@ class Config:
     """One run.
 
     Args:
+        transform: of the inputs of the task; None is none.
         seed: of everything that is random; 0 or more.
         published: key of the published value that the run aims at, ``<paper>/<cell>``, as in ``results/published``.
         output: folder of all runs, relative to the checkout.
@@ -70,6 +73,7 @@ class Config:
 
     model: Any = MISSING
     task: Any = MISSING
+    transform: Any = None
     training: Any = MISSING
     tracking: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -92,14 +96,19 @@ class Config:
             raise ValueError("output='': must be a folder")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads}: must be 1 or more")
+        # A model may depend on the transform of its inputs.
+        if hasattr(self.model, "check"):
+            self.model.check(self.transform)
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
 
     def identity(self, with_seed: bool = True) -> str:
         """The hash that names a run: of every key that can change its numbers. Without the seed, it names a group."""
-        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_IDENTITY}
+        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_IDENTITY and value is not None}
         kept["training"].pop("checkpoint_seconds")
+        if self.transform is not None:
+            kept["transform"].pop("backend", None)
         if not with_seed:
             kept.pop("seed")
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
@@ -111,7 +120,7 @@ def register() -> None:
     store.store(group="schema", name="train", node=Config)
     store.store(group="schema", name="training", node=Training)
     store.store(group="schema", name="tracking", node=Tracking)
-    for kind, package in (("model", models), ("task", tasks)):
+    for kind, package in (("model", models), ("task", tasks), ("transform", tasks.transforms)):
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             schema = getattr(importlib.import_module(module.name), "Config", None)
             if schema is not None:
@@ -140,8 +149,8 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
         _to_object(cfg[section], f"{section}.")
     config = _to_object(cfg, "")
     _refuse_infinite(config.as_dict(), "")
-    for group in ("model", "task", "tracking"):
-        name = getattr(config, group).name
+    for group in ("model", "task", "transform", "tracking"):
+        name = getattr(getattr(config, group), "name", "none")
         if name != chosen[group]:
             raise UserError(f"{group}.name={name}: is fixed; choose with {group}={' | '.join(choices(group))}")
     return config
@@ -163,12 +172,12 @@ def recipe_overrides(name: str) -> list[str]:
 def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
     """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at."""
     recipe = compose_run(recipe_overrides(name))[0].as_dict()
-    ignored = {"evaluate_every", "log_every", "checkpoint_seconds"}
+    ignored = {"evaluate_every", "log_every", "checkpoint_seconds", "backend"}
     return {
         f"{section}.{key}": value
-        for section in ("model", "task", "training", "optimizer", "scheduler")
-        for key, value in config.as_dict()[section].items()
-        if key not in ignored and value != recipe[section].get(key)
+        for section in ("model", "task", "transform", "training", "optimizer", "scheduler")
+        for key, value in (config.as_dict()[section] or {"name": None}).items()
+        if key not in ignored and value != (recipe[section] or {}).get(key)
     }
 
 
@@ -262,7 +271,8 @@ def _groups(path: Path) -> dict[str, str]:
 
 def _refuse_unknown(node: DictConfig, prefix: str) -> None:
     # Hydra lets +key=value add keys even to a typed section.
-    known = [f.name for f in dataclasses.fields(OmegaConf.get_type(node))]
+    schema = OmegaConf.get_type(node)
+    known = [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
     for key in node:
         if key not in known:
             raise UserError(_unknown(f"{prefix}{key}", key, known))
@@ -288,6 +298,10 @@ def _to_object(node: DictConfig, prefix: str) -> Any:
 
 
 def _unknown(full_key: str, key: str, known: list[str]) -> str:
+    if not known:
+        group = full_key.partition(".")[0]
+        others = [choice for choice in choices(group) if choice != "none"]
+        return f"{full_key}: there is no {group}; choose {group}={' | '.join(others)}"
     close = difflib.get_close_matches(key, known, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     return f"{full_key}: no such key{meant}; there are {', '.join(known)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "numpy", "triton", "hydra-core", "omegaconf", "wandb")
+PACKAGES = ("torch", "torchvision", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "wandb")
 
 
 def packages() -> dict[str, str]:

@@ -1,8 +1,11 @@
 """A wrong key, type, choice or value ends in one line that names it and what is allowed, before anything is made."""
 
+import hashlib
+import json
+
 import pytest
 
-from training.config import changed_from_recipe, check, choices, compose_run
+from training.config import NOT_IDENTITY, changed_from_recipe, check, choices, compose_run
 from training.errors import UserError
 
 WRONG = [
@@ -80,6 +83,21 @@ WRONG = [
     ("scheduler=plateau scheduler.factor=2", r"scheduler\.factor=2\.0: must be between 0 and 1"),
     ("seed=-1", r"seed=-1: must be 0 or more"),
     ("threads=0", r"threads=0: must be 1 or more"),
+    # A transform of the inputs, and a model that needs one.
+    ("transform=foo", r"transform=foo: no such choice; there are log_signature, none"),
+    ("transform.depth=2", r"transform\.depth: there is no transform; choose transform=log_signature"),
+    ("+transform.depth=2", r"transform\.depth: there is no transform; choose transform=log_signature"),
+    ("transform=log_signature transform.dpth=2", r"transform\.dpth: no such key \(did you mean depth\?\)"),
+    ("transform=log_signature +transform.x=2", r"transform\.x: no such key; there are .*backend"),
+    ("transform=log_signature transform.step=0", r"transform\.step=0: must be 1 or more"),
+    ("transform=log_signature transform.step=1.5", r"transform\.step=1\.5: must be a whole number"),
+    ("transform=log_signature transform.name=x", r"transform\.name=x: is fixed; choose with transform=log_signature"),
+    ("model=nrde transform=none", r"model\.depth=0: nrde reads log-signatures.*choose transform=log_signature"),
+    ("model=nrde transform.depth=4", r"model\.depth=4: nrde reads log-signatures of depth 1, 2 or 3"),
+    (
+        "model=nrde training.steps=1 transform.depth=2 model.depth=1",
+        r"model\.depth=1: follows transform\.depth; set that",
+    ),
     # The grammar.
     ("model.hidden", r"cannot read 'model\.hidden': write key=value"),
     ("seed=0,1", r"seed=0,1: several values make several runs; add -m"),
@@ -179,6 +197,38 @@ def test_identity_is_of_what_can_change_the_numbers():
     different += ["optimizer=sgd", "scheduler=cosine", "training.clip_norm=1", "debug=fast", "recipe=none debug=fast"]
     found = [identity(*line.split()) for line in different]
     assert len({base, *found}) == 1 + len(different)
+
+
+def test_a_transform_is_part_of_the_identity_where_there_is_one():
+    config, _ = compose_run(["task.T=101"])
+    hashed = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY and key != "transform"}
+    hashed["training"].pop("checkpoint_seconds")
+    # As it was before there were transforms.
+    assert config.identity() == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
+    assert identity("task.T=101", "transform=none") == config.identity()
+    depths = [identity("task.T=101", "transform=log_signature", f"transform.depth={depth}") for depth in (1, 2)]
+    assert len({config.identity(), *depths}) == 3
+    assert identity("task.T=101", "transform=log_signature", "transform.backend=torch") == depths[0]
+
+
+def test_a_model_may_choose_the_transform_that_it_needs():
+    config, _ = compose_run(["model=nrde", "task=adding", "transform.depth=3", "training.steps=1"])
+    assert (config.transform.name, config.transform.depth, config.model.depth) == ("log_signature", 3, 3)
+    assert compose_run(["model=lstm"])[0].transform is None
+
+
+def test_a_transform_that_the_recipe_does_not_have_is_named():
+    def changed(*overrides):
+        return changed_from_recipe(*compose_run(list(overrides)))
+
+    assert changed("model=lstm", "task=adding") == {}
+    found = changed("model=lstm", "task=adding", "transform=log_signature", "transform.step=4")
+    assert found == {
+        "transform.name": "log_signature",
+        "transform.depth": 1,
+        "transform.step": 4,
+        "transform.time": True,
+    }
 
 
 def test_a_group_is_everything_but_the_seed():

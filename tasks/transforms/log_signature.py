@@ -1,0 +1,217 @@
+"""Log-signatures of the blocks of a path, the input of Neural RDEs (Morrill et al., ICML 2021)."""
+
+import copy
+import hashlib
+import importlib.util
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.base import ArrayTask, Task
+from tasks.data import cached
+
+# Numbers that are worked on at once: memory is bounded however long or many the sequences are.
+CHUNK = 1 << 20
+
+
+@dataclass
+class Config:
+    """A sequence becomes its first sample and the log-signatures of its blocks: see :func:`log_signatures`.
+
+    Args:
+        depth: of the log-signature: 1 (increments), 2 (and areas) or 3.
+        step: increments a block; 1 or more, and less than the length of the sequences.
+        time: whether time, from 0 to 1, is the first channel of the path.
+        backend: auto (pysiglib, where it is not installed torch), pysiglib, signatory or torch. They agree up to
+            rounding.
+    """
+
+    name: str = "log_signature"
+    depth: int = 1
+    step: int = 1
+    time: bool = True
+    backend: str = "auto"
+
+    def __post_init__(self):
+        if self.depth not in (1, 2, 3):
+            raise ValueError(f"depth={self.depth}: must be 1, 2 or 3")
+        if self.step < 1:
+            raise ValueError(f"step={self.step}: must be 1 or more")
+        if self.backend not in ("auto", *BACKENDS):
+            raise ValueError(f"backend={self.backend}: must be one of auto, {', '.join(BACKENDS)}")
+        if self.backend not in ("auto", "torch") and importlib.util.find_spec(self.backend) is None:
+            how = "make signatory" if self.backend == "signatory" else "pip install pysiglib"
+            raise ValueError(f"backend={self.backend}: is not installed; {how} does it, and backend=auto needs nothing")
+
+    def apply(self, task: Task, data_root: Path) -> Task:
+        """``task`` with transformed inputs; all else is as it was.
+
+        A data set in memory is transformed once, and kept in ``data_root/cache``; generated batches as they come.
+
+        Raises:
+            ValueError: for sequences that are too short for ``step``, that differ in length, that are no path (tokens),
+                of which every step is read, or that go on from batch to batch.
+        """
+        x, _, *lengths = task.batch(0, 1)
+        if lengths or task.carries_state or task.read != "last" or not x.is_floating_point():
+            raise ValueError(
+                "transform=log_signature: is for tasks with one output a sequence, all of one length, and numbers as "
+                "inputs, and this is none; use transform=none"
+            )
+        backend = _pick(self.backend)
+
+        def transform(x: Tensor) -> Tensor:
+            return log_signatures(x, self.depth, self.step, self.time, backend)
+
+        transformed = copy.copy(task)
+        transformed.inputs = transform(x).shape[-1]
+        transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
+        transformed.notes = task.notes | {"log_signature": backend}
+        if isinstance(task, ArrayTask):
+            shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)
+            self._check_memory(4 * math.prod(shape))
+
+            def build() -> dict[str, Tensor]:
+                samples = torch.empty(shape)
+                for indices in _chunks(task):
+                    samples[indices] = transform(task.prepare(task.samples[indices])).transpose(0, 1)
+                return {"samples": samples}
+
+            key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time, "backend": backend}
+            transformed.samples = cached(data_root, "log_signature", key, build)["samples"]
+            transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
+        else:
+
+            def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+                return transform(batch[0]), batch[1]
+
+            transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
+            transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
+        return transformed
+
+    def _check_memory(self, size: int) -> None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise ValueError(
+                f"transform.depth={self.depth}: the data would take {size / 1e9:.0f} GB, and this machine has "
+                f"{memory / 1e9:.0f} GB; a greater transform.step or a smaller depth takes less"
+            )
+
+
+def _chunks(task: ArrayTask) -> Iterator[Tensor]:
+    """The indices of all samples, as many at a time as CHUNK allows."""
+    size = max(1, CHUNK // task.prepare(task.samples[:1]).numel())
+    return iter(torch.arange(len(task.samples)).split(size))
+
+
+def _digest(task: ArrayTask) -> str:
+    """The sha256 of all inputs."""
+    found = hashlib.sha256()
+    for indices in _chunks(task):
+        x = task.prepare(task.samples[indices])
+        found.update(str(tuple(x.shape)).encode())
+        found.update(x.contiguous().numpy())
+    return found.hexdigest()
+
+
+def log_signatures(x: Tensor, depth: int, step: int, time: bool = True, backend: str = "auto") -> Tensor:
+    """The log-signatures of the blocks of ``step`` increments of a path.
+
+    The path has time, linspace(0, 1, L), as its first channel, then those of ``x``. Block k is samples k step to
+    (k + 1) step, both included, so that neighbours share an end point; blocks start at 0, step, 2 step, ... while
+    start < L - step: an incomplete last one is left out. A log-signature is not divided by the length of its block.
+    Its components are the coefficients of the Lyndon words in the channels up to length ``depth``, by length, then in
+    lexicographic order: signatory's "words" (Morrill et al.: ncdes/data; signatory: logsignature).
+
+    A log-signature does not know where its path starts, so the first entry of the result holds the first sample, time
+    included, in its first channels, and zeros after them, as in torchcde's ``logsig_windows``.
+
+    Args:
+        x: (L, B, C).
+        depth, step, time, backend: see :class:`Config`.
+
+    Returns:
+        (1 + blocks, B, D), in the type of ``x``; blocks = (L - 1) // step, and D is 3, 6, 14 for 3 channels with time
+        and 7, 28, 140 for 7, at depth 1, 2, 3.
+
+    Raises:
+        ValueError: where there is no complete block.
+    """
+    if step >= len(x):
+        raise ValueError(f"transform.step={step}: must be less than {len(x)}, the length of the sequences")
+    if time:
+        stamps = torch.linspace(0, 1, len(x), dtype=x.dtype, device=x.device)
+        x = torch.cat([stamps.view(-1, 1, 1).expand(-1, x.shape[1], 1), x], -1)
+    blocks = x.unfold(0, step + 1, step).transpose(2, 3)  # (blocks, B, step + 1, C)
+    found = BACKENDS[_pick(backend)](blocks.flatten(0, 1), depth).unflatten(0, blocks.shape[:2])  # (blocks, B, D)
+    return torch.cat([F.pad(x[:1], (0, found.shape[-1] - x.shape[-1])), found])
+
+
+def _pick(backend: str) -> str:
+    if backend != "auto":
+        return backend
+    return "pysiglib" if importlib.util.find_spec("pysiglib") else "torch"
+
+
+def lyndon_words(channels: int, length: int) -> list[tuple[int, ...]]:
+    """The words over 0 ... channels - 1 that come before all their rotations, in lexicographic order."""
+    words = itertools.product(range(channels), repeat=length)
+    return [word for word in words if all(word < word[i:] + word[:i] for i in range(1, length))]
+
+
+def _pysiglib(paths: Tensor, depth: int) -> Tensor:
+    import pysiglib
+
+    pysiglib.prepare_log_sig(paths.shape[-1], depth, 1, device="cpu")
+    # It warns where it has to do that itself.
+    paths = paths.clone(memory_format=torch.contiguous_format)
+    return pysiglib.log_sig(paths, depth, method=1, n_jobs=torch.get_num_threads())
+
+
+def _signatory(paths: Tensor, depth: int) -> Tensor:
+    import signatory
+
+    return signatory.logsignature(paths, depth, mode="words")
+
+
+def _torch(paths: Tensor, depth: int) -> Tensor:
+    """The definition, (N, n, C) to (N, D): the logarithm of the signature in the tensor algebra, up to level 3.
+
+    The signature grows with each increment d as S <- S (x) exp(d), from (1, 0, 0, 0); and
+    log(1 + s) = s - s (x) s / 2 + s (x) s (x) s / 3.
+    """
+    _, samples, channels = paths.shape
+    size = samples * channels**2 + channels**3
+    return torch.cat([_log_signature(part, depth) for part in paths.split(max(1, CHUNK // size))])
+
+
+def _log_signature(path: Tensor, depth: int) -> Tensor:
+    d = path.diff(dim=1)  # (N, t, C)
+    before = path[:, :-1] - path[:, :1]  # level 1 of the signature before each increment
+    s1 = path[:, -1] - path[:, 0]
+    levels = [s1]
+    if depth >= 2:
+        grown = torch.einsum("nti,ntj->ntij", before + d / 2, d)  # what each increment adds to level 2
+        s2 = grown.sum(1)
+        levels.append(s2 - torch.einsum("ni,nj->nij", s1, s1) / 2)
+    if depth >= 3:
+        before2 = grown.cumsum(1) - grown  # level 2 before each increment
+        inner = before2 + torch.einsum("nti,ntj->ntij", before / 2 + d / 6, d)
+        s3 = torch.einsum("ntij,ntk->nijk", inner, d)
+        products = torch.einsum("ni,njk->nijk", s1, s2) + torch.einsum("nij,nk->nijk", s2, s1)
+        levels.append(s3 - products / 2 + torch.einsum("ni,nj,nk->nijk", s1, s1, s1) / 3)
+    found = []
+    for length, level in enumerate(levels, 1):
+        words = torch.tensor(lyndon_words(path.shape[-1], length), dtype=torch.long).view(-1, length)
+        found.append(level[:, *words.T])
+    return torch.cat(found, 1)
+
+
+BACKENDS = {"pysiglib": _pysiglib, "signatory": _signatory, "torch": _torch}
