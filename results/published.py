@@ -18,7 +18,10 @@ METRICS = {
     "accuracy": True,
     "mse": False,
     "rmse": False,
+    # The mean of the RMSEs of batches.
+    "batch_rmse": False,
     "mae": False,
+    "cross_entropy": False,
     "bpc": False,
     "perplexity": False,
     "milliseconds": False,

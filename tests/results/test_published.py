@@ -58,7 +58,7 @@ KNOWN = {
     "lem/psmnist": (0.9662, None, None, 1, "single", 10000, 68362),
     "lem/eigenworms": (0.923, None, None, None, "mean", 39, 5285),
     "exprnn/smnist_170": (0.98, None, None, None, "best", 10000, 16000),
-    "indrnn/psmnist_128x6": (0.96, None, None, None, "unstated", 10000, None),
+    "indrnn/psmnist": (0.96, None, None, None, "unstated", 10000, None),
     "asrnn/ptb_char_300_exprnn": (1.52, 0.001, None, None, "mean", None, None),
     "nnrnn/ptb_char_150_nnrnn": (1.40, None, None, None, "unstated", None, None),
     "fastgrnn/har2_fastgrnn": (0.9559, None, None, None, "unstated", 2947, None),
@@ -156,6 +156,9 @@ def test_what_is_remembered_has_no_key():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_aims_at_a_record_of_its_own_model_and_task(recipe):
     content = OmegaConf.load(CONF / "recipe" / f"{recipe}.yaml")
+    if content["published"] is None:
+        # tests/test_recipes.py: then it says so.
+        return
     record = published.get(content["published"])
     model, _, cell = recipe.partition("/")
     assert record.model == model
