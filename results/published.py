@@ -1,29 +1,177 @@
-"""Looks up published values in ``results/published/<paper>.yaml``."""
+"""The papers' numbers: ``results/published/<paper>.yaml`` holds records by name, a cell each."""
 
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import yaml
 
 FOLDER = Path(__file__).parent / "published"
 
+# Values that are remembered, not read. They have no key that a recipe could name.
+UNVERIFIED = "unverified"
 
-def lookup(key: str | None) -> dict | None:
-    """The published record ``<paper>/<cell>``, with its key in it; None for None.
+# Every metric, and whether more of it is better.
+METRICS = {
+    "accuracy": True,
+    "mse": False,
+    "rmse": False,
+    # The mean of the RMSEs of batches.
+    "batch_rmse": False,
+    "mae": False,
+    "cross_entropy": False,
+    "bpc": False,
+    "perplexity": False,
+    "milliseconds": False,
+}
+
+KINDS = ("mean", "best", "single", "quoted", "unstated", "curve")
+DEVIATIONS = ("sample", "population")
+COSTS = ("hours", "seconds_per_1000_steps", "memory_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published value.
+
+    Args:
+        model: as in ``models/``, where it is there.
+        task: as in ``tasks/``, where it is there.
+        size: what tells this model from the same model of another size: units, units x layers, ...
+        metric: one of ``METRICS``. Accuracies are fractions.
+        value: of the metric on the test set; null where a paper shows a curve only.
+        kind: mean (over seeds), best (of several runs, or of the epochs of one by their test score), single (one run),
+            quoted (by another text than its source, which does not say which), unstated (the source does not say
+            which), curve (no number).
+        deviation: the standard deviation of a run, as published; null where there is none.
+        deviation_kind: sample (divided by n - 1), population (by n), or null where that is not known.
+        n: number of runs (seeds); null where that is not known.
+        test_samples: size of the test set, where known.
+        protocol: split, permutation, normalisation, and which epoch is tested, as far as known.
+        parameters: number of trained parameters, where known.
+        cost: what a run took: hours, seconds_per_1000_steps, memory_mb.
+        trajectory: epoch to metric on the validation split, read from the log that was published with the code.
+        source: where the value was read.
+    """
+
+    model: str
+    task: str
+    metric: str
+    value: float | None
+    kind: str
+    protocol: str
+    source: str
+    size: str | int | None = None
+    deviation: float | None = None
+    deviation_kind: str | None = None
+    n: int | None = None
+    test_samples: int | None = None
+    parameters: int | None = None
+    cost: dict | None = None
+    trajectory: dict | None = None
+
+    def __post_init__(self):
+        for key, allowed in _TYPES.items():
+            value = getattr(self, key)
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+                raise ValueError(f"{key}={value}: must be {names}")
+        for key, choices in (("metric", tuple(METRICS)), ("kind", KINDS), ("deviation_kind", (None, *DEVIATIONS))):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(map(str, choices))}")
+        if (self.value is None) != (self.kind == "curve"):
+            raise ValueError(f"value={self.value}: a curve has no value, and nothing else is without")
+        for key in ("value", "deviation"):
+            number = getattr(self, key)
+            if number is not None and not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"{key}={number}: must be finite and not negative")
+        if self.metric == "accuracy" and self.value is not None and not 0 < self.value <= 1:
+            raise ValueError(f"value={self.value}: an accuracy is a fraction")
+        for key in ("n", "test_samples", "parameters"):
+            number = getattr(self, key)
+            if number is not None and number < 1:
+                raise ValueError(f"{key}={number}: must be 1 or more")
+        if self.deviation_kind is not None and self.deviation is None:
+            raise ValueError(f"deviation_kind={self.deviation_kind}: there is no deviation")
+        if self.deviation is not None and (self.kind != "mean" or self.n == 1):
+            raise ValueError(f"deviation={self.deviation}: only a mean over several runs has one")
+        if unknown := set(self.cost or ()) - set(COSTS):
+            raise ValueError(f"cost={unknown.pop()}: must be one of {', '.join(COSTS)}")
+        if not all(isinstance(epoch, int) for epoch in self.trajectory or ()):
+            raise ValueError(f"trajectory={self.trajectory}: must be by epoch, a whole number")
+
+
+def _allowed(hint) -> tuple[type, ...]:
+    allowed = typing.get_args(hint) or (hint,)
+    # A whole number is a good float.
+    return (*allowed, int) if float in allowed else allowed
+
+
+_TYPES = {key: _allowed(hint) for key, hint in typing.get_type_hints(Published).items()}
+
+
+def papers() -> list[str]:
+    """The papers that have a file."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != UNVERIFIED)
+
+
+def load(paper: str) -> dict[str, Published]:
+    """All records of one paper by cell; none where there is no such file. ``unverified`` is what is remembered only.
 
     Raises:
-        ValueError: for a key that does not exist; names those that do.
+        ValueError: for a record with an unknown key, without one that it must have, or with a wrong value.
+    """
+    return {cell: _record(paper, cell, fields) for cell, fields in _read(paper).items()}
+
+
+def lookup(key: str | None) -> dict | None:
+    """The published record ``<paper>/<cell>`` as a run keeps it: with its key, without what is unknown; None for None.
+
+    Raises:
+        ValueError: see :func:`get`.
     """
     if key is None:
         return None
+    found = dataclasses.asdict(get(key))
+    return {"key": key, **{name: value for name, value in found.items() if value is not None or name == "value"}}
+
+
+def get(key: str) -> Published:
+    """The published record ``<paper>/<cell>``.
+
+    Raises:
+        ValueError: for a key that does not exist; names those of the paper, or the papers.
+    """
     paper, _, cell = key.partition("/")
-    records = load(paper)
-    if cell not in records:
-        known = [f"{p.stem}/{c}" for p in sorted(FOLDER.glob("*.yaml")) for c in load(p.stem)]
+    cells = _read(paper) if paper in papers() else {}
+    if cell not in cells:
+        known = [f"{paper}/{c}" for c in cells] or [f"{p}/..." for p in papers()]
         raise ValueError(f"published={key}: no such published value; there are {', '.join(known)}")
-    return {"key": key, **records[cell]}
+    return _record(paper, cell, cells[cell])
 
 
-def load(paper: str) -> dict[str, dict]:
-    """All records of one paper; none where there is no such file."""
+def _read(paper: str) -> dict[str, dict]:
     path = FOLDER / f"{paper}.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    if not path.exists():
+        return {}
+    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # An underscore marks what several records share.
+    return {cell: fields for cell, fields in content.items() if not cell.startswith("_")}
+
+
+def _record(paper: str, cell: str, fields: dict) -> Published:
+    known = [field.name for field in dataclasses.fields(Published)]
+    required = [field.name for field in dataclasses.fields(Published) if field.default is dataclasses.MISSING]
+    where = f"{paper}/{cell} in {FOLDER.name}/{paper}.yaml"
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"{where}: {key}: no such key; there are {', '.join(known)}")
+    for key in required:
+        if key not in fields:
+            raise ValueError(f"{where}: {key} is missing")
+    try:
+        return Published(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,162 @@
+"""Copies finished records into ``results/runs``: ``python -m results.collect``.
+
+Refused are runs that are not finished, whose code was not that of a commit, and that are no result (trained on one
+batch, tested on a part of the test set). ``--force`` takes them too; the record then says so, and so do the tables.
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from results import records
+from training.config import CHECKOUT
+from training.errors import UserError
+from training.files import write_atomic
+
+# A curve keeps at most this many points.
+POINTS = 200
+
+# What a command need not repeat elsewhere: where files are, and who watches.
+_LOCAL = ("output", "data", "tracking", "fresh", "hydra")
+_NOT_CURVES = ("step", "epoch", "seconds", "lr")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m results.collect", description=__doc__)
+    parser.add_argument("runs", nargs="*", help="names of runs, or the beginning of some; all where none is given")
+    parser.add_argument(
+        "--output", default="outputs", help="folder of the runs, relative to the checkout (%(default)s)"
+    )
+    parser.add_argument("--into", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    parser.add_argument("--force", action="store_true", help="take what would be refused")
+    chosen = parser.parse_args(arguments)
+    source = CHECKOUT / Path(chosen.output).expanduser() / "runs"
+    try:
+        for line in collect(source, chosen.into, tuple(chosen.runs), chosen.force):
+            print(line)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool = False) -> list[str]:
+    """Copies the records of the runs in ``source``.
+
+    Args:
+        names: beginnings of the names of runs; all runs where there are none.
+
+    Returns:
+        What was done, a line a run; those that had not changed are counted in the last line.
+
+    Raises:
+        UserError: where there is no such folder or run, or a file cannot be written.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: there are no runs; name another folder with --output")
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.startswith(names or "")]
+    if names and not folders:
+        raise UserError(f"{', '.join(names)}: no run in {source} begins with that")
+    into.mkdir(parents=True, exist_ok=True)
+    counts = dict.fromkeys(("collected", "updated", "unchanged", "refused", "damaged"), 0)
+    lines = []
+    for folder in folders:
+        outcome, reason = _collect_one(folder, into / f"{folder.name}.json", force)
+        counts[outcome] += 1
+        if outcome != "unchanged":
+            lines.append(f"{outcome} {folder.name}" + (f": {reason}" if reason else ""))
+    return [*lines, ", ".join(f"{count} {outcome}" for outcome, count in counts.items())]
+
+
+def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
+    try:
+        record = condense(folder)
+    except ValueError as error:
+        return "damaged", str(error)
+    reasons = refusals(record)
+    if reasons and not force:
+        return "refused", ", ".join(reasons)
+    if reasons:
+        record["forced"] = reasons
+    content = encode(record)
+    if not target.exists():
+        outcome = "collected"
+    elif target.read_bytes() == content:
+        return "unchanged", ""
+    elif reasons and "forced" not in json.loads(target.read_bytes()):
+        return "refused", f"{', '.join(reasons)}; the record that is there needed no force"
+    else:
+        outcome = "updated"
+    write_atomic(target, content)
+    return outcome, f"forced ({', '.join(reasons)})" if reasons else ""
+
+
+def refusals(record: dict) -> list[str]:
+    """Why a record is no result; empty where it is one."""
+    reasons = []
+    if record["status"] != "finished":
+        reasons.append(record["status"] + (f" ({record['error']})" if record.get("error") else ""))
+    if record.get("git") is None:
+        reasons.append("of an unknown commit")
+    elif record["git"]["dirty"]:
+        reasons.append("from a dirty tree")
+    training = record["config"]["training"]
+    if training.get("overfit"):
+        reasons.append("trained on one batch")
+    if training.get("limit_evaluation") is not None:
+        reasons.append("tested on a part of the test set")
+    return reasons
+
+
+def condense(folder: Path) -> dict:
+    """What is kept of a run.
+
+    Raises:
+        ValueError: where its record or its history cannot be read; says why.
+    """
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        # A process that was killed leaves a last line that is not whole.
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be read ({error})") from error
+    records.check(record, {key: kind for key, kind in records.NEEDED.items() if key != "curves"})
+    record.pop("traceback", None)
+    record["config"] = {key: value for key, value in record["config"].items() if key not in _LOCAL}
+    record["command"] = shlex.join(word for word in shlex.split(record["command"]) if not _is_local(word))
+    epochs = [entry["step"] / entry["epoch"] for entry in history if entry.get("epoch")]
+    record["steps_per_epoch"] = round(epochs[-1]) if epochs else None
+    record["curves"] = curves(history)
+    return record
+
+
+def _is_local(word: str) -> bool:
+    return word.lstrip("+~").partition("=")[0].partition(".")[0] in _LOCAL
+
+
+def curves(history: list[dict]) -> dict[str, dict[str, list]]:
+    """Each quantity of a history against the steps at which it was taken, thinned evenly, first and last kept."""
+    keys = dict.fromkeys(key for entry in history for key in entry if key not in _NOT_CURVES)
+    found = {}
+    for key in keys:
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        kept = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
+        found[key] = {
+            "step": [points[i][0] for i in kept],
+            "value": [float(f"{points[i][1]:.5g}") for i in kept],
+        }
+    return found
+
+
+def encode(record: dict) -> bytes:
+    """A line a key and a curve: short, and readable in a difference."""
+    body = {key: json.dumps(value, allow_nan=False) for key, value in record.items() if key != "curves"}
+    drawn = [f"  {json.dumps(key)}: {json.dumps(curve, allow_nan=False)}" for key, curve in record["curves"].items()]
+    body["curves"] = "{\n" + ",\n".join(drawn) + "\n}" if drawn else "{}"
+    return ("{\n" + ",\n".join(f"{json.dumps(key)}: {text}" for key, text in body.items()) + "\n}\n").encode()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Runs the command of a record again and compares: ``python -m results.repeat <record> [overrides]``.
+
+The run goes to ``outputs/repeats``. Further overrides that cannot change its numbers are welcome: ``data.root=...``,
+``device=cpu``, ``tracking=none``.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from results import records
+from training import environment
+from training.config import CHECKOUT, NOT_IDENTITY, Config, compose_run
+from training.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m results.repeat", description=__doc__)
+    parser.add_argument("record", help="a file, or the name of one in results/runs")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("--anyway", action="store_true", help="even where the command now means another run")
+    chosen = parser.parse_args(arguments)
+    try:
+        for line in repeat(find(chosen.record), chosen.overrides, chosen.anyway):
+            print(line)
+    except (UserError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def find(name: str) -> dict:
+    """The record in a file, or of that name in ``results/runs``."""
+    path = Path(name)
+    if not path.exists():
+        path = records.FOLDER / f"{path.name.removesuffix('.json')}.json"
+    try:
+        return records.read(path)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str]:
+    """Trains, and gives the lines that compare what came out with the record.
+
+    Raises:
+        UserError: where the command now means another run than it did, or the run fails.
+    """
+    command = [*shlex.split(record["command"])[2:], "output=outputs/repeats", *overrides]
+    config, _ = compose_run(command)
+    moved = differences(record["config"], config)
+    then = record["git"]["commit"][:10] if record.get("git") else "an unknown commit"
+    if moved and not anyway:
+        raise UserError(
+            f"{record['command']} now means another run than at {then}: {', '.join(moved)}. "
+            "Check that commit out, or add --anyway"
+        )
+    print(shlex.join(["python", "train.py", *command]), flush=True)
+    done = subprocess.run([sys.executable, CHECKOUT / "train.py", *command])
+    if done.returncode:
+        raise UserError(f"the run ended with exit code {done.returncode}")
+    name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
+    now = json.loads((CHECKOUT / Path(config.output).expanduser() / "runs" / name / "record.json").read_text())
+    return list(compare(record, now))
+
+
+def differences(recorded: dict, config: Config) -> list[str]:
+    """The settings that are not as the record has them, of those that can change the numbers."""
+    before, after = (_flat({k: v for k, v in c.items() if k not in NOT_IDENTITY}) for c in (recorded, config.as_dict()))
+    missing = object()
+    return [
+        f"{key} was {before.get(key, 'not there')} and is {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, missing) != after.get(key, missing) and key != "training.checkpoint_seconds"
+    ]
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def compare(then: dict, now: dict):
+    """What differs between two machines or commits, and the scores of both."""
+    here = environment.git(CHECKOUT)
+    about = {
+        "commit": (then["git"] and then["git"]["commit"][:10], here and here["commit"][:10]),
+        "torch": (then["packages"].get("torch"), now["packages"].get("torch")),
+        "device": (then.get("device"), now.get("device")),
+        "time loop": (then.get("backend"), now.get("backend")),
+    }
+    for key, (before, after) in about.items():
+        if before != after:
+            yield f"{key}: {before} then, {after} now"
+    for split, scores in then["metrics"].items():
+        for key, before in scores.items():
+            after = now["metrics"][split][key]
+            yield f"{split} {key}: {before:.6g} then, {after:.6g} now" + (", the same" if before == after else "")
+
+
+if __name__ == "__main__":
+    main()

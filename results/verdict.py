@@ -1,0 +1,175 @@
+"""Is a published value reproduced? Computed from our values and the published record alone.
+
+Let ``d`` be the mean of ours less the published value, signed so that positive is better. Its variance is a sum of
+
+- ours: ``s^2 / n``, with ``s`` our sample standard deviation over ``n`` seeds;
+- the published value's: ``s_p^2 / n_p`` for a mean with its deviation; that of a population is turned into a sample's
+  by ``sqrt(n_p / (n_p - 1))``, and one that is not said to be either is taken as a sample's. A mean without a deviation
+  over ``n_p`` seeds, and one run (single, best: ``n_p = 1``), are taken to spread as ours do: ``s^2 / n_p``. Where
+  ``n_p`` is not known (quoted, unstated, ...) the term is left out, which errs towards *short*;
+- the test set's, for accuracies: ``p (1 - p) / N``, binomial, with ``p`` the published accuracy and ``N`` samples. It
+  is counted once: two models tested on the same samples share a part of their luck, and tested on different ones they
+  would have twice this. Where each seed has a test set of its own, the deviations contain it already, and counting it
+  again errs towards *reproduced*. For other metrics it is not known and left out.
+
+``d`` is compared with ``t`` standard errors, ``t`` being the one-sided 5 % point of Student's distribution with the
+degrees of freedom of Welch and Satterthwaite (a binomial has infinitely many). Below ``-t`` it is *short*, above ``t``
+it *exceeds*, between them it is *reproduced*: not to be told apart. The standard error belongs to the verdict, since
+seeds that are noisy enough reproduce anything.
+
+The best of several runs is no mean. Ours is compared with it all the same, as with one run: *reproduced* and *exceeds*
+then hold all the more, while *short* says little, and our best run is named beside it.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from results.published import METRICS, Published
+
+REPRODUCED = "reproduced"
+EXCEEDS = "exceeds"
+SHORT = "short"
+REDUCED_BUDGET = "reduced budget"
+OTHER_PROTOCOL = "other protocol"
+TOO_FEW_SEEDS = "too few seeds"
+NOT_RUN = "not run"
+NO_NUMBER = "no published number"
+
+# A deviation of fewer says next to nothing.
+MIN_SEEDS = 3
+
+# One-sided 5 % points of Student's t for 1, 2, ..., 30 degrees of freedom, then of the normal distribution.
+_T = (
+    6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812,
+    1.796, 1.782, 1.771, 1.761, 1.753, 1.746, 1.740, 1.734, 1.729, 1.725,
+    1.721, 1.717, 1.714, 1.711, 1.708, 1.706, 1.703, 1.701, 1.699, 1.697,
+)  # fmt: skip
+_NORMAL = 1.645
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said.
+
+    Args:
+        name: one of the names above.
+        metric: of the values.
+        difference: ours less the published value; positive is better.
+        standard_error: of the difference; None where nothing is known of it.
+        reason: what differs, for *other protocol*; how much was done, for *reduced budget* and *too few seeds*.
+        notes: what a reader should know besides.
+    """
+
+    name: str
+    metric: str | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        name = self.name + (f" ({self.reason})" if self.reason else "")
+        if self.difference is None:
+            return name
+        unit = " points" if self.metric == "accuracy" else ""
+        if self.name == SHORT:
+            errors = f" ({-self.difference / self.standard_error:.1f} standard errors)" if self.standard_error else ""
+            return f"short by {_amount(-self.difference, self.metric)}{unit}{errors}"
+        error = f" ± {_amount(self.standard_error, self.metric)}" if self.standard_error else ""
+        return f"{name}: {_amount(self.difference, self.metric, '+')}{error}{unit}"
+
+
+def judge(
+    ours: Sequence[float], published: Published | None, budget: float | None = None, differs: Sequence[str] = ()
+) -> Verdict:
+    """Compares our values with a published one.
+
+    Args:
+        ours: the metric on the test set, a value a seed; of finished runs only.
+        published: what they aim at, or None.
+        budget: the share of the published budget that they had, where it is known and was the reason why they ended.
+        differs: what they do not have of the published protocol.
+    """
+    if not ours:
+        return Verdict(NOT_RUN)
+    if published is None or published.value is None:
+        return Verdict(NO_NUMBER)
+    if differs:
+        return Verdict(OTHER_PROTOCOL, published.metric, reason=", ".join(differs))
+    mean = statistics.fmean(ours)
+    difference = mean - published.value if METRICS[published.metric] else published.value - mean
+    terms = _variances(ours, published)
+    variance = sum(v for v, _ in terms)
+    error = math.sqrt(variance) if terms else None
+    threshold = _student(terms) * error if terms else 0.0
+    found = {"metric": published.metric, "difference": difference, "standard_error": error}
+    notes = _notes(ours, published)
+    reduced = budget is not None and budget < 1
+    share = f"{100 * budget:.3g} % of the steps" if reduced else ""
+    # Whoever falls short before the end has shown nothing; whoever arrives has shown it with less.
+    if reduced and (difference < -threshold or (len(ours) < MIN_SEEDS and difference < 0)):
+        return Verdict(REDUCED_BUDGET, **found, reason=share, notes=notes)
+    if reduced:
+        notes = (f"on {share}", *notes)
+    if len(ours) < MIN_SEEDS:
+        return Verdict(TOO_FEW_SEEDS, **found, reason=f"{len(ours)} of {MIN_SEEDS}", notes=notes)
+    name = SHORT if difference < -threshold else EXCEEDS if difference > threshold else REPRODUCED
+    return Verdict(name, **found, notes=notes)
+
+
+def _variances(ours: Sequence[float], published: Published) -> list[tuple[float, float]]:
+    """The terms of the variance of the difference, each with its degrees of freedom; those that are known."""
+    n, n_p = len(ours), published.n
+    terms = []
+    theirs = _sample_deviation(published)
+    # One value of ours spreads as theirs do, where that is known.
+    s, freedom = (statistics.stdev(ours), n - 1) if n > 1 else (theirs, (n_p or 0) - 1)
+    # The published value's share where its own deviation is not known.
+    borrowed = 0.0
+    if published.kind in ("single", "best"):
+        borrowed = 1.0
+    elif published.kind == "mean" and n_p is not None:
+        if theirs is None:
+            borrowed = 1 / n_p
+        else:
+            terms.append((theirs**2 / n_p, n_p - 1))
+    if s is not None and freedom > 0:
+        terms.append((s**2 * (1 / n + borrowed), freedom))
+    if published.metric == "accuracy" and published.test_samples is not None:
+        p = published.value
+        terms.append((p * (1 - p) / published.test_samples, math.inf))
+    return terms
+
+
+def _sample_deviation(published: Published) -> float | None:
+    if published.deviation is None or published.deviation_kind != "population" or published.n is None:
+        return published.deviation
+    return published.deviation * math.sqrt(published.n / (published.n - 1))
+
+
+def _student(terms: list[tuple[float, float]]) -> float:
+    """The one-sided 5 % point for a sum of variances (Welch and Satterthwaite)."""
+    denominator = sum(v**2 / freedom for v, freedom in terms)
+    if not denominator:
+        return _NORMAL
+    freedom = math.floor(sum(v for v, _ in terms) ** 2 / denominator + 1e-9)
+    return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
+
+
+def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
+    if published.kind == "single":
+        return ("the published value is one run, taken to spread as ours do",)
+    if published.kind == "best":
+        unit = " %" if published.metric == "accuracy" else ""
+        best = (max if METRICS[published.metric] else min)(ours)
+        return (f"the published value is a best one; our best is {_amount(best, published.metric)}{unit}",)
+    if published.n is None:
+        return ("how many runs are behind the published value is not known; its own error is left out",)
+    return ()
+
+
+def _amount(value: float, metric: str, sign: str = "") -> str:
+    """Accuracies in hundredths."""
+    return f"{100 * value:{sign}.2f}" if metric == "accuracy" else f"{value:{sign}.3g}"
