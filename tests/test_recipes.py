@@ -38,6 +38,8 @@ def test_trains(recipe, fit_here, request, monkeypatch):
     task = compose_run(selection(recipe))[0].task.name
     root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))
     small = [f"data.root={root}", "model.hidden=4", "training.batch_size=3", *SHORT.get(task, [])]
+    if recipe.startswith("nrde/"):
+        small.append("transform.step=2")
     objective, folder = fit_here(*selection(recipe), "debug=fast", *small)
     assert objective == objective
     assert (folder / "record.json").exists()
@@ -73,6 +75,13 @@ PARAMETERS = {
     "lem/fitzhugh_nagumo": (1, 1, 1_233),
     "lem/eigenworms": (6, 5, 5_285),
     "lem/bidmc_hr": (2, 1, 67_713),
+    "unicornn/eigenworms": (6, 5, 1_573),
+    "unicornn/bidmc_rr": (2, 1, 34_305),
+    "unicornn/bidmc_hr": (2, 1, 34_305),
+    # Of log-signatures: 7 channels to depth 2, 3 to depth 3, both with time.
+    "nrde/eigenworms": (28, 5, 99_813),
+    "nrde/bidmc_rr": (14, 1, 222_785),
+    "nrde/bidmc_hr": (14, 1, 140_737),
 }
 
 
