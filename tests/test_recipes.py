@@ -82,6 +82,8 @@ PARAMETERS = {
     "nrde/eigenworms": (28, 5, 99_813),
     "nrde/bidmc_rr": (14, 1, 222_785),
     "nrde/bidmc_hr": (14, 1, 140_737),
+    "unicornn/ncifar10": (96, 10, 47_498),
+    "unicornn/imdb": (100, 1, 30_081),
 }
 
 
@@ -92,17 +94,56 @@ def test_parameters(recipe):
     assert sum(p.numel() for p in config.model.build(inputs, outputs).parameters()) == expected
 
 
-@pytest.mark.parametrize(("recipe", "validation"), [("cornn/ncifar10", 3000), ("lem/ncifar10", 2000)])
+@pytest.mark.parametrize(
+    ("recipe", "validation"), [("cornn/ncifar10", 3000), ("lem/ncifar10", 2000), ("unicornn/ncifar10", 2000)]
+)
 def test_protocols_of_cifar(recipe, validation):
     task = compose_run(selection(recipe))[0].task
     assert (task.noise, task.validation) == ("constant", validation)
 
 
-def test_protocol_of_imdb():
-    task = compose_run(selection("cornn/imdb"))[0].task
+@pytest.mark.parametrize(("recipe", "batch", "dropout"), [("cornn/imdb", 64, 0), ("unicornn/imdb", 32, 0.65)])
+def test_protocol_of_imdb(recipe, batch, dropout):
+    task = compose_run(selection(recipe))[0].task
     assert (task.lower, task.validation, task.vocabulary, task.vectors) == (False, 0.3, 25_000, "glove.6B.100d")
-    assert (task.lengths, task.bucketing, task.average, task.evaluation_batch) == ("ignored", True, "batches", 64)
-    assert task.dropout == 0
+    assert (task.lengths, task.bucketing, task.average) == ("ignored", True, "batches")
+    assert (task.evaluation_batch, task.dropout) == (batch, dropout)
+
+
+def test_protocols_of_mnist():
+    whose = {"cornn": "cornn", "unicornn": "cornn", "lem": "cornn", "exprnn": "exprnn", "indrnn": "indrnn"}
+    for recipe in [name for name in RECIPES if "mnist" in name and name.split("/")[0] in whose]:
+        assert compose_run(selection(recipe))[0].task.protocol == whose[recipe.split("/")[0]], recipe
+
+
+def test_other_settings_of_unicornn():
+    c, _ = compose_run(selection("unicornn/ncifar10"))
+    t, o, m = c.training, c.optimizer, c.model
+    assert (m.hidden, m.layers, m.dt, m.alpha, m.dropout) == (128, 3, 0.126, 13, 0.1)
+    assert (t.batch_size, t.epochs, o.lr, c.scheduler.milestones, c.scheduler.factor) == (30, 500, 0.00314, [250], 0.1)
+    c, _ = compose_run(selection("unicornn/imdb"))
+    t, o, m = c.training, c.optimizer, c.model
+    assert (m.hidden, m.layers, m.dt, m.alpha, m.dropout) == (128, 2, [0.0066, 0.205], 0, 0.61)
+    assert (t.batch_size, t.epochs, o.lr, c.scheduler.name) == (32, 50, 0.000164, "constant")
+
+
+def test_copying_and_characters_with_exprnn():
+    for recipe, mode in (("exprnn/copying", "exprnn"), ("exprnn/copying_dtriv", "dtriv")):
+        c, _ = compose_run(selection(recipe))
+        assert (c.task.K, c.task.L, c.task.alphabet, c.training.batch_size, c.training.steps) == (
+            10,
+            1000,
+            8,
+            128,
+            4000,
+        )
+        assert (c.model.hidden, c.model.initialisation, c.model.mode) == (190, "henaff", mode)
+        assert (c.optimizer.name, c.optimizer.lr, c.model.orthogonal_lr) == ("rmsprop", 0.0002, 0.1)
+    assert (c.model.period, c.model.projection_period) == (100, 30)
+    for recipe, T in (("exprnn/ptb_char", 150), ("exprnn/ptb_char_300", 300)):
+        c, _ = compose_run(selection(recipe))
+        assert (c.task.T, c.model.hidden, c.training.batch_size, c.training.epochs) == (T, 1386, 128, 100)
+        assert (c.optimizer.lr, c.optimizer.lr * c.model.orthogonal_lr, c.optimizer.alpha) == (0.005, 0.0001, 0.9)
 
 
 # tk-rusch/LEM, defaults of the scripts: batch, lr, dt, clipping by norm, permutation.
