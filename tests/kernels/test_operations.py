@@ -41,23 +41,47 @@ def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
 
 
 def assert_as_good_as_reference(example: Case, backend: str = "cpu", factor: float = 3.0):
-    """Errors in float32 are of the size of those of the reference in float32, both measured against float64."""
-    truth, single = everything(example, "reference"), example.to(torch.float32)
-    usual, fused = everything(single, "reference"), everything(single, backend)
-    eps = torch.finfo(torch.float32).eps
+    """Errors in float32 are of the size of those of the reference in float32, both measured against float64.
 
-    def errors(result: dict[str, Tensor]) -> dict[str, float]:
-        """Relative to the largest number in the tensor."""
+    What rounding leaves of one long sequence is luck: the reference errs fourfold more or less with the last bit of its
+    inputs. Where one draw misses the bar, the medians over seven nearby ones decide.
+    """
+    missed = _missed([example], backend, factor)
+    if missed:
+        missed = _missed([example, *(_nearby(example, seed) for seed in range(6))], backend, factor)
+    assert not missed, missed
+
+
+def _missed(examples: list[Case], backend: str, factor: float) -> list[str]:
+    """The tensors whose error, the median over the examples, is above the bar."""
+    usual, fused = [], []
+    for example in examples:
+        truth, single = everything(example, "reference"), example.to(torch.float32)
+        # Relative to the largest number in the tensor.
         scales = {key: exact.abs().max().clamp_min(1e-3) for key, exact in truth.items()}
-        return {key: ((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()}
-
-    allowed = errors(usual)
+        for found, by in ((usual, "reference"), (fused, backend)):
+            result = everything(single, by)
+            found.append([((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()])
+    usual, fused = (torch.tensor(found).median(0).values.tolist() for found in (usual, fused))
     # The error of a few numbers may be small by luck: those have the bar of the worst tensor.
-    worst = max(allowed.values())
-    for key, error in errors(fused).items():
-        bar = factor * (allowed[key] if truth[key].numel() >= 100 else worst) + 4 * eps
+    worst, missed = max(usual), []
+    for key, allowed, error in zip(truth, usual, fused, strict=True):
+        bar = factor * (allowed if truth[key].numel() >= 100 else worst) + 4 * torch.finfo(torch.float32).eps
         # Not NaN, either.
-        assert error <= bar, f"{key}: relative error {error:.2e}, allowed are {bar:.2e}"
+        if not error <= bar:
+            missed.append(f"{key}: relative error {error:.2e}, allowed are {bar:.2e}")
+    return missed
+
+
+def _nearby(example: Case, seed: int) -> Case:
+    """The same with inputs that differ in the last bit of float32."""
+    generator = torch.Generator().manual_seed(seed)
+    eps = torch.finfo(torch.float32).eps
+    inputs = {
+        key: (v.detach() * (1 + eps * (torch.rand(v.shape, generator=generator, dtype=v.dtype) - 0.5))).float().double()
+        for key, v in example.inputs.items()
+    }
+    return Case(example.operation, {key: v.requires_grad_() for key, v in inputs.items()}, example.constants)
 
 
 @pytest.fixture
