@@ -1,0 +1,403 @@
+"""The tables of our results beside the published ones: ``python -m results.tables`` writes ``results/TABLES.md``.
+
+A row is a group of runs that differ in the seed only, or a recipe that nobody has run.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import statistics
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from results import published, records
+from results.published import METRICS, Published
+from results.records import Group
+from results.verdict import NO_NUMBER, NOT_RUN, Verdict, judge
+from training.config import CONF, choices
+from training.errors import UserError
+from training.files import write_atomic
+
+PATH = Path(__file__).parent / "TABLES.md"
+COMMAND = "python -m results.tables"
+
+# Settings of a run that make it another protocol than its recipe's, or another size of its model.
+_PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit", "model.hidden", "model.layers")
+_PROTOCOL_SECTIONS = ("task.", "transform.")
+
+
+@dataclass
+class Row:
+    """What one line of a table says.
+
+    Args:
+        title: of its table: the task, with its length where it has one.
+        values: the metric on the test set of each finished run, by seed.
+        key: of the published value.
+        steps: done on average; ``steps_in_recipe`` and ``stopped`` (budget, target, patience) as in the records.
+        seconds: a run, on average.
+        passed: for each bound of the metric, the step at which each run first passed it, or None.
+        notes: what a reader should know.
+    """
+
+    title: str
+    model: str
+    task: str
+    metric: str
+    recipe: str | None = None
+    changed: dict = field(default_factory=dict)
+    values: list[float] = field(default_factory=list)
+    key: str | None = None
+    published: Published | None = None
+    verdict: Verdict = field(default_factory=lambda: Verdict(NOT_RUN))
+    steps: float | None = None
+    steps_in_recipe: int | None = None
+    stopped: str = ""
+    seconds: float | None = None
+    parameters: int | None = None
+    passed: dict[str, list[int | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    runs: list[dict] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.recipe or self.model
+
+
+@dataclass
+class Table:
+    """A task's rows as text: ``cells[i][j]`` stands below ``header[j]`` and belongs to ``rows[i]``."""
+
+    title: str
+    header: list[str]
+    rows: list[Row]
+    cells: list[list[str]]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Names of rows and what is to be said of them, each once."""
+        return list(dict.fromkeys((row.name, note) for row in self.rows for note in row.notes))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument(
+        "--format", choices=("md", "latex", "csv"), default="md", help="md writes TABLES.md, the others to the terminal"
+    )
+    parser.add_argument("--runs", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
+    parser.add_argument("--unverified", action="store_true", help="show the values that are remembered, not read")
+    chosen = parser.parse_args(arguments)
+    if chosen.unverified:
+        print(unverified(), end="")
+        return
+    ours, damaged = records.load(chosen.runs)
+    for line in damaged:
+        print(line, file=sys.stderr)
+    found = rows(ours)
+    if chosen.format == "csv":
+        print(as_csv(found), end="")
+    elif chosen.format == "latex":
+        print(as_latex(tables(found)), end="")
+    elif chosen.check:
+        if not PATH.exists() or PATH.read_text(encoding="utf-8") != as_markdown(tables(found)):
+            parser.exit(1, f"{PATH.name} is not what the records give: {COMMAND} writes it\n")
+    else:
+        try:
+            write_atomic(PATH, as_markdown(tables(found)).encode())
+        except UserError as error:
+            parser.exit(1, f"error: {error}\n")
+        print(f"{PATH}: {len(ours)} records")
+
+
+def rows(ours: list[dict]) -> list[Row]:
+    """A row for each group of the records, and one for each recipe with a published number that has none."""
+    targets = recipe_targets()
+    cache: dict[str, Published | None] = {None: None}
+    found = [_row(group, targets, cache) for group in records.groups(ours)]
+    tried = {row.recipe for row in found}
+    for recipe, key in targets.items():
+        record = _published(key, cache)
+        if recipe not in tried and record is not None and record.value is not None:
+            cell = Row(record.task, record.model, record.task, record.metric, recipe, key=key, published=record)
+            found.append(cell)
+    return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
+
+
+def recipe_targets() -> dict[str, str | None]:
+    """The key of the published value that each recipe aims at."""
+    names = [name for name in choices("recipe") if name != "none"]
+    return {name: OmegaConf.load(CONF / "recipe" / f"{name}.yaml").get("published") for name in names}
+
+
+def _published(key: str | None, cache: dict) -> Published | None:
+    if key not in cache:
+        try:
+            cache[key] = published.get(key)
+        except ValueError:
+            # It had that key when it ran.
+            cache[key] = None
+    return cache[key]
+
+
+def _row(group: Group, targets: dict[str, str | None], cache: dict) -> Row:
+    any_run = group.any
+    key = (any_run.get("published") or {}).get("key")
+    target = _published(key, cache)
+    metric = target.metric if target else _own_metric(any_run)
+    differs = differences(any_run, key, targets)
+    scores = [run["metrics"]["test"] for run in group.runs]
+    if not all(metric in score for score in scores):
+        differs.append(f"no {metric} measured")
+        metric = _own_metric(any_run)
+    values = [score[metric] for score in scores]
+    length = any_run["config"]["task"].get("T")
+    row = Row(
+        title=any_run["task"] + (f", T = {length}" if length else ""),
+        model=any_run["model"],
+        task=any_run["task"],
+        metric=metric,
+        recipe=any_run.get("recipe"),
+        changed={key: value for key, value in any_run["changed"].items() if key != "task.T"},
+        values=values,
+        key=key,
+        published=target,
+        verdict=judge(values, target, budget(group.runs), differs),
+        steps_in_recipe=any_run["budget"]["steps_in_recipe"],
+        parameters=any_run.get("parameters"),
+        runs=group.runs,
+    )
+    if group.runs:
+        row.steps = statistics.fmean(run["budget"]["steps_done"] for run in group.runs)
+        row.seconds = statistics.fmean(run["wall_seconds"] for run in group.runs)
+        row.stopped = ", ".join(sorted({run["stopped"] for run in group.runs}))
+        for bounds in any_run.get("first_passed", {}).values():
+            for bound in bounds:
+                row.passed[bound] = [steps[bound] for run in group.runs for steps in run["first_passed"].values()]
+    row.notes = [*row.verdict.notes]
+    odd = [run["status"] for run in group.unfinished]
+    odd += [f"collected by force ({', '.join(run['forced'])})" for run in group.runs if run.get("forced")]
+    row.notes += [f"{count} {'run' if count == 1 else 'runs'} {what}" for what, count in Counter(odd).items()]
+    return row
+
+
+def _own_metric(record: dict) -> str:
+    """What the run itself was selected by; a failed one may not have come to it."""
+    return (record.get("objective") or {"key": "test/loss"})["key"].partition("/")[2]
+
+
+def differences(record: dict, key: str | None, targets: dict[str, str | None]) -> list[str]:
+    """What a run does not have of the protocol of the published value ``key``: that of the recipe that aims at it."""
+    recipe = record.get("recipe")
+    if recipe is None:
+        return ["no recipe"]
+    if targets.get(recipe) != key:
+        return [f"recipe {recipe} does not aim at {key}"]
+    return [
+        f"{name}={value}"
+        for name, value in record["changed"].items()
+        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS)
+    ]
+
+
+def budget(runs: list[dict]) -> float | None:
+    """The share of the recipe's steps that runs had at most; None where they had all that the recipe gives them.
+
+    A target ends a run for our convenience; no published protocol has one. Patience is a recipe's own, unless changed.
+    """
+    shares = []
+    for run in runs:
+        steps, whole = run["budget"]["steps"], run["budget"]["steps_in_recipe"]
+        early = run["stopped"] == "target" or (run["stopped"] == "patience" and "training.patience" in run["changed"])
+        if whole is not None and (early or steps < whole):
+            shares.append((run["budget"]["steps_done"] if early else steps) / whole)
+    return max(shares) if shares else None
+
+
+def tables(found: list[Row]) -> list[Table]:
+    """The rows as text, a table a task; without the columns that are empty."""
+    by_title: dict[tuple, list[Row]] = {}
+    for row in found:
+        by_title.setdefault((row.title, row.metric), []).append(row)
+    return [_table(title, metric, group) for (title, metric), group in by_title.items()]
+
+
+def _table(title: str, metric: str, group: list[Row]) -> Table:
+    bounds = list(dict.fromkeys(bound for row in group for bound in row.passed))
+    above = "above" if METRICS.get(metric) else "below"
+    columns = {
+        "recipe": [row.name + ("" if row.recipe else " (no recipe)") for row in group],
+        "changed": [", ".join(f"{key}={plain(value)}" for key, value in row.changed.items()) for row in group],
+        "ours (n)": [ours(row) for row in group],
+        **{f"steps until {above} {b}": [_steps_until(row.passed.get(b)) for row in group] for b in bounds},
+        "published": [_published_value(row.published) for row in group],
+        "verdict": ["" if row.verdict.name == NO_NUMBER else str(row.verdict) for row in group],
+        "steps": [_budget(row) for row in group],
+        "time a run": [duration(row.seconds) for row in group],
+        "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in group],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    measured = f"{metric}, %" if metric == "accuracy" else metric
+    return Table(f"{title}: {measured}", list(kept), group, [list(cells) for cells in zip(*kept.values(), strict=True)])
+
+
+def plain(value) -> str:
+    """A setting as one types it."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value).replace(" ", "")
+
+
+def ours(row: Row) -> str:
+    """Mean and sample standard deviation over the seeds, and their number."""
+    if not row.values:
+        return ""
+    mean = statistics.fmean(row.values)
+    spread = statistics.stdev(row.values) if len(row.values) > 1 else None
+    if row.metric == "accuracy":
+        text = f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+    else:
+        text = f"{mean:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+    return f"{text} ({len(row.values)})"
+
+
+def _published_value(record: Published | None) -> str:
+    if record is None or record.value is None:
+        return ""
+    scale = 100 if record.metric == "accuracy" else 1
+    text = f"{scale * record.value:.5g}"
+    if record.deviation is not None:
+        text += f" ± {scale * record.deviation:.4g}"
+    kind = record.kind + (f" of {record.n}" if record.kind == "mean" and record.n else "")
+    return f"{text} ({kind})"
+
+
+def _steps_until(passed: list[int | None] | None) -> str:
+    if not passed:
+        return ""
+    count = sum(step is not None for step in passed)
+    if count == 0:
+        return "never"
+    median = statistics.median_high([math.inf if step is None else step for step in passed])
+    reached = "" if count == len(passed) else f"{count} of {len(passed)} did"
+    return reached if median == math.inf else f"{median:,}" + (f" ({reached})" if reached else "")
+
+
+def _budget(row: Row) -> str:
+    if row.steps is None:
+        return ""
+    text = f"{row.steps:,.0f}"
+    if row.steps_in_recipe and row.steps != row.steps_in_recipe:
+        text += f" of {row.steps_in_recipe:,}"
+    return text + (f" ({row.stopped})" if row.stopped != "budget" else "")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _natural(text: str) -> list:
+    """Sorts T = 500 before T = 2000."""
+    head, _, number = text.partition(", T = ")
+    return [head, int(number or 0)]
+
+
+def summary(found: list[Row]) -> str:
+    """How many rows have which verdict."""
+    counts = Counter(row.verdict.name for row in found)
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def as_markdown(found: list[Table]) -> str:
+    everything = [row for table in found for row in table.rows]
+    lines = [
+        "# Results",
+        "",
+        f"`{COMMAND}` makes this page of the records in `results/runs`; [docs/results.md](../docs/results.md) says how",
+        "the verdicts come about. Ours is the mean on the test set over n seeds, ± their sample standard deviation.",
+        "Differences are positive where ours is better, ± their standard error.",
+    ]
+    if everything:
+        lines += ["", f"In all: {summary(everything)}."]
+    for table in found:
+        lines += ["", f"## {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
+        lines += [_line(cells) for cells in table.cells]
+        if table.notes:
+            lines += ["", *(f"- {name}: {note}." for name, note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def as_latex(found: list[Table]) -> str:
+    r"""Floats with ``tabular`` and the rules of ``\usepackage{booktabs}``."""
+    lines = []
+    for table in found:
+        lines += [r"\begin{table}", rf"\caption{{{_escape(table.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule"]
+        lines += [" & ".join(map(_escape, table.header)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(_escape, cells)) + r" \\" for cells in table.cells]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+CSV = (
+    "task", "title", "model", "recipe", "changed", "metric", "n", "mean", "deviation", "published_key", "published",
+    "published_deviation", "published_deviation_kind", "published_kind", "published_n", "verdict", "difference",
+    "standard_error", "reason", "steps", "steps_in_recipe", "stopped", "seconds", "parameters",
+)  # fmt: skip
+
+
+def as_csv(found: list[Row]) -> str:
+    """One table of all rows, with plain numbers; accuracies are fractions."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV)
+    for row in found:
+        record, verdict, n = row.published, row.verdict, len(row.values)
+        writer.writerow(
+            [
+                row.task, row.title, row.model, row.recipe, json.dumps(row.changed), row.metric, n,
+                statistics.fmean(row.values) if n else None, statistics.stdev(row.values) if n > 1 else None, row.key,
+                *(getattr(record, name, None) for name in ("value", "deviation", "deviation_kind", "kind", "n")),
+                verdict.name, verdict.difference, verdict.standard_error, verdict.reason, row.steps,
+                row.steps_in_recipe, row.stopped, row.seconds, row.parameters,
+            ]
+        )  # fmt: skip
+    return out.getvalue()
+
+
+def unverified() -> str:
+    """The values that are remembered only, as a table."""
+    lines = ["Remembered, not read in any source; check before use.", ""]
+    for cell, record in published.load(published.UNVERIFIED).items():
+        size = f" {record.size}" if record.size else ""
+        lines.append(f"{cell}: {record.model}{size} on {record.task}: {_published_value(record)}; {record.source}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+import csv
+import io
+import re
+
+import pytest
+
+from results import records, tables
+from results.published import Published
+from tests.results.cases import make_record
+
+
+def row_of(found, recipe, **changed):
+    (row,) = [row for row in found if row.recipe == recipe and row.changed == changed]
+    return row
+
+
+def seeds(*values, **more):
+    return [make_record(seed=seed, value=value, **more) for seed, value in enumerate(values)]
+
+
+def test_the_page_is_what_the_records_give():
+    """The committed page; python -m results.tables writes it anew."""
+    ours, damaged = records.load()
+    assert damaged == []
+    assert tables.PATH.read_text() == tables.as_markdown(tables.tables(tables.rows(ours)))
+    for record in ours:
+        assert record["status"] == "finished"
+        assert "forced" not in record, f"{record['name']} was collected by force"
+
+
+def test_without_records_every_aim_is_not_run():
+    found = tables.rows([])
+    aims = {recipe: key for recipe, key in tables.recipe_targets().items() if key is not None}
+    assert {row.recipe for row in found} <= set(aims)
+    assert {"cornn/psmnist", "cornn/psmnist_128", "lstm/smnist"} <= {row.recipe for row in found}
+    # The adding problem has no published number to reach.
+    assert "cornn/adding" not in {row.recipe for row in found}
+    assert {row.verdict.name for row in found} == {"not run"}
+    page = tables.as_markdown(tables.tables(found))
+    assert "| cornn/psmnist | 97.3 (single) | not run |" in page
+    assert "ours (n)" not in page
+
+
+def test_a_group_is_judged():
+    found = tables.rows(seeds(0.972, 0.973, 0.975))
+    row = row_of(found, "cornn/psmnist")
+    assert (row.key, row.values, row.verdict.name) == ("cornn/psmnist_256", [0.972, 0.973, 0.975], "reproduced")
+    assert row.seconds == 3601
+    # The other cells of the table are still not run.
+    assert row_of(found, "cornn/psmnist_128").verdict.name == "not run"
+    page = tables.as_markdown(tables.tables(found))
+    line = next(line for line in page.splitlines() if line.startswith("| cornn/psmnist |"))
+    # s = 0.0015275: sqrt(s^2 (1 / 3 + 1) + 0.973 * 0.027 / 10000) = 0.0023966
+    assert line == (
+        "| cornn/psmnist | 97.33 ± 0.15 (3) | 97.3 (single) "
+        "| reproduced: +0.03 ± 0.24 points | 57,000 | 60 min | 134,154 |"
+    )
+    assert "## psmnist: accuracy, %" in page
+    assert "- cornn/psmnist: the published value is one run, taken to spread as ours do." in page
+    assert "1 reproduced" in page
+
+
+def test_the_other_verdicts():
+    assert row_of(tables.rows(seeds(0.9, 0.9, 0.9)), "cornn/psmnist").verdict.name == "short"
+    assert row_of(tables.rows(seeds(0.99, 0.99, 0.99)), "cornn/psmnist").verdict.name == "exceeds"
+    assert row_of(tables.rows(seeds(0.97)), "cornn/psmnist").verdict.name == "too few seeds"
+    changed = {"training.epochs": 12}
+    reduced = row_of(tables.rows(seeds(0.9, 0.9, 0.9, steps=5700, changed=changed)), "cornn/psmnist", **changed)
+    assert str(reduced.verdict).startswith("reduced budget (10 % of the steps): -7.30")
+    assert row_of(tables.rows(seeds(0.01, 0.01, 0.02, model="cornn", task="adding", recipe="cornn/adding")),
+                  "cornn/adding").verdict.name == "no published number"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"task.permutation": "exprnn"}, "task.permutation=exprnn"),
+        ({"model.hidden": 64}, "model.hidden=64"),
+        ({"training.selection": "last", "optimizer.lr": 0.1}, "training.selection=last"),
+        ({"training.limit_evaluation": 1}, "training.limit_evaluation=1"),
+        ({"transform.depth": 2}, "transform.depth=2"),
+    ],
+)
+def test_what_makes_another_protocol(changed, reason):
+    row = row_of(tables.rows(seeds(0.97, 0.97, 0.97, changed=changed)), "cornn/psmnist", **changed)
+    assert str(row.verdict) == f"other protocol ({reason})"
+
+
+def test_a_hyperparameter_is_no_protocol():
+    changed = {"optimizer.lr": 0.1, "model.dt": 0.05}
+    row = row_of(tables.rows(seeds(0.97, 0.97, 0.975, changed=changed)), "cornn/psmnist", **changed)
+    assert row.verdict.name == "reproduced"
+
+
+def test_a_run_without_the_recipe_that_aims_at_its_value():
+    (row,) = [r for r in tables.rows(seeds(0.97, 0.97, 0.97, recipe=None)) if r.values]
+    assert str(row.verdict) == "other protocol (no recipe)"
+    assert "| cornn (no recipe) |" in tables.as_markdown(tables.tables([row]))
+    elsewhere = {"key": "cornn/psmnist_128"}
+    row = row_of(tables.rows(seeds(0.97, 0.97, 0.97, published=elsewhere)), "cornn/psmnist")
+    assert str(row.verdict) == "other protocol (recipe cornn/psmnist does not aim at cornn/psmnist_128)"
+
+
+def test_a_published_value_that_is_gone():
+    row = row_of(tables.rows(seeds(0.97, 0.97, published={"key": "cornn/gone"})), "cornn/psmnist")
+    assert (row.published, row.verdict.name, row.metric) == (None, "no published number", "accuracy")
+
+
+def test_another_metric_than_was_measured():
+    made = seeds(0.5, 0.5, 0.5, metrics={"test": {"cross_entropy": 0.5}}, objective={"key": "test/cross_entropy"})
+    row = row_of(tables.rows(made), "cornn/psmnist")
+    assert (row.metric, row.values) == ("cross_entropy", [0.5, 0.5, 0.5])
+    assert str(row.verdict) == "other protocol (no accuracy measured)"
+
+
+@pytest.mark.parametrize(
+    ("stopped", "changed", "share"),
+    [
+        ("budget", {}, None),
+        ("patience", {}, None),
+        ("patience", {"training.patience": 2}, 0.5),
+        ("target", {}, 0.5),
+    ],
+)
+def test_the_share_of_the_budget(stopped, changed, share):
+    made = make_record(stopped=stopped, changed=changed)
+    made["budget"]["steps_done"] = 28500
+    assert tables.budget([made]) == share
+    made["budget"]["steps_in_recipe"] = None
+    assert tables.budget([made]) is None
+
+
+def test_lengths_have_tables_of_their_own_in_their_order():
+    made = [
+        record
+        for T in (2000, 500, 100)
+        for record in seeds(0.01, 0.02, task="adding", recipe="cornn/adding", T=T, changed={"task.T": T})
+    ]
+    found = tables.tables([row for row in tables.rows(made) if row.values])
+    assert [table.title for table in found] == [f"adding, T = {T}: mse" for T in (100, 500, 2000)]
+    assert "changed" not in found[0].header
+
+
+def test_steps_until_a_bound():
+    made = seeds(0.01, 0.02, 0.01, task="adding", recipe="cornn/adding")
+    for record, first in zip(made, (4000, None, 6000), strict=True):
+        record["first_passed"]["test/mse"]["0.01"] = first
+    (table,) = tables.tables([row for row in tables.rows(made) if row.values])
+    cells = dict(zip(table.header, table.cells[0], strict=True))
+    assert cells["steps until below 0.01"] == "6,000 (2 of 3 did)"
+    assert cells["steps until below 0.001"] == "never"
+    made[2]["first_passed"]["test/mse"]["0.01"] = None
+    (table,) = tables.tables([row for row in tables.rows(made) if row.values])
+    assert "1 of 3 did" in table.cells[0]
+
+
+def test_what_was_forced_or_failed_is_said():
+    made = seeds(0.97, 0.97, 0.97)
+    made[0]["forced"] = ["from a dirty tree"]
+    failed = make_record(seed=3, status="failed", metrics={}, error="Diverged: ...")
+    for key in ("objective", "stopped", "wall_seconds"):
+        del failed[key]
+    row = row_of(tables.rows([*made, failed]), "cornn/psmnist")
+    assert row.values == [0.97] * 3
+    assert row.notes[-2:] == ["1 run failed", "1 run collected by force (from a dirty tree)"]
+    alone = row_of(tables.rows([failed]), "cornn/psmnist")
+    assert (alone.values, alone.verdict.name, alone.notes) == ([], "not run", ["1 run failed"])
+    assert "not run" in tables.as_markdown(tables.tables([alone]))
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "text"),
+    [
+        ([0.97], "accuracy", "97.00 (1)"),
+        ([0.97, 0.98], "accuracy", "97.50 ± 0.71 (2)"),
+        ([0.00123456], "mse", "0.001235 (1)"),
+        ([], "mse", ""),
+    ],
+)
+def test_how_ours_is_written(values, metric, text):
+    assert tables.ours(tables.Row("t", "m", "t", metric, values=values)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0.793, "0.793 s"), (99.0, "99 s"), (114.0, "2 min"), (5880.0, "98 min"), (43384.0, "12 h 03 min")],
+)
+def test_durations(seconds, text):
+    assert tables.duration(seconds) == text
+
+
+def test_how_published_values_are_written():
+    def made(**more):
+        fields = {"model": "m", "task": "t", "metric": "accuracy", "value": 0.95, "kind": "mean", "protocol": "p"}
+        return tables._published_value(Published(**fields | {"source": "s"} | more))
+
+    assert made(deviation=0.044, n=5) == "95 ± 4.4 (mean of 5)"
+    assert made() == "95 (mean)"
+    assert made(kind="best", n=1, value=0.949) == "94.9 (best)"
+    assert made(metric="rmse", value=2.97, deviation=0.45, n=3) == "2.97 ± 0.45 (mean of 3)"
+    assert made(metric="mse", value=None, kind="curve") == ""
+
+
+def test_csv_has_plain_numbers():
+    read = list(csv.DictReader(io.StringIO(tables.as_csv(tables.rows(seeds(0.972, 0.973, 0.975))))))
+    (ours,) = [line for line in read if line["n"] == "3"]
+    assert float(ours["mean"]) == pytest.approx(0.97333, abs=1e-5)
+    assert (ours["published"], ours["verdict"], ours["published_kind"]) == ("0.973", "reproduced", "single")
+    other = next(line for line in read if line["recipe"] == "cornn/psmnist_128")
+    assert (other["n"], other["mean"], other["verdict"]) == ("0", "", "not run")
+
+
+def test_latex_is_escaped_and_whole():
+    text = tables.as_latex(tables.tables(tables.rows(seeds(0.97, 0.98, 0.97, changed={"model.w_y": 1}))))
+    assert "model.w\\_y=1" in text
+    assert "$\\pm$" in text
+    assert not re.search(r"(?<!\\)[%_#]", text)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") > 1
+    for line in text.splitlines():
+        if line.endswith(r"\\"):
+            assert "&" in line
+
+
+def test_commands(save, tmp_path, monkeypatch, capsys):
+    folder = save(*seeds(0.97, 0.97, 0.97))
+    (folder / "broken.json").write_text('{"status"')
+    monkeypatch.setattr(tables, "PATH", tmp_path / "TABLES.md")
+    with pytest.raises(SystemExit) as stopped:
+        tables.main(["--runs", str(folder), "--check"])
+    assert stopped.value.code == 1
+    assert "python -m results.tables writes it" in capsys.readouterr().err
+    tables.main(["--runs", str(folder)])
+    shown = capsys.readouterr()
+    assert "broken.json is passed over: it cannot be read" in shown.err
+    assert "3 records" in shown.out
+    tables.main(["--runs", str(folder), "--check"])
+    assert "| cornn/psmnist | 97.00" in tables.PATH.read_text()
+    tables.main(["--runs", str(folder), "--format", "csv"])
+    assert capsys.readouterr().out.startswith("task,title,model")
+    tables.main(["--runs", str(folder), "--format", "latex"])
+    assert r"\toprule" in capsys.readouterr().out
+
+
+def test_what_is_remembered_is_shown_when_asked_for_only(capsys):
+    remembered = "chrono_lstm on ncifar10: 55.9"
+    assert "remembered" not in tables.as_markdown(tables.tables(tables.rows([])))
+    tables.main(["--unverified"])
+    out = capsys.readouterr().out
+    assert remembered in out
+    assert "not read in any source" in out
