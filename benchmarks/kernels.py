@@ -5,7 +5,7 @@ and backward, one contender after the other in each round, and gives medians:
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
-- torch: ``torch.nn.LSTM`` or ``torch.nn.GRU``, where there is one;
+- torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one;
 - compiled: ``torch.compile`` of the reference, where it compiles within a minute;
 - bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
 
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,30 +36,34 @@ from training.loop import set_up_process
 
 ROOT = Path(__file__).parent.parent
 DIAGONAL = ("unicornn", "indrnn")
+# The cost of a time step is measured at these.
+LENGTHS = (250, 1_000, 4_000, 16_000)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A case: an operation at a size that a paper uses, and how many times faster than its rival it has to be."""
+    """A case: an operation at a size that a paper uses, and how many times faster than its rival it should be."""
 
     name: str
     steps: int
     batch: int
     hidden: int
-    target: float
+    target: float | None = None
     rival: str = "reference"
+    by_length: bool = False  # measured at all of LENGTHS as well
 
 
 SIZES = [
-    Size("cornn", 500, 50, 128, 5),  # adding
+    Size("cornn", 500, 50, 128, 5, by_length=True),  # adding
     Size("cornn", 784, 120, 256, 2.2),  # sMNIST
-    Size("unicornn", 784, 32, 256, 12),  # psMNIST
+    Size("unicornn", 784, 32, 256, 12, by_length=True),  # psMNIST
     Size("unicornn", 17_984, 8, 32, 250),  # EigenWorms
     Size("lstm", 500, 50, 128, 1.8, "torch"),
     Size("gru", 500, 50, 128, 3),
     Size("lem", 500, 50, 128, 4),
     Size("modrelu_rnn", 500, 50, 128, 4),
-    Size("antisymmetric_rnn", 500, 50, 128, 4),
+    Size("antisymmetric_rnn", 500, 50, 128),
+    Size("rnn", 500, 50, 128, rival="torch"),
     Size("indrnn", 784, 32, 128, 12),
 ]
 
@@ -94,8 +98,9 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
             torch.autograd.grad(last, [v, bias, *leaves], cotangent)
 
     result = {"fused": lambda: step("auto"), "reference": lambda: step("reference")}
-    if size.name in ("lstm", "gru"):
-        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[size.name](2, size.hidden)
+    modules = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+    if size.name in modules:
+        module = modules[size.name](2, size.hidden)
 
         def torch_step():
             _, state = module(x)
@@ -147,6 +152,18 @@ def measure(size: Size, seconds: float) -> dict:
         "bound": statistics.median(bounds),
         "rounds": len(bounds),
     }
+
+
+def by_length(size: Size, seconds: float) -> dict[int, float]:
+    """Microseconds a time step, forward and backward, at each of ``LENGTHS``: medians, in rounds."""
+    steps = {length: contenders(replace(size, steps=length))["fused"] for length in LENGTHS}
+    times = {length: [] for length in LENGTHS}
+    begin = time.perf_counter()
+    while len(times[LENGTHS[0]]) < 3 or time.perf_counter() - begin < seconds:
+        for length, function in steps.items():
+            function()
+            times[length].append(once(function) / length)
+    return {length: 1e6 * statistics.median(values) for length, values in times.items()}
 
 
 def compiled(size: Size, limit: float) -> float | None:
@@ -210,9 +227,8 @@ def main():
     for column in columns:
         table.add_column(column, justify="left" if column == "operation" else "right")
     rows, is_green = [], {}
-    for size in SIZES:
-        if arguments.only not in (None, size.name):
-            continue
+    chosen = [size for size in SIZES if arguments.only in (None, size.name)]
+    for size in chosen:
         if size.name not in is_green:
             is_green[size.name] = green(size.name)
         row = vars(size) | {"green": is_green[size.name]}
@@ -226,11 +242,20 @@ def main():
         row["compiled"] = compiled(size, arguments.compile) if arguments.compile else None
         row["speedup"] = row[size.rival] / row["fused"]
         times = [milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")]
-        goal = f"{size.target:g}x" + (" torch" if size.rival == "torch" else "")
+        goal = f"{size.target:g}x" if size.target else ""
+        goal += " torch" if size.rival == "torch" else ""
         table.add_row(*shape, *times, f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")
     sgemm, copy = rates()
     console = Console(width=130)
     console.print(table)
+    lengths = Table("operation", "B", "H", *(f"T = {length:,}" for length in LENGTHS))
+    lengths.title = "Forward and backward in microseconds a time step (median)"
+    for row, size in [(row, size) for row, size in zip(rows, chosen, strict=True) if row["green"] and size.by_length]:
+        row["microseconds_a_step"] = by_length(size, arguments.seconds)
+        values = [f"{value:.1f}" for value in row["microseconds_a_step"].values()]
+        lengths.add_row(size.name, str(size.batch), str(size.hidden), *values)
+    if lengths.rows:
+        console.print(lengths)
     console.print(f"sgemm {sgemm / 1e9:.0f} Gflop/s, copy {copy / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     environment = {
         "machine": platform.machine(),

@@ -21,7 +21,8 @@ import torch
 FOLDER = Path(__file__).parent
 REAL = {torch.float32: "float", torch.float64: "double"}
 _FLAGS = (
-    *("-std=gnu11", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wno-psabi", "-Wno-unused-function"),
+    *("-std=gnu11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-shared", "-pthread"),
+    *("-Wall", "-Wno-psabi", "-Wno-unused-function"),
     # Fused multiply-adds, but no other liberties: NaN and infinities are what they are.
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",

@@ -22,7 +22,7 @@
 #define GRADIENT_ROWS 8
 #else
 #define MOST_ROWS 6
-#define GRADIENT_ROWS 4
+#define GRADIENT_ROWS 6
 #endif
 // Terms of a weight gradient that are packed, and summed, at a time.
 #define DEPTH 256

@@ -1,5 +1,6 @@
 // A range divided over threads, in which denormal numbers are zero; and memory in large pages.
 #pragma once
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -49,21 +50,42 @@ static void *run_share(void *argument) {
     return 0;
 }
 
+// Shares that are done by whoever takes them next.
+typedef struct {
+    Share *shares;
+    long count, taken;
+} Shares;
+
+static void take_shares(void *argument) {
+    Shares *all = argument;
+    for (long i; (i = __atomic_fetch_add(&all->taken, 1, __ATOMIC_RELAXED)) < all->count;) run_share(&all->shares[i]);
+}
+
+static void *take_shares_in_thread(void *argument) {
+    take_shares(argument);
+    return 0;
+}
+
 // Calls task(context, first, last) on contiguous parts of 0 .. count - 1, one for each thread, and waits for all.
+//
+// The threads are those of the OpenMP that PyTorch has loaded, where it is found: after an operation of PyTorch's they
+// stay awake for some milliseconds, and threads of our own would have to share the cores with them.
 static void parallel(long threads, long count, void (*task)(void *, long, long), void *context) {
     Share shares[MOST_THREADS];
     pthread_t ids[MOST_THREADS];
     int started[MOST_THREADS];
     if (threads > count) threads = count;
     if (threads > MOST_THREADS) threads = MOST_THREADS;
-    for (long i = 0; i < threads; i++) {
-        shares[i] = (Share){task, context, count * i / threads, count * (i + 1) / threads};
-        started[i] = i > 0 && pthread_create(&ids[i], 0, run_share, &shares[i]) == 0;
+    for (long i = 0; i < threads; i++) shares[i] = (Share){task, context, count * i / threads, count * (i + 1) / threads};
+    Shares all = {shares, threads, 0};
+    void (*team)(void (*)(void *), void *, unsigned, unsigned) = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    if (threads > 1 && team) {
+        team(take_shares, &all, threads, 0);
+        return;
     }
-    // The first, and any that no thread could be had for.
-    for (long i = 0; i < threads; i++)
-        if (!started[i]) run_share(&shares[i]);
-    for (long i = 0; i < threads; i++)
+    for (long i = 1; i < threads; i++) started[i] = pthread_create(&ids[i], 0, take_shares_in_thread, &all) == 0;
+    take_shares(&all);
+    for (long i = 1; i < threads; i++)
         if (started[i]) pthread_join(ids[i], 0);
 }
 
