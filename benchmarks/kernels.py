@@ -155,15 +155,18 @@ def measure(size: Size, seconds: float) -> dict:
 
 
 def by_length(size: Size, seconds: float) -> dict[int, float]:
-    """Microseconds a time step, forward and backward, at each of ``LENGTHS``: medians, in rounds."""
-    steps = {length: contenders(replace(size, steps=length))["fused"] for length in LENGTHS}
-    times = {length: [] for length in LENGTHS}
-    begin = time.perf_counter()
-    while len(times[LENGTHS[0]]) < 3 or time.perf_counter() - begin < seconds:
-        for length, function in steps.items():
+    """Microseconds a time step, forward and backward, at each of ``LENGTHS``: medians."""
+    result = {}
+    for length in LENGTHS:
+        function = contenders(replace(size, steps=length))["fused"]
+        # The heap grows to what a step needs in the first few.
+        for _ in range(5):
             function()
-            times[length].append(once(function) / length)
-    return {length: 1e6 * statistics.median(values) for length, values in times.items()}
+        times, begin = [], time.perf_counter()
+        while len(times) < 5 or time.perf_counter() - begin < seconds / len(LENGTHS):
+            times.append(once(function) / length)
+        result[length] = 1e6 * statistics.median(times)
+    return result
 
 
 def compiled(size: Size, limit: float) -> float | None:
