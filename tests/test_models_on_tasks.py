@@ -11,6 +11,7 @@ from training.errors import UserError
 
 # An output at every step, words, or lengths that differ.
 NO_LOG_SIGNATURE = ("copying", "fitzhugh_nagumo", "imdb", "ptb_char")
+NO_PATH = r"^transform=log_signature: is for tasks with one output a sequence"
 
 
 @pytest.mark.parametrize("task", choices("task"))
@@ -22,9 +23,17 @@ def test_runs(model, task, fit_here, request, monkeypatch):
     arguments = [f"model={model}", f"task={task}", "recipe=none", "debug=fast", f"data.root={root}", "model.hidden=4"]
     arguments += ["training.batch_size=3", *SHORT.get(task, [])]
     if model == "nrde" and task in NO_LOG_SIGNATURE:
-        with pytest.raises(UserError, match=r"^transform=log_signature: is for tasks with one output a sequence"):
+        with pytest.raises(UserError, match=NO_PATH):
             fit_here(*arguments)
         return
+    if model == "nrde" and task == "uea":
+        arguments += ["task.dataset=BasicMotions"]
     objective, folder = fit_here(*arguments)
     assert math.isfinite(objective)
     assert json.loads((folder / "record.json").read_text())["status"] == "finished"
+
+
+def test_the_neural_rde_refuses_lengths_that_differ(fit_here, uea_root):
+    arguments = ["model=nrde", "task=uea", "task.dataset=JapaneseVowels", "recipe=none", "debug=fast"]
+    with pytest.raises(UserError, match=NO_PATH):
+        fit_here(*arguments, f"data.root={uea_root}")
