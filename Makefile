@@ -12,7 +12,7 @@ train: setup  ## The main job; any run with ARGS="model=lstm task=psmnist traini
 	@$(BIN)/python train.py $(ARGS)
 
 test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
-	@$(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),-n auto --dist worksteal)
 
 test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results import published
-from tasks.base import data_root
+from tasks.base import data_root, start_readout
 from tasks.randomness import counted_seed
 from training import progress
 from training.config import CHECKOUT, Config, check, recipe_of, resolve
@@ -81,6 +81,7 @@ def train(config: Config, recipe: str | None, command: str) -> float:
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)
     model.reads, model.embedding = task.read, task.embedding()
+    start_readout(model.readout, task.readout)
     config.diagnostics.check(model)
     with run:
         run.describe(task, model, device)

@@ -14,7 +14,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``: x W^T + b, in value and in every gradient.
 
     A sequence of few channels makes the weight's gradient a product of two long, narrow matrices, on which the
-    libraries of a CPU waste most of their time. There it is a batch of short ones, which gives the bias's as well.
+    libraries of a CPU waste most of their time. There it is a batch of short ones, which gives a bias's as well.
 
     Args:
         x: (..., D).
@@ -25,26 +25,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., G).
     """
     narrow = x.device.type == "cpu" and x.shape[-1] <= NARROW and not torch.is_autocast_enabled("cpu")
-    if narrow and torch.is_grad_enabled() and bias is not None:
+    if narrow and torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         d_x = gradient @ weight if ctx.needs_input_grad[0] else None
         gradient = gradient.reshape(-1, gradient.shape[-1])
         x = x.reshape(-1, x.shape[-1])
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the bias is the weight of a 1
+        if ctx.biased:
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the bias is the weight of a 1
         whole = len(x) // ROWS * ROWS
         blocks = (t[:whole].unflatten(0, (-1, ROWS)) for t in (x, gradient))
         left, right = blocks
-        both = torch.bmm(left.transpose(1, 2), right).sum(0) + x[whole:].T @ gradient[whole:]  # (D + 1, G)
-        return d_x, both[:-1].T, both[-1]
+        both = torch.bmm(left.transpose(1, 2), right).sum(0) + x[whole:].T @ gradient[whole:]  # (D, G) or (D + 1, G)
+        return (d_x, both[:-1].T, both[-1]) if ctx.biased else (d_x, both.T, None)

@@ -99,7 +99,7 @@ class ExpRNN(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states (T, B, hidden) and the final one, (B, hidden), from zeros or from ``state``."""
-        pre = self.input(x).to(self.A.dtype)  # (T, B, hidden)
+        pre = kernels.linear(x, self.input.weight).to(self.A.dtype)  # (T, B, hidden)
         # The operation's h W^T is this h B.
         return kernels.modrelu_rnn(pre, self.B().T, self.bias, state)
 

@@ -22,7 +22,8 @@ class Config:
         discretisation: im (implicit: dissipative) or imex (symplectic Euler: conservative).
         learned_step: the step of every oscillator is trained, as in the released code; else it is 1, as in the paper.
         dropout: of each block, twice.
-        pooling: what is read out: the mean over time, as in the released code, or the last step, as in the paper.
+        pooling: what is read out: the mean over time, as in the released code, or the last step, as in the paper; over
+            or at a sequence's own steps where lengths differ.
     """
 
     name: str = "linoss"
@@ -80,6 +81,13 @@ class LinOSS(nn.Module):
         read = sequence[-1] if self.pooling == "last" else (before * steps + sequence.sum(0)) / total
         return sequence, (read, total, *final)
 
+    def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
+        """What is read, (B, hidden), where only ``lengths`` (B,) steps are a sequence's own, and no state was given."""
+        if self.pooling == "last":
+            return sequence[lengths - 1, torch.arange(len(lengths), device=sequence.device)]
+        padding = torch.arange(len(sequence), device=sequence.device)[:, None] >= lengths  # (T, B)
+        return sequence.masked_fill(padding[:, :, None], 0).sum(0) / lengths[:, None]
+
     def backend(self) -> str:
         """What computes the time loop."""
         return "torch"
@@ -88,7 +96,7 @@ class LinOSS(nn.Module):
 class Block(nn.Module):
     """x + dropout(GLU(dropout(GELU(SSM(BatchNorm(x)))))), (T, B, hidden) to the same.
 
-    BatchNorm, without affine parameters, takes its statistics over time and batch. GLU(v) = (W1 v + b1) (.)
+    BatchNorm, without affine parameters, takes its statistics over time and batch, padding and all. GLU(v) = (W1 v + b1) (.)
     sigmoid(W2 v + b2).
     """
 

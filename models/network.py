@@ -29,7 +29,8 @@ class Network(nn.Module):
     Args:
         layer: maps x (T, B, D) and a state, or None for zeros, to a sequence (T, B, H) and the final state: the end of
             the sequence, (B, H), or a tuple that begins with it. The state goes back in where the sequence goes on.
-            Its ``backend()`` says what computes the time loop, for the record.
+            Its ``backend()`` says what computes the time loop, for the record. A layer of which something else than the
+            last step is read has ``ends(sequence, lengths)``, what is read where lengths differ, (B, H).
         readout: maps (..., H) to (..., outputs).
         groups: parameters with a learning rate or weight decay of their own; the others have the optimiser's.
 
@@ -63,6 +64,8 @@ class Network(nn.Module):
         if self.reads == "every":
             return self.readout(sequence), state
         if lengths is not None:
+            if hasattr(self.layer, "ends"):
+                return self.readout(self.layer.ends(sequence, lengths)), state
             ends = sequence[lengths - 1, torch.arange(len(lengths), device=sequence.device)]
             return self.readout(ends), state
         # Not sequence[-1], whose gradient is a sequence of zeros.

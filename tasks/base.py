@@ -12,6 +12,24 @@ Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 """x, its targets, and the lengths where they count."""
 
 
+READOUTS = ("model", "uniform", "kaiming")
+
+
+def start_readout(readout: nn.Linear, how: str) -> None:
+    """Initialises a model's readout as a task's protocol wants it.
+
+    Args:
+        how: ``model`` leaves it as it is; ``uniform``: weights U(-0.1, 0.1); ``kaiming``: N(0, 2 / inputs); the biases
+            of both are 0.
+    """
+    if how == "uniform":
+        nn.init.uniform_(readout.weight, -0.1, 0.1)
+    elif how == "kaiming":
+        nn.init.kaiming_normal_(readout.weight, nonlinearity="relu")
+    if how != "model":
+        nn.init.zeros_(readout.bias)
+
+
 class Task:
     """A source of batches with its splits, loss and metric. Batches are time-major: x is (T, B, D).
 
@@ -25,6 +43,8 @@ class Task:
     """D, the number of input channels, or the width of the embedding."""
     outputs: int
     """The width of the model's output."""
+    readout: str = "model"
+    """How the model's readout is initialised; see :func:`start_readout`."""
     read: str = "last"
     """What the model is asked for: "last", an output (B, outputs), or "every", one at every step, (T, B, outputs)."""
     carries_state: bool = False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import Task
+from tasks.base import READOUTS, Task
 from tasks.randomness import generator
 
 
@@ -22,6 +22,8 @@ class Config:
         L: how many blanks come between them and the marker.
         alphabet: how many symbols there are.
         test_samples: size of the test set, which is the same for every seed.
+        readout: how the model's readout is initialised: ``model`` (its own way), ``uniform`` or ``kaiming``;
+            ``kaiming`` (N(0, 2 / hidden), biases 0) in expRNN's code.
     """
 
     name: str = "copying"
@@ -29,11 +31,14 @@ class Config:
     L: int = 1000
     alphabet: int = 8
     test_samples: int = 1000
+    readout: str = "model"
 
     def __post_init__(self):
         for key in ("K", "L", "alphabet", "test_samples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout={self.readout}: must be one of {', '.join(READOUTS)}")
 
     def build(self, seed: int, data_root: Path) -> "Copying":
         return Copying(self, seed)
@@ -61,7 +66,7 @@ class Copying(Task):
 
     def __init__(self, config: Config, seed: int):
         self.K, self.L, self.alphabet, self.seed = config.K, config.L, config.alphabet, seed
-        self.test_samples = config.test_samples
+        self.test_samples, self.readout = config.test_samples, config.readout
         # 0 is the blank, then come the symbols, then the marker.
         self.inputs, self.outputs = self.alphabet + 2, self.alphabet + 1
         guessing = self.K * math.log(self.alphabet) / (self.L + 2 * self.K)

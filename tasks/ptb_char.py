@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import Task
+from tasks.base import READOUTS, Task
 from tasks.data import Source, cached, fetch, unpack
 from tasks.randomness import generator
 
@@ -39,6 +39,8 @@ class Config:
         end_of_line: whether every line ends with a symbol of its own (as in nnRNN's and asRNN's code).
         embedding: width of the vectors that stand for the characters.
         evaluation_batch: strips of the validation and the test text; 10 in nnRNN's and asRNN's code.
+        readout: how the model's readout is initialised: ``model`` (its own way), ``uniform`` or ``kaiming``;
+            ``uniform`` (U(-0.1, 0.1), biases 0) in nnRNN's, asRNN's and expRNN's code.
     """
 
     name: str = "ptb_char"
@@ -46,11 +48,14 @@ class Config:
     end_of_line: bool = True
     embedding: int = 200
     evaluation_batch: int = 10
+    readout: str = "model"
 
     def __post_init__(self):
         for key in ("T", "embedding", "evaluation_batch"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout={self.readout}: must be one of {', '.join(READOUTS)}")
 
     def build(self, seed: int, data_root: Path) -> "PTBChar":
         return PTBChar(self, seed, data_root)
@@ -70,6 +75,7 @@ class PTBChar(Task):
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         self.T, self.evaluation_batch, self.seed = config.T, config.evaluation_batch, seed
+        self.readout = config.readout
         self.texts, self.characters, self.files = read(data_root, config.end_of_line)
         self.inputs, self.outputs = config.embedding, len(self.characters)
         counts = torch.bincount(self.texts["train"], minlength=self.outputs).clamp(min=1).double()

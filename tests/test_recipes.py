@@ -1,9 +1,12 @@
 """Every recipe composes, is valid, says what its source says, and trains."""
 
+import re
+
 import pytest
 
+from results import published
 from tests.stand_ins import FIXTURES, SHORT
-from training.config import CONF, choices, compose_run
+from training.config import CONF, changed_from_recipe, choices, compose_run
 from training.errors import UserError
 
 RECIPES = [name for name in choices("recipe") if name != "none"]
@@ -85,6 +88,30 @@ PARAMETERS = {
     "unicornn/ncifar10": (96, 10, 47_498),
     "unicornn/imdb": (100, 1, 30_081),
 }
+
+
+@pytest.mark.parametrize("task", ["eigenworms", "bidmc_rr", "bidmc_hr", "bidmc_spo2"])
+def test_a_recipe_of_the_neural_rde_aims_at_every_cell_of_its_table(task):
+    cells = [key for key in published.load("nrde") if key.startswith(f"{task}_")]
+    assert len(cells) >= 26
+    for cell in cells:
+        depth, step = re.fullmatch(rf"{task}_depth(\d)_step(\d+)", cell).groups()
+        chosen = [f"transform.depth={depth}", f"transform.step={step}"]
+        config, recipe = compose_run(["model=nrde", f"task={task}", *chosen])
+        assert config.published == f"nrde/{cell}"
+        if depth == "3":
+            assert changed_from_recipe(config, recipe) == {}
+    config, recipe = compose_run(["model=nrde", f"task={task}", "transform.step=8", "model.hidden=7"])
+    assert changed_from_recipe(config, recipe) == {"model.hidden": 7}
+    # The Neural CDE is one cell: what is changed, is.
+    config, recipe = compose_run([f"recipe=nrde/{task}_ncde", "transform.step=8"])
+    assert config.published == f"nrde/{task}_depth1_step1"
+    assert changed_from_recipe(config, recipe) == {"transform.step": 8}
+
+
+def test_a_cell_that_the_table_does_not_have(fit_here):
+    with pytest.raises(UserError, match=r"^published=nrde/eigenworms_depth3_step5: no such .*published=null aims at"):
+        fit_here("model=nrde", "task=eigenworms", "transform.depth=3", "transform.step=5")
 
 
 @pytest.mark.parametrize("recipe", PARAMETERS)

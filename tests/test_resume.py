@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import training.loop
+from training.config import choices
 from training.errors import Interrupted
 
 ADDING = (
@@ -140,6 +141,28 @@ def test_resuming_after_any_step(settings, fit_here, tmp_path, monkeypatch):
     for step in range(1, 6):
         folder = die_and_resume(fit_here, arguments, tmp_path / str(step), step, monkeypatch)
         assert_same(outcome(folder), whole, f"died at step {step}")
+
+
+# What a model draws or keeps while it trains, beside its weights.
+OWN = {
+    "exprnn": ["model.mode=dtriv", "model.period=2", "model.projection_period=2"],
+    "indrnn": ["model.dropout=0.2", "model.norm=after"],
+    "linoss": ["model.state=2", "model.dropout=0.2"],
+    "unicornn": ["model.layers=2", "model.dropout=0.2"],
+    "nrde": ["transform.step=2"],
+}
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model_resumes(model, fit_here, tmp_path, monkeypatch):
+    arguments = (
+        f"model={model}", "recipe=none", "task.T=12", "model.hidden=4", "training.batch_size=3",
+        "task.test_samples=10", "training.steps=7", "training.evaluate_every=3", "training.target=null",
+        "optimizer.lr=0.05", "training.checkpoint_seconds=0", *OWN.get(model, []),
+    )  # fmt: skip
+    whole = outcome(fit_here(*arguments)[1])
+    folder = die_and_resume(fit_here, arguments, tmp_path / "killed", 4, monkeypatch)
+    assert_same(outcome(folder), whole)
 
 
 def test_resuming_with_the_best_weights(fit_here, fake_mnist, tmp_path, monkeypatch):

@@ -10,11 +10,13 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import math
 import pkgutil
 import re
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 CONF = CHECKOUT / "conf"
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+# Where the schemas of a group are.
+PACKAGES = {"model": models, "task": tasks, "transform": tasks.transforms}
 
 # What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
 NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking", "diagnostics")
@@ -120,12 +125,13 @@ def register() -> None:
     store.store(group="schema", name="train", node=Config)
     store.store(group="schema", name="training", node=Training)
     store.store(group="schema", name="tracking", node=Tracking)
-    for kind, package in (("model", models), ("task", tasks), ("transform", tasks.transforms)):
+    for kind, package in PACKAGES.items():
         for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             schema = getattr(importlib.import_module(module.name), "Config", None)
             if schema is not None:
                 store.store(group=f"schema/{kind}", name=module.name.rsplit(".", 1)[1], node=schema)
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
+    OmegaConf.register_new_resolver("about", about, replace=True)
     OmegaConf.register_new_resolver("checkout", lambda path: str(CHECKOUT / Path(path).expanduser()), replace=True)
 
 
@@ -133,6 +139,20 @@ def choices(group: str) -> list[str]:
     """The files of a group in conf/, without their suffix."""
     folder = CONF / group
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def about(overrides: list[str]) -> str:
+    """What there is to know of the models, tasks and transforms that are chosen: the docstrings of their schemas."""
+    texts = []
+    for override in overrides:
+        group, _, name = override.partition("=")
+        if group in PACKAGES and name in choices(group) and name != "none":
+            schema = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
+            module = importlib.import_module(f"{PACKAGES[group].__name__}.{schema}")
+            text = inspect.getdoc(module.Config).replace("Args:", f"Keys, as {group}.<key>=<value>:")
+            texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
+    # The whole is a template, to Hydra.
+    return "\n".join(texts).replace("$", "$$")
 
 
 def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
@@ -170,8 +190,15 @@ def recipe_overrides(name: str) -> list[str]:
 
 
 def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
-    """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at."""
-    recipe = compose_run(recipe_overrides(name))[0].as_dict()
+    """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at.
+
+    A recipe of a whole table names its published value by some of its settings, ``..._step${transform.step}``: those
+    choose the cell, and are not changed.
+    """
+    target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""
+    cell = [key.split(".") for key in re.findall(r"\$\{([\w.]+)\}", target)]
+    same = [f"{section}.{key}={config.as_dict()[section][key]}" for section, key in cell]
+    recipe = compose_run([*recipe_overrides(name), *same])[0].as_dict()
     ignored = {"evaluate_every", "log_every", "checkpoint_seconds", "backend"}
     return {
         f"{section}.{key}": value
@@ -207,6 +234,12 @@ def check(arguments: list[str]) -> list[str]:
         raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
     if parsed.config_dir is not None:
         alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
+    if parsed.help:
+        # A model and a task alone need no budget.
+        for group, name in (text.split("=", 1) for text in overrides if "=" in text):
+            if (CONF / group).is_dir() and name not in choices(group):
+                raise UserError(_no_choice(group, name, choices(group)))
+        alternatives = []
     for job in itertools.product(*alternatives):
         compose_run(list(job))
     return [text for text in arguments if text not in parsed.overrides] + overrides

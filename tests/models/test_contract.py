@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves as states
 import kernels.dispatch
 from models import antisymmetric_rnn, cornn, exprnn, gru, indrnn, lem, lstm, rnn, unicornn
 from models.network import Network
+from training.config import choices
 
 COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
 CONFIGS = {
@@ -26,6 +27,12 @@ CONFIGS = {
     "exprnn": exprnn.Config(hidden=12),
     "dtriv": exprnn.Config(hidden=12, mode="dtriv"),
 }
+# Without an operation of kernels: their own files hold them to the same.
+IN_TORCH = {"linoss", "nrde"}
+
+
+def test_every_model_is_here():
+    assert {config.name for config in CONFIGS.values()} | IN_TORCH == set(choices("model"))
 
 
 def build(name: str) -> Network:

@@ -184,6 +184,18 @@ def test_a_sequence_may_be_cut_and_gone_on_with(discretisation, pooling):
     torch.testing.assert_close(model(x), model.readout(end[0]))
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_padding_is_not_read(pooling):
+    torch.manual_seed(0)
+    model = Config(hidden=6, state=3, pooling=pooling).build(2, 3).eval()
+    perturb_statistics(model)
+    x, lengths = torch.randn(7, 3, 2), torch.tensor([4, 1, 7])
+    expected = torch.cat([model(x[:length, k : k + 1]) for k, length in enumerate(lengths)])
+    padded = torch.where(torch.arange(7)[:, None, None] < lengths[:, None], x, float("inf"))
+    torch.testing.assert_close(model(x, lengths), expected)
+    torch.testing.assert_close(model(padded, lengths), expected)
+
+
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 def test_gradients_in_double(discretisation):
     torch.manual_seed(0)

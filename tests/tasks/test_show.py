@@ -4,6 +4,8 @@ from PIL import Image
 
 from tasks import mnist, show
 from tests.archives import write_ts
+from tests.stand_ins import FIXTURES, SHORT
+from training.config import choices
 
 
 def panels(figure) -> dict[str, object]:
@@ -72,6 +74,20 @@ def test_a_stream(tmp_path):
     _, found = figure("adding", tmp_path, "T=7")
     assert found["lengths"].texts[0].get_text() == "7 steps each"
     assert "targets" in found
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_every_task(name, request, monkeypatch):
+    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    root = request.getfixturevalue(FIXTURES.get(name, "tmp_path"))
+    short = [text for text in SHORT.get(name, []) if not text.startswith("transform")]
+    task, found = figure(name, root, *short)
+    assert {"targets", "lengths"} <= found.keys()
+    assert ("permutation cornn" in found) == (name == "psmnist")
+    above = [axes for title, axes in found.items() if title.startswith("target: ") or "every step" in title]
+    assert above
+    assert all(axes.lines or axes.images for axes in above)
+    assert all(axes.patches or axes.texts for title, axes in found.items() if title in ("targets", "lengths"))
 
 
 def test_writes_a_png_and_says_where(ragged, tmp_path, capsys):

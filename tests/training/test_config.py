@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from training.config import NOT_IDENTITY, changed_from_recipe, check, choices, compose_run
+from training.config import NOT_IDENTITY, about, changed_from_recipe, check, choices, compose_run
 from training.errors import UserError
 
 WRONG = [
@@ -175,6 +175,23 @@ def test_help_is_a_screenful_of_choices(train_process):
         line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [group])
         assert all(choice in line for choice in choices(group))
     assert all(name in done.stdout for name in choices("recipe"))
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_help_says_what_the_keys_of_a_task_mean(task):
+    text = about(["seed=1", f"task={task}", "model=lem"])
+    assert f"task={task}: " in text
+    assert "model=lem: " in text
+    config, _ = compose_run([f"task={task}", "recipe=none", "training.steps=1"])
+    for key in {**vars(config.task), **vars(compose_run(["model=lem", "training.steps=1"])[0].model)}:
+        assert key == "name" or f"    {key}: " in text
+
+
+def test_help_of_a_task_without_a_recipe(train_process):
+    done = train_process.run("task=eigenworms", "--help")
+    assert done.returncode == 0, done.stdout
+    assert "``lem`` (tk-rusch/LEM): 181/39/39" in done.stdout
+    assert train_process.run("task=eigenworm", "--help").stdout.startswith("error: task=eigenworm: no such choice")
 
 
 def identity(*overrides):
