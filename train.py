@@ -27,20 +27,24 @@ from training.run import Run
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
+    return job(cfg)
+
+
+def job(cfg: DictConfig) -> float:
     """Trains and tests; gives the metric on the monitored split, for sweepers."""
-    job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN and not job.launcher._target_.endswith("BasicLauncher"):
+    about = HydraConfig.get()
+    if about.mode == RunMode.MULTIRUN and not about.launcher._target_.endswith("BasicLauncher"):
         # Several bars on one terminal write over each other.
         progress.plain = True
     try:
-        config = resolve(cfg, job.runtime.choices)
+        config = resolve(cfg, about.runtime.choices)
         # Repeating a run is not starting it afresh.
-        overrides = [text for text in job.overrides.task if not text.startswith("fresh=")]
+        overrides = [text for text in about.overrides.task if not text.startswith("fresh=")]
         command = shlex.join(["python", "train.py", *overrides])
-        return train(config, recipe_of(job.runtime.choices), command)
+        return train(config, recipe_of(about.runtime.choices), command)
     except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            log.error("job %s failed: %s", job.job.num, error)
+        if about.mode == RunMode.MULTIRUN:
+            log.error("job %s failed: %s", about.job.num, error)
             raise
         # Not an Exception: Hydra lets it pass without a line of its own.
         sys.exit(f"error: {error}")

@@ -16,11 +16,31 @@ from omegaconf import OmegaConf
 from tasks.base import Task
 from training import diagnostics, environment
 from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
-from training.errors import Diverged, Interrupted, UserError
+from training.errors import Diverged, Interrupted, Pruned, Taken, UserError
 from training.files import load_checkpoint, save_checkpoint, write_atomic
 from training.loop import State
 from training.progress import log
 from training.tracking import NoTracker, WandbTracker
+
+# Whoever looks whether a run is locked holds its lock for a moment.
+LOCK_SECONDS = 0.5
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of this configuration is kept; its name is the run's."""
+    name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
+    return CHECKOUT / Path(config.output).expanduser() / "runs" / name
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run in this folder now."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 class Run:
@@ -40,9 +60,9 @@ class Run:
     def __init__(self, config: Config, recipe: str | None, published: dict | None, command: str):
         self.config, self.published = config, published
         self.identity = config.identity()
-        self.name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{self.identity}"
-        self.output = CHECKOUT / Path(config.output).expanduser()
-        self.folder = self.output / "runs" / self.name
+        self.folder = folder_of(config)
+        self.name = self.folder.name
+        self.output = self.folder.parent.parent
         self.title = f"{config.model.name}-{config.task.name}"
         self.tracker = NoTracker()
         self._state = State()
@@ -65,7 +85,7 @@ class Run:
             "git": environment.git(CHECKOUT),
         }
         self._signal: int | None = None
-        self._lock = FileLock(self.folder / "lock", timeout=0)
+        self._lock = FileLock(self.folder / "lock", timeout=LOCK_SECONDS)
         self._log_file: logging.Handler | None = None
 
     def record(self) -> dict | None:
@@ -123,9 +143,15 @@ class Run:
             self._lock.acquire()
             if self.config.fresh:
                 self._set_aside()
+            elif (self.record() or {}).get("status") == "finished":
+                # Since this process last looked.
+                raise Taken(f"another process has just finished this run: {self.folder}")
             self._log_file = logging.FileHandler(self.folder / "log.txt")
         except Timeout:
-            raise UserError(f"another process is training this run: {self.folder} is locked") from None
+            raise Taken(f"another process is training this run: {self.folder} is locked") from None
+        except Taken:
+            self._lock.release()
+            raise
         except OSError as error:
             self._lock.release()
             raise UserError(f"output={self.config.output}: cannot write to {self.folder} ({error.strerror})") from error
@@ -238,7 +264,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
         if error is not None:
-            self._body["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+            self._body["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit | Pruned) else "failed"
             self._body["error"] = f"{kind.__name__}: {error}"
             if isinstance(error, Diverged):
                 self._body["failed_step"] = error.step
