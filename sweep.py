@@ -8,6 +8,8 @@ import sys
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import dataclasses
+import functools
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Any
 
 import hydra
 import torch
+from filelock import FileLock, Timeout
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
@@ -31,12 +34,14 @@ from rich.table import Table as Lines
 
 import train
 from results import collect, tables
-from sweeps.plan import FINISHED, RUNNING, Estimate, Planned, expand, is_sweep, key_of
+from sweeps import search as searching
+from sweeps.plan import FINISHED, RUNNING, Estimate, Planned, expand, is_sweep, key_of, merge
 from sweeps.watch import SECONDS, Watch
 from training import progress
-from training.config import CHECKOUT, choices, compose_object
-from training.errors import Interrupted, Taken, UserError
+from training.config import CHECKOUT, choices, compose_object, compose_run
+from training.errors import Interrupted, Pruned, Taken, UserError
 from training.progress import console
+from training.run import folder_of, is_locked
 
 
 @dataclass
@@ -82,7 +87,8 @@ def main(cfg: DictConfig) -> None:
         chosen = HydraConfig.get().runtime.choices
         # Hydra composes the jobs of a launcher from these, and from each job's own.
         own = list(HydraConfig.get().overrides.hydra)
-        code = sweep_table(chosen.table, sweep, own)
+        run, name = (search, chosen.search) if sweep.table is None else (sweep_table, chosen.table)
+        code = run(name, sweep, own)
     except UserError as error:
         sys.exit(f"error: {error}")
     if code:
@@ -113,13 +119,13 @@ def sweep_table(name: str, sweep: Sweep, hydra_overrides: list[str]) -> int:
     return 1 if failures else 0
 
 
-def job(cfg: DictConfig) -> float:
+def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
     """One run of a sweep, in whatever process the launcher has for it."""
     progress.plain = True
     if torch.cuda.device_count() > 1:
         # One job a GPU, where the launcher leaves several to see: Ray and SLURM show each job its own.
         torch.cuda.set_device(HydraConfig.get().job.num % torch.cuda.device_count())
-    return train.job(cfg)
+    return train.job(cfg, on_score)
 
 
 class Launch:
@@ -190,6 +196,111 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
                 watch.failed(run.name, f"{kind}{error}")
             elif run.state() != FINISHED:
                 watch.failed(run.name, "it left no finished record")
+
+
+def search(name: str, sweep: Sweep, hydra_overrides: list[str]) -> int:
+    """Runs trials until there are as many as wanted, and shows the best.
+
+    Returns:
+        The exit code: 1 where no trial came to its end.
+    """
+    wanted: searching.Search = sweep.search
+    for text in sweep.overrides:
+        if key_of(text) in ("fresh", *wanted.space):
+            raise UserError(f"{text}: is no setting of search={name}")
+    fixed = merge(wanted.overrides, sweep.overrides)
+    example = {key: values.low if values.choices is None else values.choices[0] for key, values in wanted.space.items()}
+    try:
+        config = compose_run([*fixed, *searching.overrides_of(example)])[0]
+    except UserError as error:
+        raise UserError(f"search={name}: {error}") from error
+    path = CHECKOUT / Path(config.output).expanduser() / "searches" / f"{name}.log"
+    total = sweep.trials or wanted.trials
+    if sweep.dry_run and not path.exists():
+        say(f"0 of {total} trials are done")
+        return 0
+    study = searching.open_study(path, name, wanted)
+    if sweep.dry_run:
+        say(f"{len(searching.done(study))} of {total} trials are done")
+        show_trials(study, fixed)
+        return 0
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"search={name}: another process leads it ({path} is locked)") from None
+    try:
+        run_trials(name, study, total, fixed, sweep.parallel, hydra_overrides, path, wanted)
+    finally:
+        lock.release()
+        show_trials(study, fixed)
+    return 0 if searching.best(study, 1) else 1
+
+
+def run_trials(name, study, total, fixed, parallel, hydra_overrides, path, wanted) -> None:
+    killed = searching.retry_killed(study)
+    if killed:
+        say(f"{killed} {'trial was' if killed == 1 else 'trials were'} interrupted, and will go on")
+    launch = Launch(functools.partial(trial_job, str(path), name, wanted), hydra_overrides, fixed)
+    space = searching.distributions(wanted)
+    while (count := len(searching.done(study))) < total:
+        jobs = []
+        for _ in range(min(parallel, total - count)):
+            trial = study.ask(space)
+            overrides = merge(fixed, searching.overrides_of(trial.params))
+            folder = folder_of(compose_run(overrides)[0])
+            trial.set_user_attr("run", folder.name)
+            while is_locked(folder):
+                # By a worker that has outlived the process that led it.
+                time.sleep(SECONDS)
+            jobs.append((trial, overrides))
+        try:
+            returns = launch([overrides for _, overrides in jobs])
+        except Exception as error:
+            say(f"a worker died ({type(error).__name__})")
+            searching.retry_killed(study)
+            continue
+        for (trial, _), returned in zip(jobs, returns, strict=True):
+            what = ", ".join(searching.overrides_of(trial.params))
+            if returned.status == JobStatus.COMPLETED:
+                study.tell(trial, returned.return_value)
+                say(f"trial {trial.number}: {returned.return_value:.5g} ({what})")
+            elif isinstance(returned._return_value, Pruned):
+                study.tell(trial, state=searching.state("PRUNED"))
+                say(f"trial {trial.number}: {returned._return_value} ({what})")
+            else:
+                study.tell(trial, state=searching.state("FAIL"))
+                say(f"trial {trial.number} failed: {returned._return_value} ({what})")
+        found = searching.best(study, 1)
+        so_far = f", the best {found[0].value:.5g}" if found else ""
+        say(f"{len(searching.done(study))}/{total} trials{so_far}")
+
+
+def trial_job(path: str, name: str, wanted: "searching.Search", cfg: DictConfig) -> float:
+    """One trial of a search, in whatever process the launcher has for it."""
+    return job(cfg, searching.reporter(Path(path), name, wanted))
+
+
+def show_trials(study, fixed: list[str]) -> None:
+    """The best trials, and the command of the best of them."""
+    found = searching.best(study, 10)
+    pruned = sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False))
+    if not found:
+        say("no trial has come to its end")
+        return
+    lines = Lines("trial", "value", *found[0].params, "run", box=None, pad_edge=False)
+    for trial in found:
+        lines.add_row(
+            str(trial.number),
+            f"{trial.value:.5g}",
+            *(text.partition("=")[2] for text in searching.overrides_of(trial.params)),
+            trial.user_attrs["run"],
+        )
+    console.print()
+    show(lines)
+    say(f"{pruned} trials were pruned")
+    command = merge(fixed, searching.overrides_of(found[0].params))
+    say(f"the best: {shlex.join(['python', 'train.py', *command])}")
 
 
 def show_plan(runs: list[Planned], estimate: Estimate) -> None:

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 
 # Hydra then hands errors on, and they are shown here, in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -30,8 +31,8 @@ def main(cfg: DictConfig) -> float:
     return job(cfg)
 
 
-def job(cfg: DictConfig) -> float:
-    """Trains and tests; gives the metric on the monitored split, for sweepers."""
+def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
+    """Trains and tests; gives the metric on the monitored split, for sweepers; ``on_score`` as in Run."""
     about = HydraConfig.get()
     if about.mode == RunMode.MULTIRUN and not about.launcher._target_.endswith("BasicLauncher"):
         # Several bars on one terminal write over each other.
@@ -41,7 +42,7 @@ def job(cfg: DictConfig) -> float:
         # Repeating a run is not starting it afresh.
         overrides = [text for text in about.overrides.task if not text.startswith("fresh=")]
         command = shlex.join(["python", "train.py", *overrides])
-        return train(config, recipe_of(about.runtime.choices), command)
+        return train(config, recipe_of(about.runtime.choices), command, on_score)
     except UserError as error:
         if about.mode == RunMode.MULTIRUN:
             log.error("job %s failed: %s", about.job.num, error)
@@ -50,19 +51,20 @@ def job(cfg: DictConfig) -> float:
         sys.exit(f"error: {error}")
 
 
-def train(config: Config, recipe: str | None, command: str) -> float:
+def train(config: Config, recipe: str | None, command: str, on_score: Callable | None = None) -> float:
     """Runs, resumes or reports one run; gives its objective.
 
     Args:
         config: checked.
         recipe: the name of the recipe it was composed from, or None.
         command: what to type to run it again.
+        on_score: as in :class:`training.run.Run`.
 
     Raises:
         UserError: for what a user can mend.
     """
     try:
-        run = Run(config, recipe, published.lookup(config.published), command)
+        run = Run(config, recipe, published.lookup(config.published), command, on_score)
     except ValueError as error:
         raise UserError(str(error)) from error
     record = run.record()

@@ -157,7 +157,9 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
     numbers = seeds_of(table.seeds if seeds is None else seeds)
     for text in overrides:
         if key_of(text) in ("seed", "fresh"):
-            raise UserError(f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else ""))
+            raise UserError(
+                f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else "")
+            )
     found: dict[str, Planned] = {}
     for index, row in enumerate(table.rows, start=1):
         try:

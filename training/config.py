@@ -246,9 +246,7 @@ def compose_object(name: str, overrides: list[str]) -> Any:
     Raises:
         UserError: see :func:`resolve`.
     """
-    cfg, _ = _compose(name, overrides)
-    _refuse_unknown(cfg, "")
-    return _to_object(cfg, "")
+    return _to_object(_compose(name, overrides)[0], "")
 
 
 def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:

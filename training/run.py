@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
@@ -55,10 +56,19 @@ class Run:
         recipe: name of the recipe it was composed from, or None.
         published: ``{"key", "value", "source", ...}`` of the published value it aims at, or None.
         command: what to type to run it again.
+        on_score: called with this run, the step and the metric on the monitored split at every evaluation, those of
+            earlier processes too; may raise :class:`training.errors.Pruned`.
     """
 
-    def __init__(self, config: Config, recipe: str | None, published: dict | None, command: str):
-        self.config, self.published = config, published
+    def __init__(
+        self,
+        config: Config,
+        recipe: str | None,
+        published: dict | None,
+        command: str,
+        on_score: Callable[["Run", int, float], None] | None = None,
+    ):
+        self.config, self.published, self._on_score = config, published, on_score
         self.identity = config.identity()
         self.folder = folder_of(config)
         self.name = self.folder.name
@@ -122,7 +132,7 @@ class Run:
 
     def describe(self, task: Task, model: torch.nn.Module, device: torch.device) -> None:
         """Adds to the record what is known once task and model are built."""
-        self._task, self._device = task, device
+        self.task, self._device = task, device
         if self._body["recipe"] is not None:
             recipe, _ = compose_run(recipe_overrides(self._body["recipe"]))
             self._body["budget"]["steps_in_recipe"] = recipe.training.total_steps(task)
@@ -217,13 +227,13 @@ class Run:
                     "tags": [self.config.model.name, self.config.task.name],
                 },
                 self._body["sessions"],
-                (f"{self._task.monitor}/{self._task.metric}", self._task.higher_is_better),
+                (f"{self.task.monitor}/{self.task.metric}", self.task.higher_is_better),
             )
         steps = f"{total} steps" + (f" ({per_epoch} an epoch)" if per_epoch else "")
         target = self.config.training.target
         if target is not None:
-            bound = "above" if self._task.higher_is_better else "below"
-            steps += f", fewer once {self._task.monitor}/{self._task.metric} has held {bound} {target}"
+            bound = "above" if self.task.higher_is_better else "below"
+            steps += f", fewer once {self.task.monitor}/{self.task.metric} has held {bound} {target}"
         log.info(
             "%s: %s parameters, %s, on %s, time loop: %s",
             self.name,
@@ -232,6 +242,8 @@ class Run:
             self._body["device"],
             self._body["backend"],
         )
+        for entry in state.history:
+            self._score(entry)
 
     def _wandb_id(self) -> str:
         # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
@@ -250,6 +262,12 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write {self.folder / 'history.jsonl'}: {error.strerror}") from error
         self.tracker.log(entry)
+        self._score(entry)
+
+    def _score(self, entry: dict) -> None:
+        key = f"{self.task.monitor}/{self.task.metric}"
+        if self._on_score is not None and key in entry:
+            self._on_score(self, entry["step"], entry[key])
 
     def save(self, checkpoint: dict) -> None:
         """Writes a checkpoint, and the record as it would stand if the process died now."""
@@ -264,7 +282,9 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
         if error is not None:
-            self._body["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit | Pruned) else "failed"
+            self._body["status"] = (
+                "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit | Pruned) else "failed"
+            )
             self._body["error"] = f"{kind.__name__}: {error}"
             if isinstance(error, Diverged):
                 self._body["failed_step"] = error.step
