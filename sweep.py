@@ -192,7 +192,7 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
             if isinstance(error, Taken):
                 continue
             if error is not None:
-                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                kind = "" if type(error) is UserError else f"{type(error).__name__}: "
                 watch.failed(run.name, f"{kind}{error}")
             elif run.state() != FINISHED:
                 watch.failed(run.name, "it left no finished record")

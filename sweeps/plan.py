@@ -183,6 +183,7 @@ class Estimate:
     def __init__(self, output: Path):
         paths = [*output.glob("runs/*/record.json"), *records.FOLDER.glob("*.json")]
         self.earlier = [record for record in map(_read, paths) if record is not None]
+        self._nearest: dict[str, dict | None] = {}
 
     def nearest(self, config: Config) -> dict | None:
         """The run of the same model and task whose length, batch and size are nearest."""
@@ -191,7 +192,9 @@ class Estimate:
 
     def seconds(self, run: Planned) -> float | None:
         """What is left of a run, at most: to the end of its budget. None where no earlier run tells."""
-        near = self.nearest(run.config)
+        if run.name not in self._nearest:
+            self._nearest[run.name] = self.nearest(run.config)
+        near = self._nearest[run.name]
         if near is None:
             return None
         own = run.record() or {}

@@ -72,7 +72,7 @@ class Watch:
             elif state == FAILED:
                 record = run.record() or {}
                 if record.get("written") != self._before[run.name]:
-                    self.failed(run.name, str(record.get("error")))
+                    self.failed(run.name, str(record.get("error")).removeprefix("UserError: "))
             if state != FINISHED and run.name not in self.failures:
                 seconds = self.estimate.seconds(run)
                 left, unknown = left + (seconds or 0.0), unknown or seconds is None
