@@ -14,9 +14,9 @@ train: setup  ## The main job; any run with ARGS="model=lstm task=psmnist traini
 test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),-n auto --dist worksteal)
 
-test-ray: setup  ## The test of Ray's launcher, which cannot share an environment with joblib's
+test-ray: setup  ## The tests of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
-	@PYTHONPATH=$(CURDIR)/.ray $(BIN)/python -m pytest tests/test_multirun.py -k ray
+	@PYTHONPATH=$(CURDIR)/.ray $(BIN)/python -m pytest tests/test_multirun.py tests/test_sweep.py -k ray
 
 signatory: setup  ## A second log-signature library, to compare with: built against this torch, some minutes
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps signatory==1.2.6.1.9.0

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 
 # Hydra then hands errors on, and they are shown here, in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -27,38 +28,43 @@ from training.run import Run
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """Trains and tests; gives the metric on the monitored split, for sweepers."""
-    job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN and not job.launcher._target_.endswith("BasicLauncher"):
+    return job(cfg)
+
+
+def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
+    """Trains and tests; gives the metric on the monitored split, for sweepers; ``on_score`` as in Run."""
+    about = HydraConfig.get()
+    if about.mode == RunMode.MULTIRUN and not about.launcher._target_.endswith("BasicLauncher"):
         # Several bars on one terminal write over each other.
         progress.plain = True
     try:
-        config = resolve(cfg, job.runtime.choices)
+        config = resolve(cfg, about.runtime.choices)
         # Repeating a run is not starting it afresh.
-        overrides = [text for text in job.overrides.task if not text.startswith("fresh=")]
+        overrides = [text for text in about.overrides.task if not text.startswith("fresh=")]
         command = shlex.join(["python", "train.py", *overrides])
-        return train(config, recipe_of(job.runtime.choices), command)
+        return train(config, recipe_of(about.runtime.choices), command, on_score)
     except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            log.error("job %s failed: %s", job.job.num, error)
+        if about.mode == RunMode.MULTIRUN:
+            log.error("job %s failed: %s", about.job.num, error)
             raise
         # Not an Exception: Hydra lets it pass without a line of its own.
         sys.exit(f"error: {error}")
 
 
-def train(config: Config, recipe: str | None, command: str) -> float:
+def train(config: Config, recipe: str | None, command: str, on_score: Callable | None = None) -> float:
     """Runs, resumes or reports one run; gives its objective.
 
     Args:
         config: checked.
         recipe: the name of the recipe it was composed from, or None.
         command: what to type to run it again.
+        on_score: as in :class:`training.run.Run`.
 
     Raises:
         UserError: for what a user can mend.
     """
     try:
-        run = Run(config, recipe, published.lookup(config.published), command)
+        run = Run(config, recipe, published.lookup(config.published), command, on_score)
     except ValueError as error:
         raise UserError(str(error)) from error
     record = run.record()

@@ -50,6 +50,9 @@ PACKAGES = {"model": models, "task": tasks, "transform": tasks.transforms}
 # What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
 NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking", "diagnostics")
 
+# Folders of conf/ that hold no choices of a run.
+NOT_OF_A_RUN = ("hydra", "table", "search", "wandb")
+
 
 @dataclass
 class Data:
@@ -266,17 +269,31 @@ def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
         if (CONF / group).is_dir() and re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE):
             raise UserError(_no_choice(group, value, choices(group)))
     _check_recipe(given)
+    cfg, chosen = _compose("train", overrides)
+    return resolve(cfg, chosen), recipe_of(chosen)
+
+
+def compose_object(name: str, overrides: list[str]) -> Any:
+    """The checked object that the primary config ``name`` makes with a list of overrides.
+
+    Raises:
+        UserError: see :func:`resolve`.
+    """
+    return _to_object(_compose(name, overrides)[0], "")
+
+
+def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     try:
         # Inside a job Hydra is initialised already, on the same folder.
         ready = GlobalHydra.instance().is_initialized()
         with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides, return_hydra_config=True)
+            cfg = compose(name, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_one_line(error)) from error
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    return resolve(cfg, chosen), recipe_of(chosen)
+    return cfg, chosen
 
 
 def _check_recipe(given: dict[str, str]) -> None:
@@ -362,7 +379,7 @@ def _one_line(error: Exception) -> str:
     if cause is None:
         found = re.match(r"Could not override '([^']+)'. No match in the defaults list", message)
         if found:
-            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OF_A_RUN)
             return _unknown(found[1], found[1], [f.name for f in dataclasses.fields(Config)] + groups)
         return message
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):

@@ -22,6 +22,14 @@ class Diverged(UserError):
         return f"the {self.what} is {self.value} at step {self.step}; checkpoints from before it are kept"
 
 
+class Taken(UserError):
+    """Another process is training this run, or has just finished it."""
+
+
+class Pruned(UserError):
+    """A search has seen enough of the run; it can be resumed all the same."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was told to stop by a signal, has saved its state, and can be resumed.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tasks.base import Task
 from tasks.randomness import counted_seed
-from training.errors import Diverged, Interrupted, UserError
+from training.errors import Diverged, Interrupted, Pruned, UserError
 from training.progress import ProgressBar, log
 
 
@@ -221,7 +221,7 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
                     state.loss_sum += loss
                     state.loss_count += 1
                     bar.update(state.step)
-    except Interrupted:
+    except (Interrupted, Pruned):
         save()
         raise
     save()

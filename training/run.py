@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
@@ -16,11 +17,31 @@ from omegaconf import OmegaConf
 from tasks.base import Task
 from training import diagnostics, environment
 from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
-from training.errors import Diverged, Interrupted, UserError
+from training.errors import Diverged, Interrupted, Pruned, Taken, UserError
 from training.files import load_checkpoint, save_checkpoint, write_atomic
 from training.loop import State
 from training.progress import log
 from training.tracking import NoTracker, WandbTracker
+
+# Whoever looks whether a run is locked holds its lock for a moment.
+LOCK_SECONDS = 0.5
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of this configuration is kept; its name is the run's."""
+    name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
+    return CHECKOUT / Path(config.output).expanduser() / "runs" / name
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run in this folder now."""
+    if not (folder / "lock").exists():
+        return False
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 class Run:
@@ -35,14 +56,23 @@ class Run:
         recipe: name of the recipe it was composed from, or None.
         published: ``{"key", "value", "source", ...}`` of the published value it aims at, or None.
         command: what to type to run it again.
+        on_score: called with this run, the step and the metric on the monitored split at every evaluation, those of
+            earlier processes too; may raise :class:`training.errors.Pruned`.
     """
 
-    def __init__(self, config: Config, recipe: str | None, published: dict | None, command: str):
-        self.config, self.published = config, published
+    def __init__(
+        self,
+        config: Config,
+        recipe: str | None,
+        published: dict | None,
+        command: str,
+        on_score: Callable[["Run", int, float], None] | None = None,
+    ):
+        self.config, self.published, self._on_score = config, published, on_score
         self.identity = config.identity()
-        self.name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{self.identity}"
-        self.output = CHECKOUT / Path(config.output).expanduser()
-        self.folder = self.output / "runs" / self.name
+        self.folder = folder_of(config)
+        self.name = self.folder.name
+        self.output = self.folder.parent.parent
         self.title = f"{config.model.name}-{config.task.name}"
         self.tracker = NoTracker()
         self._state = State()
@@ -65,7 +95,7 @@ class Run:
             "git": environment.git(CHECKOUT),
         }
         self._signal: int | None = None
-        self._lock = FileLock(self.folder / "lock", timeout=0)
+        self._lock = FileLock(self.folder / "lock", timeout=LOCK_SECONDS)
         self._log_file: logging.Handler | None = None
 
     def record(self) -> dict | None:
@@ -102,7 +132,7 @@ class Run:
 
     def describe(self, task: Task, model: torch.nn.Module, device: torch.device) -> None:
         """Adds to the record what is known once task and model are built."""
-        self._task, self._device = task, device
+        self.task, self._device = task, device
         if self._body["recipe"] is not None:
             recipe, _ = compose_run(recipe_overrides(self._body["recipe"]))
             self._body["budget"]["steps_in_recipe"] = recipe.training.total_steps(task)
@@ -123,9 +153,15 @@ class Run:
             self._lock.acquire()
             if self.config.fresh:
                 self._set_aside()
+            elif (self.record() or {}).get("status") == "finished":
+                # Since this process last looked.
+                raise Taken(f"another process has just finished this run: {self.folder}")
             self._log_file = logging.FileHandler(self.folder / "log.txt")
         except Timeout:
-            raise UserError(f"another process is training this run: {self.folder} is locked") from None
+            raise Taken(f"another process is training this run: {self.folder} is locked") from None
+        except Taken:
+            self._lock.release()
+            raise
         except OSError as error:
             self._lock.release()
             raise UserError(f"output={self.config.output}: cannot write to {self.folder} ({error.strerror})") from error
@@ -191,13 +227,13 @@ class Run:
                     "tags": [self.config.model.name, self.config.task.name],
                 },
                 self._body["sessions"],
-                (f"{self._task.monitor}/{self._task.metric}", self._task.higher_is_better),
+                (f"{self.task.monitor}/{self.task.metric}", self.task.higher_is_better),
             )
         steps = f"{total} steps" + (f" ({per_epoch} an epoch)" if per_epoch else "")
         target = self.config.training.target
         if target is not None:
-            bound = "above" if self._task.higher_is_better else "below"
-            steps += f", fewer once {self._task.monitor}/{self._task.metric} has held {bound} {target}"
+            bound = "above" if self.task.higher_is_better else "below"
+            steps += f", fewer once {self.task.monitor}/{self.task.metric} has held {bound} {target}"
         log.info(
             "%s: %s parameters, %s, on %s, time loop: %s",
             self.name,
@@ -206,6 +242,8 @@ class Run:
             self._body["device"],
             self._body["backend"],
         )
+        for entry in state.history:
+            self._score(entry)
 
     def _wandb_id(self) -> str:
         # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
@@ -224,6 +262,12 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write {self.folder / 'history.jsonl'}: {error.strerror}") from error
         self.tracker.log(entry)
+        self._score(entry)
+
+    def _score(self, entry: dict) -> None:
+        key = f"{self.task.monitor}/{self.task.metric}"
+        if self._on_score is not None and key in entry:
+            self._on_score(self, entry["step"], entry[key])
 
     def save(self, checkpoint: dict) -> None:
         """Writes a checkpoint, and the record as it would stand if the process died now."""
@@ -238,7 +282,9 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
         if error is not None:
-            self._body["status"] = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+            self._body["status"] = (
+                "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit | Pruned) else "failed"
+            )
             self._body["error"] = f"{kind.__name__}: {error}"
             if isinstance(error, Diverged):
                 self._body["failed_step"] = error.step

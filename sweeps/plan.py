@@ -1,0 +1,253 @@
+"""A table (``conf/table/*.yaml``) as runs: rows x lengths x seeds, each a command line of ``train.py``."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from results import records
+from training.config import Config, choices, compose_run, recipe_overrides
+from training.errors import UserError
+from training.run import folder_of, is_locked
+
+FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING = "finished", "running", "failed", "interrupted", "missing"
+
+
+@dataclass
+class Row:
+    """A row of a table: a recipe, or a model and a task (with their recipe, where there is one).
+
+    Args:
+        recipe: as in ``conf/recipe``.
+        overrides: as on the command line of ``train.py``, for this row alone; they win over the table's.
+    """
+
+    recipe: str | None = None
+    model: str | None = None
+    task: str | None = None
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return self.recipe or f"{self.model}/{self.task}"
+
+    def selection(self) -> list[str]:
+        if self.recipe is None:
+            if self.model is None or self.task is None:
+                raise UserError("needs a recipe, or a model and a task")
+            return [f"model={self.model}", f"task={self.task}"]
+        if self.model is not None or self.task is not None:
+            raise UserError(f"recipe={self.recipe}: chooses model and task itself; leave them away")
+        if self.recipe not in choices("recipe"):
+            raise UserError(f"recipe={self.recipe}: no such choice; there are {', '.join(choices('recipe'))}")
+        return recipe_overrides(self.recipe)
+
+
+@dataclass
+class Table:
+    """What a table needs.
+
+    Args:
+        overrides: of all rows.
+        lengths: every row at each of these ``task.T``.
+        seeds: a number N for 0 to N - 1, or a list.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    lengths: list[int] | None = None
+    seeds: Any = 3
+
+
+@dataclass
+class Planned:
+    """One run of a sweep.
+
+    Args:
+        title: of its row.
+        overrides: its command line.
+        config: what that makes.
+    """
+
+    title: str
+    overrides: list[str]
+    config: Config
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def record(self) -> dict | None:
+        """What the run has left so far; None where there is nothing, or nothing that can be read."""
+        try:
+            return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def state(self) -> str:
+        """finished, running (in any process), failed, interrupted or missing."""
+        status = (self.record() or {}).get("status")
+        if status == FINISHED:
+            return FINISHED
+        if is_locked(self.folder):
+            return RUNNING
+        return status if status in (FAILED, INTERRUPTED) else MISSING
+
+
+def seeds_of(seeds: Any) -> list[int]:
+    """``N`` means 0 to N - 1.
+
+    Raises:
+        UserError: for anything but a number of 1 or more, or a list of whole numbers.
+    """
+    found = list(range(seeds)) if type(seeds) is int else seeds
+    if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
+        raise UserError(f"seeds={seeds}: must be how many (1 or more), or a list as [0,7]")
+    return list(dict.fromkeys(found))
+
+
+def _parse(override: str):
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise UserError(f"cannot read '{override}': write key=value, a list as [1,2]") from error
+
+
+def key_of(override: str) -> str:
+    """What an override sets."""
+    return _parse(override).get_key_element().lstrip("+~")
+
+
+def is_sweep(override: str) -> bool:
+    """Whether an override has several values, as in ``seed=0,1``."""
+    return _parse(override).is_sweep_override()
+
+
+def merge(*groups: Sequence[str]) -> list[str]:
+    """Overrides, each key once; the later wins."""
+    found: dict[str, str] = {}
+    for override in (text for group in groups for text in group):
+        key = key_of(override)
+        found.pop(key, None)
+        found[key] = override
+    return list(found.values())
+
+
+def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -> list[Planned]:
+    """The runs of a table, each checked.
+
+    Args:
+        name: of the table, for messages.
+        seeds: instead of the table's, where not None.
+        overrides: of all runs; they win over everything in the table.
+
+    Raises:
+        UserError: where a row does not compose; one line that names it.
+    """
+    if not table.rows:
+        raise UserError(f"table={name}: has no rows")
+    numbers = seeds_of(table.seeds if seeds is None else seeds)
+    for text in overrides:
+        if key_of(text) in ("seed", "fresh"):
+            raise UserError(
+                f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else "")
+            )
+    found: dict[str, Planned] = {}
+    for index, row in enumerate(table.rows, start=1):
+        try:
+            for length in table.lengths or [None]:
+                longer = [] if length is None else [f"task.T={length}"]
+                chosen = merge(row.selection(), table.overrides, row.overrides, longer, overrides)
+                first = compose_run([*chosen, f"seed={numbers[0]}"])[0]
+                for seed in numbers:
+                    config = dataclasses.replace(first, seed=seed)
+                    folder = folder_of(config)
+                    title = row.title + ("" if length is None else f", T = {length}")
+                    found.setdefault(folder.name, Planned(title, [*chosen, f"seed={seed}"], config, folder))
+        except UserError as error:
+            raise UserError(f"table={name}, row {index} ({row.title}): {error}") from error
+    return list(found.values())
+
+
+class Estimate:
+    """How long runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
+
+    def __init__(self, output: Path):
+        paths = [*output.glob("runs/*/record.json"), *records.FOLDER.glob("*.json")]
+        self.earlier = [record for record in map(_read, paths) if record is not None]
+        self._nearest: dict[str, dict | None] = {}
+
+    def nearest(self, config: Config) -> dict | None:
+        """The run of the same model and task whose length, batch and size are nearest."""
+        same = [r for r in self.earlier if (r["model"], r["task"]) == (config.model.name, config.task.name)]
+        return min(same, key=lambda record: _distance(config.as_dict(), record["config"]), default=None)
+
+    def seconds(self, run: Planned) -> float | None:
+        """What is left of a run, at most: to the end of its budget. None where no earlier run tells."""
+        if run.name not in self._nearest:
+            self._nearest[run.name] = self.nearest(run.config)
+        near = self._nearest[run.name]
+        if near is None:
+            return None
+        own = run.record() or {}
+        steps = (own.get("budget") or {}).get("steps") or _steps(run.config, near)
+        if steps is None:
+            return None
+        done = (own.get("budget") or {}).get("steps_done", 0)
+        if done and own.get("wall_seconds"):
+            return max(0, steps - done) * own["wall_seconds"] / done
+        longer = getattr(run.config.task, "T", 1) / near["config"]["task"].get("T", 1)
+        return max(0, steps - done) * longer * near["wall_seconds"] / near["budget"]["steps_done"]
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        told = record["budget"]["steps_done"] and record["wall_seconds"] and record["config"]["training"]
+        return record if told and record["config"]["task"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# What decides about the time of a step.
+_SIZES = (
+    ("task", "T"), ("model", "hidden"), ("model", "layers"), ("training", "batch_size"), ("transform", "step"),
+    ("transform", "depth"),
+)  # fmt: skip
+
+
+def _distance(ours: dict, theirs: dict) -> float:
+    distance = 0.0
+    for section, key in _SIZES:
+        a, b = ((config.get(section) or {}).get(key) or 1 for config in (ours, theirs))
+        distance += abs(math.log(a / b))
+    return distance
+
+
+def _steps(config: Config, near: dict) -> int | None:
+    """The budget of a run that has not begun; epochs are as long as those of the run ``near``."""
+    training = config.training
+    if training.epochs is None:
+        return training.steps
+    theirs = near["config"]["training"]
+    if theirs.get("epochs") is None or theirs.get("steps") is not None:
+        return training.steps
+    samples = near["budget"]["steps"] / theirs["epochs"] * theirs["batch_size"]
+    steps = math.ceil(training.epochs * samples / training.batch_size)
+    return steps if training.steps is None else min(steps, training.steps)
+
+
+def register() -> None:
+    """Puts the schema of a table into place; called once, at import."""
+    ConfigStore.instance().store(group="schema", name="table", node=Table)
+
+
+register()

@@ -1,0 +1,90 @@
+"""One line that says how far a sweep is, from what its runs leave in their folders."""
+
+import threading
+import time
+from collections import Counter
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from results.tables import duration
+from sweeps.plan import FAILED, FINISHED, RUNNING, Estimate, Planned
+from training import progress
+
+# Between two looks at the folders, and between two lines where the output is no terminal.
+SECONDS = 1.0
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Watch:
+    """Follows ``runs`` until it is left; a bar in a terminal, plain lines elsewhere.
+
+    Args:
+        failures: what went wrong in this sweep, by name of the run; the sweep adds to it.
+    """
+
+    def __init__(self, runs: list[Planned], estimate: Estimate, failures: dict[str, str]):
+        self.runs, self.estimate, self.failures = runs, estimate, failures
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        # Records of before; one that changes to failed has failed in this sweep.
+        self._before = {run.name: (run.record() or {}).get("written") for run in runs}
+        self._finished: set[str] = set()
+        self._last: tuple[str, float] = ("", 0.0)
+        self._bar = None
+        if progress.console.is_terminal:
+            self._bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=progress.console)
+            self._task = self._bar.add_task("", total=len(runs))
+
+    def __enter__(self) -> "Watch":
+        self._look()
+        if self._bar is not None:
+            self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def failed(self, name: str, reason: str) -> None:
+        """Notes that a run failed, and says why, once for each reason."""
+        if name in self.failures:
+            return
+        known = reason in self.failures.values()
+        self.failures[name] = reason
+        if not known:
+            progress.console.print(f"failed: {name}: {reason}", soft_wrap=True, markup=False, highlight=False)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        counts: Counter[str] = Counter()
+        left, unknown = 0.0, False
+        for run in self.runs:
+            state = FINISHED if run.name in self._finished else run.state()
+            if state == FINISHED:
+                self._finished.add(run.name)
+            elif state == FAILED:
+                record = run.record() or {}
+                if record.get("written") != self._before[run.name]:
+                    self.failed(run.name, str(record.get("error")).removeprefix("UserError: "))
+            if state != FINISHED and run.name not in self.failures:
+                seconds = self.estimate.seconds(run)
+                left, unknown = left + (seconds or 0.0), unknown or seconds is None
+            counts[state] += 1
+        text = f"{counts[FINISHED]}/{len(self.runs)} done, {len(self.failures)} failed, {counts[RUNNING]} running"
+        if left:
+            at_least = "more than " if unknown else ""
+            text += f", {at_least}{duration(left / max(1, counts[RUNNING]))} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=counts[FINISHED], description=text)
+            return
+        now, changed = time.monotonic(), text.partition(", ")[0]
+        if changed != self._last[0] or now - self._last[1] >= SECONDS_BETWEEN_LINES:
+            self._last = (changed, now)
+            progress.console.print(text, soft_wrap=True, markup=False, highlight=False)

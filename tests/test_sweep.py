@@ -1,0 +1,395 @@
+"""Sweeps run what is missing, once, whatever happens to them; searches find, prune and go on."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+
+import sweep
+import sweeps.search
+import training.loop
+from results import collect, tables
+from sweep import Sweep
+from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
+from sweeps.search import Range, Search
+from tests.conftest import TrainProcess
+from tests.test_multirun import LAUNCHERS, installed
+from training import progress
+from training.config import CHECKOUT, CONF, choices, compose_object, compose_run
+from training.errors import UserError
+
+TINY = (
+    "task.T=8", "task.test_samples=20", "model.hidden=3", "training.batch_size=2", "training.steps=6",
+    "training.evaluate_every=3", "training.target=null", "tracking=none", "threads=1",
+)  # fmt: skip
+
+
+class SweepProcess(TrainProcess):
+    def arguments(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(CHECKOUT / "sweep.py"), f"output={self.output}", *overrides]
+
+
+@pytest.fixture
+def sweep_process(tmp_path) -> SweepProcess:
+    return SweepProcess(tmp_path)
+
+
+@pytest.fixture
+def sweep_here(tmp_path, monkeypatch):
+    """Sweeps in this process: ``sweep_here(Sweep(...))`` gives the exit code."""
+    monkeypatch.setattr(progress, "plain", True)
+
+    def call(wanted: Sweep, output: Path = tmp_path / "outputs") -> int:
+        wanted.overrides = [*wanted.overrides, f"output={output}"]
+        run = sweep.search if wanted.table is None else sweep.sweep_table
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return run("test", wanted, [])
+
+    return call
+
+
+def records_in(output: Path) -> dict[str, dict]:
+    paths = sorted((output / "runs").glob("*/record.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def starts(output: Path) -> dict[str, int]:
+    """How often each run was begun or resumed."""
+    logs = (output / "runs").glob("*/log.txt")
+    return {path.parent.name: path.read_text().count(" parameters, ") for path in logs}
+
+
+@pytest.mark.parametrize("name", choices("table"))
+def test_every_table_composes(name):
+    table = compose_object("sweep", [f"table={name}"]).table
+    runs = expand(name, table, None)
+    assert len(runs) == len(table.rows) * len(table.lengths or [1]) * len(seeds_of(table.seeds))
+    # Of a recipe each, not of a model and a task that have none.
+    assert all(row.recipe in choices("recipe") for row in table.rows)
+
+
+@pytest.mark.parametrize("name", ["adding_500", "har2"])
+def test_the_tables_of_all_models_have_all(name):
+    runs = expand(name, compose_object("sweep", [f"table={name}"]).table, None)
+    assert {run.config.model.name for run in runs} == set(choices("model"))
+    if name == "adding_500":
+        settings = {(r.config.task.T, r.config.training.steps, r.config.training.target) for r in runs}
+        assert settings == {(500, 5000, 0.001)}
+
+
+def test_expansion():
+    rows = [Row(recipe="cornn/adding", overrides=["model.hidden=5"]), Row(model="lstm", task="adding")]
+    table = Table(rows=rows, overrides=["model.hidden=4", "training.steps=9"], lengths=[10, 20])
+    runs = expand("test", table, [3, 0], ["training.steps=7"])
+    found = [(r.config.model.name, r.config.task.T, r.config.seed, r.config.model.hidden) for r in runs]
+    assert found == [(m, T, s, h) for m, h in (("cornn", 5), ("lstm", 4)) for T in (10, 20) for s in (3, 0)]
+    assert {run.config.training.steps for run in runs} == {7}
+    # What a run is called is what its command line makes.
+    assert all(sweep.folder_of(compose_run(run.overrides)[0]) == run.folder for run in runs)
+    # Two rows that are the same run are one.
+    assert len(expand("test", Table(rows=[rows[0], rows[0]]), 2)) == 2
+
+
+def test_seeds_and_merging():
+    assert (seeds_of(3), seeds_of([4, 0, 4])) == ([0, 1, 2], [4, 0])
+    assert merge(["a=1", "b.c=[1,2]"], ["a=2", "d=x"]) == ["b.c=[1,2]", "a=2", "d=x"]
+    for wrong in (0, -1, [], [-1], "x", 1.5, True, None):
+        with pytest.raises(UserError, match=r"^seeds=.*: must be how many"):
+            seeds_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("table=nothing", r"^table=nothing: no such choice; there are adding_500, "),
+        ("search=nothing", r"^search=nothing: no such choice; there are cornn_adding$"),
+        ("", r"^table=null: choose one table=adding_500, .*search=cornn_adding"),
+        ("table=har2 search=cornn_adding", r"^table=null: choose one"),
+        ("table=har2 seeds=0,1", r"^seeds=0,1: several values.*seeds=\[0,1\]"),
+        ("table=har2 dry_run=perhaps", r"^dry_run=perhaps: must be true or false"),
+        ("search=cornn_adding trials=0", r"^trials=0: must be 1 or more"),
+        ("search=cornn_adding seeds=2", r"^seeds=2: is a setting of a table"),
+        ("-m table=har2", r"^--multirun: .*leave it away"),
+        ("table=har2 threads", r"^cannot read 'threads': write key=value"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(line, message):
+    with pytest.raises(UserError, match=message) as error:
+        sweep.arguments(line.split())
+    assert "\n" not in str(error.value)
+
+
+def test_other_keys_are_for_the_runs():
+    given = ["table=har2", "threads=1", "hydra/launcher=joblib", "task.permutation='a b'", "seeds=[0,2]"]
+    found = sweep.arguments(given)
+    assert found[:3] == ["table=har2", "hydra/launcher=joblib", "seeds=[0,2]"]
+    assert compose_object("sweep", [found[0], found[3]]).overrides == ["threads=1", "task.permutation='a b'"]
+
+
+@pytest.mark.parametrize(
+    ("table", "overrides", "message"),
+    [
+        (Table(), (), r"^table=test: has no rows$"),
+        (Table(rows=[Row(recipe="cornn/x")]), (), r"^table=test, row 1 \(cornn/x\): recipe=cornn/x: no such choice"),
+        (Table(rows=[Row(model="gru")]), (), r"row 1 \(gru/None\): needs a recipe, or a model and a task$"),
+        (Table(rows=[Row(recipe="gru/adding", task="adding")]), (), r"chooses model and task itself"),
+        (Table(rows=[Row(model="gru", task="x")]), (), r"row 1 \(gru/x\): task=x: no such choice"),
+        (Table(rows=[Row(recipe="gru/adding")]), ("model.hiden=3",), r"row 1 \(gru/adding\): model.hiden: no such key"),
+        (Table(rows=[Row(recipe="gru/adding")]), ("seed=3",), r"^seed=3: is no setting of a sweep; write seeds=N$"),
+        (Table(rows=[Row(recipe="gru/adding")]), ("fresh=true",), r"^fresh=true: is no setting of a sweep$"),
+    ],
+)
+def test_a_wrong_row_is_named(table, overrides, message):
+    with pytest.raises(UserError, match=message):
+        expand("test", table, 1, overrides)
+
+
+ROWS = [
+    Row(recipe="cornn/adding"),
+    Row(recipe="cornn/adding", overrides=["optimizer=sgd", "optimizer.lr=1e38"]),
+    Row(recipe="lstm/adding"),
+]
+
+
+def test_one_failure_does_not_stop_the_others_and_what_is_finished_is_left_out(sweep_here, tmp_path, capsys):
+    output = tmp_path / "outputs"
+    for sessions in (1, 2):
+        assert sweep_here(Sweep(table=Table(rows=ROWS), seeds=1, overrides=list(TINY))) == 1
+        shown = capsys.readouterr().out
+        assert shown.count("failed: cornn-adding-seed0-") <= 2
+        assert "Diverged: the" in shown
+        assert "adding, T = 8: mse" in shown
+        found = {(r["model"], r["status"]): r["sessions"] for r in records_in(output).values()}
+        # What failed is tried again, what is finished is not.
+        assert found == {("cornn", "finished"): 1, ("cornn", "failed"): sessions, ("lstm", "finished"): 1}
+    assert sorted(starts(output).values()) == [1, 1, 2]
+
+
+def test_dry_run(sweep_here, tmp_path, capsys):
+    assert sweep_here(Sweep(table=Table(rows=ROWS[:1]), seeds=1, overrides=list(TINY))) == 0
+    capsys.readouterr()
+    wanted = Sweep(table=Table(rows=ROWS[::2]), seeds=2, overrides=list(TINY), dry_run=True)
+    before = starts(tmp_path / "outputs")
+    assert sweep_here(wanted) == 0
+    lines = capsys.readouterr().out.splitlines()
+    states = [line.split()[2:] for line in lines if "-seed" in line]
+    assert states[0] == ["finished"]
+    assert [state[0] for state in states[1:]] == ["missing"] * 3
+    # The other seed of the same model tells how long it takes; nothing tells of the LSTM.
+    assert states[1][-1] == "s"
+    assert lines[-1].startswith("1 of 4 runs are finished; one after another, the rest takes at most ")
+    assert starts(tmp_path / "outputs") == before
+
+
+def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path)
+
+    def earlier(name, T, seconds, batch=50, **training):
+        config = {
+            "task": {"T": T},
+            "model": {"hidden": 128},
+            "training": {"batch_size": batch, "epochs": None, "steps": 100} | training,
+        }
+        done = {"steps_done": 100, "steps": 100}
+        record = {"model": "cornn", "task": "adding", "config": config, "wall_seconds": seconds, "budget": done}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+
+    earlier("far", 100, 1.0)
+    earlier("near", 500, 10.0)
+    (tmp_path / "broken.json").write_text("{")
+    run = expand("test", Table(rows=ROWS[:1], overrides=["task.T=1000", "training.steps=50"]), 1)[0]
+    run.folder = tmp_path / "none"
+    # 50 steps of a tenth of a second, each of twice the length.
+    assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(50 * 0.1 * 2)
+    run.folder.mkdir()
+    half = {"status": "interrupted", "wall_seconds": 30.0, "budget": {"steps": 50, "steps_done": 10}}
+    (run.folder / "record.json").write_text(json.dumps(half))
+    assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(40 * 3)
+    other = expand("test", Table(rows=ROWS[2:]), 1)[0]
+    assert Estimate(tmp_path / "outputs").seconds(other) is None
+
+
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "basic"])
+def test_launchers(launcher, sweep_process):
+    overrides, module = LAUNCHERS[launcher]
+    if not installed(module):
+        pytest.skip(f"{module} is not installed: pip install -e .[{launcher.split('_')[0]}]")
+    done = sweep_process.run("table=cornn_adding", "seeds=1", *TINY, *overrides)
+    assert done.returncode == 0, done.stdout
+    found = records_in(sweep_process.output)
+    assert [(r["model"], r["status"]) for r in found.values()] == [
+        (model, "finished") for model in ("cornn", "exprnn", "lstm", "rnn")
+    ]
+    assert "4/4 done, 0 failed" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "adding, T = 8: mse" in done.stdout
+
+
+LONGER = (*TINY, "training.steps=300", "training.evaluate_every=50", "training.checkpoint_seconds=0.05")
+
+
+def outcome(output: Path) -> list[list[str]]:
+    """The table of all runs, less what a clock says."""
+    found = [collect.condense(folder) for folder in sorted((output / "runs").iterdir())]
+    (table,) = tables.tables(tables.rows(found)[-4:])
+    timed = table.header.index("time a run")
+    return [cells[:timed] + cells[timed + 1 :] for cells in table.cells]
+
+
+def test_killed_again_and_again_the_table_is_the_same(sweep_process, sweep_here, tmp_path):
+    rng = random.Random(0)
+    command = ("table=cornn_adding", "seeds=2", *merge(LONGER))
+    for kill in range(1, 4):
+        process = sweep_process.start(*command)
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            if sum(record["status"] == "finished" for record in records_in(sweep_process.output).values()) >= kill:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        assert process.poll() is None, process.stdout.read()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = sweep_process.run(*command)
+    assert done.returncode == 0, done.stdout
+    whole = tmp_path / "whole"
+    table = compose_object("sweep", ["table=cornn_adding"]).table
+    assert sweep_here(Sweep(table=table, seeds=2, overrides=merge(LONGER)), whole) == 0
+    assert outcome(sweep_process.output) == outcome(whole)
+    assert len(records_in(whole)) == 8
+
+
+def test_two_at_once_run_nothing_twice(sweep_process):
+    command = ("table=cornn_adding", "seeds=2", *merge(LONGER))
+    processes = [sweep_process.start(*command) for _ in range(2)]
+    shown = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], shown
+    assert all("8/8 done, 0 failed" in text for text in shown)
+    assert list(starts(sweep_process.output).values()) == [1] * 8
+    found = records_in(sweep_process.output).values()
+    assert {(record["status"], record["sessions"]) for record in found} == {("finished", 1)}
+
+
+SEARCH = Search(
+    overrides=["model=cornn", "task=adding", *TINY],
+    space={"optimizer.lr": Range(low=1e-3, high=1e-1, log=True), "model.hidden": Range(low=2, high=5, whole=True)},
+    trials=3,
+)
+
+
+def study_in(output: Path):
+    return sweeps.search.open_study(output / "searches" / "test.log", "test", SEARCH)
+
+
+def test_a_search_goes_on_where_it_was_interrupted(sweep_here, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "outputs"
+    train_step, count = training.loop._train_step, 0
+
+    def dying(*given):
+        nonlocal count
+        count += 1
+        # In the middle of the second trial.
+        if count == 10:
+            raise KeyboardInterrupt
+        return train_step(*given)
+
+    with monkeypatch.context() as m:
+        m.setattr("training.loop._train_step", dying)
+        with pytest.raises(KeyboardInterrupt):
+            sweep_here(Sweep(search=SEARCH))
+    states = [trial.state.name for trial in study_in(output).trials]
+    assert states == ["COMPLETE", "RUNNING"]
+    capsys.readouterr()
+    assert sweep_here(Sweep(search=SEARCH)) == 0
+    shown = capsys.readouterr().out
+    assert "1 trial was interrupted, and will go on" in shown
+    trials = study_in(output).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[2].params == trials[1].params
+    assert trials[2].user_attrs["run"] == trials[1].user_attrs["run"]
+    found = records_in(output)
+    assert len(found) == 3
+    assert found[trials[1].user_attrs["run"]]["sessions"] == 2
+    best = min(trials, key=lambda trial: trial.value if trial.value is not None else 9)
+    command = next(line for line in shown.splitlines() if line.startswith("the best: python train.py "))
+    config, _ = compose_run(command.removeprefix("the best: python train.py ").split())
+    assert sweep.folder_of(config).name == best.user_attrs["run"]
+    # Enough trials: nothing more is done.
+    assert sweep_here(Sweep(search=SEARCH)) == 0
+    assert len(study_in(output).trials) == 4
+
+
+def test_a_search_prunes(sweep_here, tmp_path):
+    import optuna
+
+    output = tmp_path / "outputs"
+    wanted = Search(SEARCH.overrides, SEARCH.space, trials=12, startup=10)
+    study = sweeps.search.open_study(output / "searches" / "test.log", "test", wanted)
+    space = sweeps.search.distributions(wanted)
+    for lr in range(10):
+        # Far better than anything that six steps can reach.
+        params = {"optimizer.lr": 0.01 + lr / 1000, "model.hidden": 3}
+        made = optuna.trial.create_trial(
+            params=params, distributions=space, value=0.0, intermediate_values={3: 0.0, 6: 0.0}, user_attrs={"run": "-"}
+        )
+        study.add_trial(made)
+    assert sweep_here(Sweep(search=wanted)) == 0
+    states = [trial.state.name for trial in study_in(output).trials[10:]]
+    assert states == ["PRUNED", "PRUNED"]
+    for record in records_in(output).values():
+        assert (record["status"], record["budget"]["steps_done"]) == ("interrupted", 3)
+        assert record["error"].startswith("Pruned: pruned at step 3")
+
+
+def test_a_search_that_cannot_be_is_refused(sweep_here, tmp_path):
+    wrong = Search(SEARCH.overrides, SEARCH.space, direction="maximize", trials=1)
+    assert sweep_here(Sweep(search=wrong), tmp_path / "a") == 1
+    sweep_here(Sweep(search=Search(SEARCH.overrides, SEARCH.space, trials=1)), tmp_path / "b")
+    with pytest.raises(UserError, match=r"^direction=maximize: .* was made for minimize$"):
+        sweep_here(Sweep(search=wrong), tmp_path / "b")
+    with pytest.raises(UserError, match=r"^optimizer.lr=1: is no setting of search=test$"):
+        sweep_here(Sweep(search=SEARCH, overrides=["optimizer.lr=1"]))
+    with pytest.raises(UserError, match=r"^search=test: model.hiden: no such key"):
+        sweep_here(Sweep(search=Search(SEARCH.overrides, {"model.hiden": Range(1, 2)})))
+    for kwargs in ({"low": 1.0}, {"low": 2.0, "high": 1.0}, {"low": 0.0, "high": 1.0, "log": True}):
+        with pytest.raises(ValueError, match=r"^(choices|low)="):
+            Range(**kwargs)
+
+
+@pytest.mark.parametrize("name", choices("search"))
+def test_every_search_composes(name):
+    found = compose_object("sweep", [f"search={name}"]).search
+    for end in ("low", "high"):
+        params = {key: getattr(values, end) for key, values in found.space.items()}
+        compose_run([*found.overrides, *sweeps.search.overrides_of(params)])
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "wandb").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweeps_of_wandb_have_overrides_of_train(path):
+    found = yaml.safe_load(path.read_text())
+    assert found["program"] == "train.py"
+    assert "${args_no_hyphens}" in found["command"]
+    for end in ("min", "max"):
+        values = {key: value.get("value", value.get(end)) for key, value in found["parameters"].items()}
+        config, _ = compose_run([f"{key}={value}" for key, value in values.items()])
+    task = config.task.build(0, CHECKOUT)
+    assert found["metric"]["name"] == f"{task.monitor}/{task.metric}"
+    assert (found["metric"]["goal"] == "maximize") == task.higher_is_better
+    if path.stem in choices("search"):
+        # The same search, twice.
+        other = compose_object("sweep", [f"search={path.stem}"]).search
+        ranges = {key: (value["min"], value["max"]) for key, value in found["parameters"].items() if "min" in value}
+        assert ranges == {key: (values.low, values.high) for key, values in other.space.items()}
+
+
+def test_help_lists_the_tables(sweep_process):
+    done = subprocess.run(sweep_process.arguments("--help"), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0
+    assert ", ".join(choices("table")) in done.stdout
