@@ -1,13 +1,14 @@
-"""All results as one page that opens from disk, with no network: ``python -m results.report`` writes ``results/report.html``.
+"""All results as one page, ``results/report.html``, that opens from disk with no network: ``python -m results.report``.
 
 The tables; the metric against steps where a task has no epochs (the adding problem: a panel a length, with the error of
-the trivial prediction); the metric at epoch k beside the log that was published with a paper's code; cost against the
-metric; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.html`` is the page without its content.
+the trivial prediction); the metric at epoch k beside the log that was published with a paper's code; the metric against
+cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.html`` is the page without its content.
 """
 
 import argparse
 import html
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -30,7 +31,8 @@ PAGE = Path(__file__).parent / "page.html"
 COMMAND = "python -m results.report"
 
 # To be told apart on white and on black; with more models than colours, their lines and markers differ too.
-_COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#2ba58f", "#a463f2", "#3ca951", "#f06fa8", "#6c9bd8", "#9c6b4e", "#8a8f98")
+_COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#2ba58f", "#a463f2", "#3ca951", "#f06fa8", "#17a7c9", "#9c6b4e", 
+            "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "triangle-up")
 # The length that the README's picture shows.
@@ -75,6 +77,7 @@ def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
     tasks = sorted({row.task for row in rows} | {task for task, _, _ in charts})
     content = {
         "summary": html.escape(f"{sum(len(row.runs) for row in rows)} runs. {tables.summary(rows)}."),
+        "unrun": "" if any(row.runs for row in rows) else "checked",
         "damaged": "".join(f"<li>{html.escape(line)}</li>" for line in damaged),
         "models": "".join(_chip("model", model, style.colour(model)) for model in style.models),
         "tasks": "".join(_chip("task", task) for task in tasks),
@@ -166,11 +169,12 @@ def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
     trivial = [run.get("baseline", {}).get(metric) for row in rows for run in row.runs]
     level = next((value for value in trivial if value), None)
     if level:
-        figure.add_hline(
-            y=level * scale, line={"dash": "dash", "width": 1, "color": "#888"},
-            annotation={"text": f"trivial prediction: {level * scale:.3g}", "font": {"size": 11}},
-            annotation_position="bottom left",
-        )  # fmt: skip
+        level *= scale
+        figure.add_hline(y=level, line={"dash": "dash", "width": 1.5, "color": "#888"}, layer="above")
+        # A logarithmic axis takes the place of a shape as it is, and of a text as its logarithm.
+        at = level if METRICS[metric] else math.log10(level)
+        text = f"trivial prediction: {level:.3g}"
+        figure.add_annotation(x=0, xref="x domain", xanchor="left", y=at, yanchor="bottom", text=text, showarrow=False)
     return rows[0].task, f"{title}: {metric}", figure
 
 
@@ -209,6 +213,8 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
                 marker=style.marker(record.model, symbol="diamond-open", size=9),
             )  # fmt: skip
         _axis(figure, "y", METRICS[metric])
+        # The published budgets reach from tens of epochs to thousands.
+        _axis(figure, "x", linear=False)
         found.append((task, f"{task}: {metric}", figure))
     return found
 
@@ -230,7 +236,8 @@ def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
             # Downwards, a deviation may reach below zero, where a logarithm has no place.
             error_y={"type": "data", "array": [spread * scale], "arrayminus": [min(spread, 0.9 * mean) * scale],
                      "thickness": 1},
-            meta={"model": row.model, "costs": costs}, hovertemplate="<br>".join(filter(None, told)) + "<extra></extra>",
+            meta={"model": row.model, "costs": costs},
+            hovertemplate="<br>".join(filter(None, told)) + "<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         meta={"titles": {"time": f"seconds per {unit}", "memory": "peak memory, MB", "parameters": "parameters"}}
@@ -240,11 +247,12 @@ def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
 
 
 def _by_lag(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
-    rows = list(rows)
     figure = _figure("lag: steps before the last", "norm of dE/dh")
     ticks = [0.5, *(10**i for i in range(6))]
     for row, label in zip(rows, labels(rows), strict=True):
-        lags = sorted({int(key.removeprefix(PREFIX)) for run in row.runs for key in run["curves"] if key.startswith(PREFIX)})
+        lags = sorted(
+            {int(key.removeprefix(PREFIX)) for run in row.runs for key in run["curves"] if key.startswith(PREFIX)}
+        )
         for name, which, line in (("", -1, {}), (", before training", 0, {"dash": "dot", "width": 1})):
             x, y = [], []
             for lag in lags:

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from results.tables import verdict_of
 from tasks.base import Task
 from training import diagnostics, environment
 from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
@@ -256,6 +257,7 @@ class Run:
             log.error("%s", second)
         finally:
             try:
+                self._keep()
                 self.tracker.finish(self._summary(), exit_code)
             finally:
                 for number, handler in self._handlers.items():
@@ -282,6 +284,11 @@ class Run:
             write_atomic(path, png)
             self.tracker.show("gradients", path, self._state.step)
 
+    def _keep(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if self.config.tracking.artifacts and path.exists():
+            self.tracker.keep(path, self.config.task.name, self._body["data"])
+
     def _summary(self) -> dict:
         """What the W&B dashboard shows beside the curves."""
         body = self._body
@@ -292,4 +299,7 @@ class Run:
             summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
         if self.published is not None:
             summary |= {"published/key": self.published["key"], "published/value": self.published["value"]}
+            if body["status"] == "finished":
+                # Of this seed alone; the tables judge all of them together.
+                summary["verdict"] = str(verdict_of(body))
         return summary
