@@ -5,13 +5,14 @@ A run's id is made of its key and value: what is there already is not logged aga
 
 import argparse
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from results import published, records
 from results.published import Published
 from training.config import CHECKOUT, choices
 from training.errors import UserError
-from training.tracking import MODES, Tracking, open_run
+from training.tracking import MODES, Tracking, open_run, pick_mode
 
 COMMAND = "python -m results.publish_baselines"
 
@@ -58,18 +59,21 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
     if not chosen:
         raise UserError(f"{', '.join(keys)}: no published value's key begins with that")
     lengths = _lengths(runs)
+    mode, _ = pick_mode(tracking)
     # Looked at once, since a folder has the id of its run in its name.
-    there = {path.name.rpartition("-run-")[2].partition("-")[2] for path in (output / "wandb").glob("offline-run-*")}
+    there = {
+        path.name.removeprefix("offline-run-").partition("-")[2] for path in (output / "wandb").glob("offline-run-*")
+    }
     logged, kept = [], 0
     for key, record in chosen.items():
         run_id = identity(key, record)
-        if tracking.mode == "offline" and run_id in there:
+        if mode == "offline" and run_id in there:
             kept += 1
             continue
         run, mode = open_run(tracking, output, lambda _, key=key, record=record: _about(key, record))
         if mode == "offline":
-            # Whoever cannot be reached now will not be reached by the next one: no waiting a second time.
-            tracking.mode = "offline"
+            # Who cannot be reached now is not waited for again by the next one.
+            tracking = replace(tracking, mode="offline")
         if run.resumed:
             kept += 1
         else:
@@ -77,11 +81,9 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
         run.finish()
     lines = [f"{len(logged)} logged, {kept} were there"]
-    if logged and tracking.mode == "offline":
+    if logged and mode == "offline":
         folder = output / "wandb"
-        lines.append(
-            f"W&B is offline: look with `wandb leet {folder}`, upload with `wandb sync {folder}/offline-run-*`"
-        )
+        lines.append(f"W&B is offline: look with `wandb leet {folder}`, upload with `wandb sync {folder}/*-baseline-*`")
     return lines
 
 
@@ -114,7 +116,7 @@ def _log(run, key: str, record: Published, steps: int) -> None:
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     for step in (0, steps):
-        # Published values are of test sets. Ours are shown on the split that is watched, so the line is drawn there too.
+        # A value of the test set; the line is drawn on the split too that ours are watched on.
         run.log({"step": step} | {f"{split}/{record.metric}": record.value for split in ("validation", "test")})
     run.summary.update(
         {"published/key": key, "published/value": record.value, f"final/test/{record.metric}": record.value}

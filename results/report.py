@@ -286,7 +286,8 @@ def _figure(x: str, y: str) -> go.Figure:
 
 def _axis(figure: go.Figure, name: str, linear: bool) -> None:
     """Errors fall by orders of magnitude, accuracies do not."""
-    axis = {"type": "linear"} if linear else {"type": "log", "exponentformat": "power", "minor": {"showgrid": False}}
+    exponents = "power" if name == "y" else "none"
+    axis = {"type": "linear"} if linear else {"type": "log", "exponentformat": exponents}
     figure.update_layout({f"{name}axis": axis})
 
 

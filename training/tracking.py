@@ -58,6 +58,18 @@ class NoTracker:
         pass
 
 
+def pick_mode(tracking: Tracking) -> tuple[str, bool]:
+    """The mode that a run would start in: online, offline or disabled; and whether it may be offline instead."""
+    import wandb
+
+    mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
+    if mode not in (*MODES, "disabled"):
+        raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
+    if mode != "auto":
+        return mode, False
+    return ("online" if wandb.login(prompt=False, verify=False) else "offline"), True
+
+
 def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict]):
     """Starts a W&B run under ``<output>/wandb``; offline, where nobody is logged in or W&B cannot be reached.
 
@@ -73,12 +85,7 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
     import wandb
 
     output.mkdir(parents=True, exist_ok=True)
-    mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
-    if mode not in (*MODES, "disabled"):
-        raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
-    may_go_offline = mode == "auto"
-    if may_go_offline:
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    mode, may_go_offline = pick_mode(tracking)
 
     def start(mode: str):
         return wandb.init(
