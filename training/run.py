@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
@@ -13,7 +14,6 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from results.tables import verdict_of
 from tasks.base import Task
 from training import diagnostics, environment
 from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
@@ -66,6 +66,7 @@ class Run:
             "git": environment.git(CHECKOUT),
         }
         self._signal: int | None = None
+        self._verdict: str | None = None
         self._lock = FileLock(self.folder / "lock", timeout=0)
         self._log_file: logging.Handler | None = None
 
@@ -231,10 +232,17 @@ class Run:
         save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
         self._write_record()
 
-    def finish(self, outcome: dict) -> None:
-        """The run has come to its end."""
+    def finish(self, outcome: dict, judge: Callable[[dict], object] | None = None) -> None:
+        """The run has come to its end.
+
+        Args:
+            judge: gives the verdict on the record of a finished run: on this seed alone, for the dashboard.
+        """
         self._body |= outcome
         self._body["status"] = "finished"
+        self._body["budget"]["steps_done"] = self._state.step
+        if judge is not None:
+            self._verdict = str(judge(self._body))
 
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
@@ -299,7 +307,6 @@ class Run:
             summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
         if self.published is not None:
             summary |= {"published/key": self.published["key"], "published/value": self.published["value"]}
-            if body["status"] == "finished":
-                # Of this seed alone; the tables judge all of them together.
-                summary["verdict"] = str(verdict_of(body))
+        if self._verdict is not None:
+            summary["verdict"] = self._verdict
         return summary
