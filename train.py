@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from results import published
+from results.tables import verdict_of
 from tasks.base import data_root, start_readout
 from tasks.randomness import counted_seed
 from training import progress
@@ -91,7 +92,7 @@ def train(config: Config, recipe: str | None, command: str, on_score: Callable |
     config.diagnostics.check(model)
     with run:
         run.describe(task, model, device)
-        run.finish(fit(config, task, model, device, run))
+        run.finish(fit(config, task, model, device, run), verdict_of)
     return run.report(run.record())
 
 

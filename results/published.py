@@ -1,6 +1,7 @@
 """The papers' numbers: ``results/published/<paper>.yaml`` holds records by name, a cell each."""
 
 import dataclasses
+import functools
 import math
 import typing
 from dataclasses import dataclass
@@ -156,9 +157,14 @@ def _read(paper: str) -> dict[str, dict]:
     path = FOLDER / f"{paper}.yaml"
     if not path.exists():
         return {}
-    content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     # An underscore marks what several records share.
-    return {cell: fields for cell, fields in content.items() if not cell.startswith("_")}
+    return {cell: fields for cell, fields in parse(path.read_text(encoding="utf-8")).items() if cell[0] != "_"}
+
+
+@functools.cache
+def parse(text: str) -> dict:
+    """YAML, quickly; what is given back is shared, not to be changed."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def _record(paper: str, cell: str, fields: dict) -> Published:

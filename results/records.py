@@ -75,7 +75,30 @@ def read(path: Path) -> dict:
     check(record, NEEDED)
     if record["status"] == "finished":
         check(record, NEEDED_OF_FINISHED)
+    try:
+        whole = _is_whole(record)
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError("a part of it is missing or not what it should be")
     return record
+
+
+def _is_whole(record: dict) -> bool:
+    """Whether what is inside of the parts that are needed is what tables and charts take it for."""
+    lists = [(curve["step"], curve["value"]) for curve in record["curves"].values()]
+    numbers = [number for pair in lists for one in pair for number in one]
+    config, budget = record["config"], record["budget"]
+    if record["status"] == "finished":
+        numbers += [*record["metrics"]["test"].values(), budget["steps_done"], budget["steps"]]
+        numbers += [record["metrics"]["test"][record["objective"]["key"].partition("/")[2]]]
+    return (
+        all(len(steps) == len(values) for steps, values in lists)
+        and all(isinstance(number, int | float) for number in numbers)
+        and isinstance(config["task"], dict)
+        and isinstance(config["training"], dict)
+        and "steps_in_recipe" in budget
+    )
 
 
 def check(record: dict, needed: dict) -> None:

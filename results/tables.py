@@ -11,10 +11,9 @@ import math
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from results import published, records
 from results.published import METRICS, Published
@@ -130,10 +129,17 @@ def rows(ours: list[dict]) -> list[Row]:
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
 
-def recipe_targets() -> dict[str, str | None]:
-    """The key of the published value that each recipe aims at."""
-    names = [name for name in choices("recipe") if name != "none"]
-    return {name: OmegaConf.load(CONF / "recipe" / f"{name}.yaml").get("published") for name in names}
+def verdict_of(record: dict) -> Verdict:
+    """What can be said of one finished run alone."""
+    recipe = record.get("recipe")
+    return _row(Group([record]), recipe_targets([recipe] if recipe else []), {None: None}).verdict
+
+
+def recipe_targets(names: Iterable[str] | None = None) -> dict[str, str | None]:
+    """The key of the published value that each recipe, or each of these, aims at."""
+    names = [name for name in choices("recipe") if name != "none"] if names is None else names
+    texts = {name: (CONF / "recipe" / f"{name}.yaml").read_text(encoding="utf-8") for name in names}
+    return {name: published.parse(text).get("published") for name, text in texts.items()}
 
 
 def _published(key: str | None, cache: dict) -> Published | None:
@@ -235,9 +241,9 @@ def _table(title: str, metric: str, group: list[Row]) -> Table:
         "recipe": [row.name + ("" if row.recipe else " (no recipe)") for row in group],
         "changed": [", ".join(f"{key}={plain(value)}" for key, value in row.changed.items()) for row in group],
         "ours (n)": [ours(row) for row in group],
-        **{f"steps until {above} {b}": [_steps_until(row.passed.get(b)) for row in group] for b in bounds},
         "published": [_published_value(row.published) for row in group],
         "verdict": ["" if row.verdict.name == NO_NUMBER else str(row.verdict) for row in group],
+        **{f"steps until {above} {b}": [_steps_until(row.passed.get(b)) for row in group] for b in bounds},
         "steps": [_budget(row) for row in group],
         "time a run": [duration(row.seconds) for row in group],
         "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in group],

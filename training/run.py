@@ -95,6 +95,7 @@ class Run:
             "git": environment.git(CHECKOUT),
         }
         self._signal: int | None = None
+        self._verdict: str | None = None
         self._lock = FileLock(self.folder / "lock", timeout=LOCK_SECONDS)
         self._log_file: logging.Handler | None = None
 
@@ -274,10 +275,17 @@ class Run:
         save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
         self._write_record()
 
-    def finish(self, outcome: dict) -> None:
-        """The run has come to its end."""
+    def finish(self, outcome: dict, judge: Callable[[dict], object] | None = None) -> None:
+        """The run has come to its end.
+
+        Args:
+            judge: gives the verdict on the record of a finished run: on this seed alone, for the dashboard.
+        """
         self._body |= outcome
         self._body["status"] = "finished"
+        self._body["budget"]["steps_done"] = self._state.step
+        if judge is not None:
+            self._verdict = str(judge(self._body))
 
     def __exit__(self, kind, error, traceback) -> None:
         exit_code = 0
@@ -302,6 +310,7 @@ class Run:
             log.error("%s", second)
         finally:
             try:
+                self._keep()
                 self.tracker.finish(self._summary(), exit_code)
             finally:
                 for number, handler in self._handlers.items():
@@ -328,6 +337,11 @@ class Run:
             write_atomic(path, png)
             self.tracker.show("gradients", path, self._state.step)
 
+    def _keep(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if self.config.tracking.artifacts and path.exists():
+            self.tracker.keep(path, self.config.task.name, self._body["data"])
+
     def _summary(self) -> dict:
         """What the W&B dashboard shows beside the curves."""
         body = self._body
@@ -338,4 +352,6 @@ class Run:
             summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
         if self.published is not None:
             summary |= {"published/key": self.published["key"], "published/value": self.published["value"]}
+        if self._verdict is not None:
+            summary["verdict"] = self._verdict
         return summary

@@ -1,6 +1,8 @@
 """Weights & Biases: the dashboard. The truth is the run's own history."""
 
+import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ class Tracking:
             wins over auto.
         tags: further tags of the run.
         notes: a remark on the run.
+        artifacts: keep the last checkpoint in W&B, and by which data it was trained: the names and checksums of the
+            files, not the files.
     """
 
     name: str = "wandb"
@@ -31,6 +35,7 @@ class Tracking:
     mode: str = "auto"
     tags: list[str] | None = None
     notes: str | None = None
+    artifacts: bool = False
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -46,8 +51,63 @@ class NoTracker:
     def show(self, key: str, picture: Path, step: int) -> None:
         pass
 
+    def keep(self, checkpoint: Path, task: str, data: dict) -> None:
+        pass
+
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
         pass
+
+
+def pick_mode(tracking: Tracking) -> tuple[str, bool]:
+    """The mode that a run would start in: online, offline or disabled; and whether it may be offline instead."""
+    import wandb
+
+    mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
+    if mode not in (*MODES, "disabled"):
+        raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
+    if mode != "auto":
+        return mode, False
+    return ("online" if wandb.login(prompt=False, verify=False) else "offline"), True
+
+
+def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict]):
+    """Starts a W&B run under ``<output>/wandb``; offline, where nobody is logged in or W&B cannot be reached.
+
+    Args:
+        arguments: what ``wandb.init`` is to be told besides, given the mode.
+
+    Returns:
+        The run and its mode: online, offline or disabled.
+
+    Raises:
+        UserError: where a mode was asked for that is not possible.
+    """
+    import wandb
+
+    output.mkdir(parents=True, exist_ok=True)
+    mode, may_go_offline = pick_mode(tracking)
+
+    def start(mode: str):
+        return wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            dir=output,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            # A worker of a launcher may run several jobs in one process.
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, init_timeout=30),
+            **arguments(mode),
+        )
+
+    try:
+        return start(mode), mode
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        if not may_go_offline:
+            raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
+        log.warning("W&B cannot be reached (%s); going on offline", reason)
+        return start("offline"), "offline"
 
 
 class WandbTracker:
@@ -67,48 +127,23 @@ class WandbTracker:
     def __init__(
         self, tracking: Tracking, output: Path, config: dict, about: dict, session: int, metric: tuple[str, bool]
     ):
-        import wandb
-
-        output.mkdir(parents=True, exist_ok=True)
-        mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
-        if mode not in (*MODES, "disabled"):
-            raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
-        may_go_offline = mode == "auto"
-        if may_go_offline:
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-
-        def start(mode: str):
+        def arguments(mode: str) -> dict:
             run_id, more = about["id"], {}
             if mode == "offline" and session > 1:
                 more = {"resumed_from": run_id if session == 2 else f"{run_id}-{session - 1}"}
                 run_id = f"{run_id}-{session}"
-            return wandb.init(
-                project=tracking.project,
-                entity=tracking.entity,
-                dir=output,
-                id=run_id,
-                name=about["name"],
-                group=about["group"],
-                job_type="train",
-                tags=[*about["tags"], *(tracking.tags or [])],
-                notes=tracking.notes,
-                config=config | more,
-                mode=mode,
-                resume="allow" if mode == "online" else None,
-                # A worker of a launcher may run several jobs in one process.
-                reinit="finish_previous",
-                settings=wandb.Settings(silent=True, init_timeout=30),
-            )
+            return {
+                "id": run_id,
+                "name": about["name"],
+                "group": about["group"],
+                "job_type": "train",
+                "tags": [*about["tags"], *(tracking.tags or [])],
+                "notes": tracking.notes,
+                "config": config | more,
+            }
 
-        try:
-            self._run = start(mode)
-        except wandb.Error as error:
-            reason = " ".join(str(error).split())
-            if not may_go_offline:
-                raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
-            log.warning("W&B cannot be reached (%s); going on offline", reason)
-            mode = "offline"
-            self._run = start(mode)
+        self._run, mode = open_run(tracking, output, arguments)
+        self._id, self._lost = about["id"], False
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         key, higher = metric
@@ -125,13 +160,39 @@ class WandbTracker:
 
     def log(self, entry: dict[str, float]) -> None:
         if entry["step"] > self._logged:
-            self._run.log(entry)
+            self._tell(lambda: self._run.log(entry))
 
     def show(self, key: str, picture: Path, step: int) -> None:
         import wandb
 
-        self._run.log({key: wandb.Image(str(picture)), "step": step})
+        self._tell(lambda: self._run.log({key: wandb.Image(str(picture)), "step": step}))
+
+    def keep(self, checkpoint: Path, task: str, data: dict) -> None:
+        """Artifacts: the checkpoint itself, and what identifies the data, as the record has it."""
+        import wandb
+
+        def keep() -> None:
+            model = wandb.Artifact(f"{self._id}-checkpoint", "model")
+            model.add_file(str(checkpoint))
+            self._run.log_artifact(model)
+            used = wandb.Artifact(f"{task}-data", "dataset", metadata=data)
+            # Other checksums are another version; the same data of another run are the same one.
+            with used.new_file("data.json") as out:
+                json.dump(data, out, indent=1, sort_keys=True)
+            self._run.log_artifact(used)
+
+        self._tell(keep)
 
     def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        self._run.summary.update(summary)
-        self._run.finish(exit_code=exit_code)
+        self._tell(lambda: self._run.summary.update(summary))
+        self._tell(lambda: self._run.finish(exit_code=exit_code))
+
+    def _tell(self, act: Callable[[], Any]) -> None:
+        # What shows a run must not end it: hours of training against a dead helper process, or a full disk.
+        if self._lost:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._lost = True
+            log.warning("W&B failed (%s: %s); the run goes on without it", type(error).__name__, error)

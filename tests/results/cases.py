@@ -1,6 +1,7 @@
 """Records as a run leaves them, made up."""
 
 import math
+import random
 
 BOUNDS = ("0.01", "0.001")
 
@@ -56,3 +57,49 @@ def make_record(model="cornn", task="psmnist", seed=0, value=0.97, recipe="cornn
         },
     }
     return record | more
+
+
+# When learning sets in on the adding problem at T = 500, as a share of the budget; None is never.
+ONSETS = {"cornn": 0.3, "unicornn": 0.12, "lem": 0.2, "indrnn": 0.25, "exprnn": 0.5, "linoss": 0.08, "gru": 0.35,
+          "lstm": 0.75, "nrde": None, "rnn": None, "antisymmetric_rnn": None}  # fmt: skip
+
+
+def make_records(models=tuple(ONSETS), lengths=(500, 2000), seeds=3) -> list[dict]:
+    """What sweeps of the adding problem, HAR-2 and psMNIST would leave, with gradient norms at T = 500."""
+    made = []
+    for index, model in enumerate(models):
+        for seed in range(seeds):
+            chance = random.Random(f"{model} {seed}")
+            cost = {
+                "parameters": 1000 * (10 + 7 * index),
+                "wall_seconds": 300.0 * (1 + index) * chance.uniform(0.9, 1.1),
+                "peak_memory_bytes": 400_000_000 + 90_000_000 * index,
+            }
+            for T in lengths:
+                curve, onset = {"step": list(range(100, 5001, 100)), "value": []}, ONSETS.get(model)
+                onset = onset and 5000 * onset * chance.uniform(0.8, 1.3) * (T / 500) ** 0.3
+                for step in curve["step"]:
+                    fall = math.exp(-max(0, step - onset) / 350) if onset else 1
+                    curve["value"].append((max(0.167 * fall, 4e-4)) * chance.uniform(0.9, 1.1))
+                end = next((i for i, value in enumerate(curve["value"]) if value < 1e-3), 47) + 3
+                curve = {key: values[:end] for key, values in curve.items()}
+                record = make_record(model, "adding", seed, curve["value"][-1], f"{model}/adding", 5000, T=T,
+                                     changed={"task.T": T, "training.steps": 5000}, **cost)  # fmt: skip
+                record["budget"]["steps_done"] = curve["step"][-1]
+                record["stopped"] = "budget" if end == 50 else "target"
+                record["curves"]["test/mse"] = curve
+                for lag in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, T - 1):
+                    rate = 0.9 + 0.0095 * (index % 11)
+                    norms = [max(rate**lag, 1e-40), max((rate + 0.004) ** lag, 1e-40)]
+                    record["curves"][f"gradients/lag_{lag}"] = {"step": [0, 5000], "value": norms}
+                made.append(record)
+            for task, top in (("har2", 0.93), ("psmnist", 0.96)):
+                value = top + 0.004 * (index % 8) + chance.uniform(-0.004, 0.004)
+                epochs = range(1, 121)
+                record = make_record(model, task, seed, value, f"{model}/{task}", **cost)
+                record["curves"]["validation/accuracy"] = {
+                    "step": [475 * epoch for epoch in epochs],
+                    "value": [value * (1 - 0.8 * math.exp(-epoch / 9)) for epoch in epochs],
+                }
+                made.append(record)
+    return [record | {"name": f"{record['name']}-{index}"} for index, record in enumerate(made)]

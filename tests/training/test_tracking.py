@@ -38,7 +38,7 @@ def records(path):
 def read(folder):
     """What a dashboard would show of one offline run."""
     (path,) = folder.glob("*.wandb")
-    found = SimpleNamespace(history=[], summary={}, config={}, metrics={}, exit=None)
+    found = SimpleNamespace(history=[], summary={}, config={}, metrics={}, artifacts=[], exit=None)
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -54,6 +54,8 @@ def read(folder):
                 found.summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         elif kind == "metric":
             found.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "artifact":
+            found.artifacts.append(record.artifact)
         elif kind == "exit":
             found.exit = record.exit.exit_code
     return found
@@ -92,6 +94,9 @@ def test_offline_without_an_account(train_process):
     assert one.summary["status"] == "finished"
     assert one.summary["final/test/mse"] == record["metrics"]["test"]["mse"]
     assert one.summary["published/key"] == "cornn/adding"
+    # A curve is all that the paper has of it.
+    assert one.summary["verdict"] == "no published number"
+    assert one.artifacts == []
     assert one.summary["parameters"] == record["parameters"]
     assert not (train_process.folder / "wandb").exists()
 
@@ -127,6 +132,43 @@ def test_a_failed_run_is_shown_as_failed(train_process):
     shown = read(folder)
     assert shown.exit == 1
     assert shown.summary["status"] == "failed"
+
+
+def test_artifacts(train_process):
+    for seed in (0, 1):
+        done = train_process.run(*SMALL, "recipe=lem/adding", "model=lem", "tracking.artifacts=true", f"seed={seed}")
+        assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout
+    first, second = (read(folder) for folder in offline_runs(train_process))
+    assert first.summary["published/value"] == 5.3e-5
+    assert first.summary["verdict"].startswith("other protocol (")
+    checkpoint, data = first.artifacts
+    assert (checkpoint.type, data.type, data.name) == ("model", "dataset", "adding-data")
+    assert [entry.path for entry in checkpoint.manifest.contents] == ["checkpoint.pt"]
+    kept = (train_process.runs()[0] / "checkpoint.pt").stat().st_size
+    assert checkpoint.manifest.contents[0].size == kept
+    assert checkpoint.name != second.artifacts[0].name
+    # The same data are the same artifact, whoever was trained on them; the files themselves are not in it.
+    assert [entry.path for entry in data.manifest.contents] == ["data.json"]
+    assert data.digest == second.artifacts[1].digest
+    record = json.loads((train_process.runs()[0] / "record.json").read_text())
+    assert json.loads(data.metadata) == record["data"]
+
+
+def test_what_shows_a_run_does_not_end_it(fit_here, monkeypatch, caplog):
+    import wandb
+
+    run = FakeRun(logged=0)
+    run.resumed, run.sync_dir = False, "somewhere"
+
+    def dead(entry):
+        raise BrokenPipeError("the helper process is gone")
+
+    run.log = dead
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    _, folder = fit_here(*SMALL, "tracking=wandb", "tracking.mode=offline")
+    assert json.loads((folder / "record.json").read_text())["status"] == "finished"
+    assert caplog.text.count("W&B failed (BrokenPipeError: the helper process is gone)") == 1
 
 
 def test_none_writes_nothing(train_process):

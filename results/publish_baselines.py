@@ -1,0 +1,136 @@
+"""Logs the published values to W&B, a run each, as lines beside ours: ``python -m results.publish_baselines``.
+
+A run's id is made of its key and value: what is there already is not logged again. Only what was read in a source.
+"""
+
+import argparse
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from results import published, records
+from results.published import Published
+from training.config import CHECKOUT, choices
+from training.errors import UserError
+from training.tracking import MODES, Tracking, open_run, pick_mode
+
+COMMAND = "python -m results.publish_baselines"
+
+# Where a line ends for a task that was never run here.
+_STEPS = 100_000
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument(
+        "keys", nargs="*", help="beginnings of keys, such as cornn/ or lem/psmnist; all where none is given"
+    )
+    parser.add_argument("--mode", choices=MODES, default="auto", help="as tracking.mode (%(default)s)")
+    parser.add_argument("--project", default=Tracking.project, help="(%(default)s)")
+    parser.add_argument("--entity", help="W&B's user or team")
+    parser.add_argument(
+        "--output", default="outputs", help="folder of W&B's files, relative to the checkout (%(default)s)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=records.FOLDER, help="records; lines are as long as the longest run"
+    )
+    chosen = parser.parse_args(arguments)
+    tracking = Tracking(project=chosen.project, entity=chosen.entity, mode=chosen.mode)
+    try:
+        for line in publish(tracking, CHECKOUT / Path(chosen.output).expanduser(), tuple(chosen.keys), chosen.runs):
+            print(line)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: Path = records.FOLDER) -> list[str]:
+    """Logs what is not logged yet.
+
+    Args:
+        keys: beginnings of keys; all where there are none.
+
+    Returns:
+        What was done, and how to upload it where that was offline.
+
+    Raises:
+        UserError: where no key begins with any of ``keys``, or W&B cannot start.
+    """
+    chosen = {key: record for key, record in baselines().items() if key.startswith(keys or "")}
+    if not chosen:
+        raise UserError(f"{', '.join(keys)}: no published value's key begins with that")
+    lengths = _lengths(runs)
+    mode, _ = pick_mode(tracking)
+    # Looked at once, since a folder has the id of its run in its name.
+    there = {
+        path.name.removeprefix("offline-run-").partition("-")[2] for path in (output / "wandb").glob("offline-run-*")
+    }
+    logged, kept = [], 0
+    for key, record in chosen.items():
+        run_id = identity(key, record)
+        if mode == "offline" and run_id in there:
+            kept += 1
+            continue
+        run, mode = open_run(tracking, output, lambda _, key=key, record=record: _about(key, record))
+        if mode == "offline":
+            # Who cannot be reached now is not waited for again by the next one.
+            tracking = replace(tracking, mode="offline")
+        if run.resumed:
+            kept += 1
+        else:
+            _log(run, key, record, lengths.get(record.task, _STEPS))
+            logged.append(str(run.sync_dir) if mode == "offline" else run.url)
+        run.finish()
+    lines = [f"{len(logged)} logged, {kept} were there"]
+    if logged and mode == "offline":
+        folder = output / "wandb"
+        lines.append(f"W&B is offline: look with `wandb leet {folder}`, upload with `wandb sync {folder}/*-baseline-*`")
+    return lines
+
+
+def baselines() -> dict[str, Published]:
+    """By key, the published values of the tasks that there are. What is remembered only has no key."""
+    tasks = choices("task")
+    found = {f"{paper}/{cell}": r for paper in published.papers() for cell, r in published.load(paper).items()}
+    return {key: record for key, record in found.items() if record.task in tasks and record.value is not None}
+
+
+def identity(key: str, record: Published) -> str:
+    """The id of the W&B run: another one, where the value was corrected."""
+    digest = hashlib.sha256(f"{key} {record.metric} {record.value}".encode()).hexdigest()
+    return f"baseline-{key.replace('/', '-')}-{digest[:8]}"
+
+
+def _about(key: str, record: Published) -> dict:
+    kept = published.lookup(key)
+    return {
+        "id": identity(key, record),
+        "name": f"{key} (published)",
+        "group": f"{record.task}-published",
+        "job_type": "baseline",
+        "tags": ["baseline", record.model, record.task],
+        "config": {"model": {"name": record.model}, "task": {"name": record.task}, "published": key, "baseline": kept},
+    }
+
+
+def _log(run, key: str, record: Published, steps: int) -> None:
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    for step in (0, steps):
+        # A value of the test set; the line is drawn on the split too that ours are watched on.
+        run.log({"step": step} | {f"{split}/{record.metric}": record.value for split in ("validation", "test")})
+    run.summary.update(
+        {"published/key": key, "published/value": record.value, f"final/test/{record.metric}": record.value}
+    )
+
+
+def _lengths(runs: Path) -> dict[str, int]:
+    """The steps of the longest run of each task."""
+    found: dict[str, int] = {}
+    for record in records.load(runs)[0]:
+        steps = record["budget"].get("steps") or 0
+        found[record["task"]] = max(found.get(record["task"], 0), steps)
+    return {task: steps for task, steps in found.items() if steps}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""All results as one page, ``results/report.html``, that opens from disk with no network: ``python -m results.report``.
+
+The tables; the metric against steps where a task has no epochs (the adding problem: a panel a length, with the error of
+the trivial prediction); the metric at epoch k beside the log that was published with a paper's code; the metric against
+cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.html`` is the page without its content.
+"""
+
+import argparse
+import html
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from results import published, records, tables
+from results.published import METRICS
+from results.tables import Row
+from results.verdict import NOT_RUN
+from training.diagnostics import FLOOR, PREFIX
+from training.errors import UserError
+from training.files import write_atomic
+
+PATH = Path(__file__).parent / "report.html"
+PAGE = Path(__file__).parent / "page.html"
+COMMAND = "python -m results.report"
+
+# To be told apart on white and on black; with more models than colours, their lines and markers differ too.
+_COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#2ba58f", "#a463f2", "#3ca951", "#f06fa8", "#17a7c9", "#9c6b4e", 
+            "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
+_DASHES = ("solid", "dash", "dot")
+_SYMBOLS = ("circle", "square", "triangle-up")
+# The length that the README's picture shows.
+_PICTURED = "adding, T = 500"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--runs", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    parser.add_argument("--into", type=Path, default=PATH, help="the page (results/report.html)")
+    parser.add_argument("--picture", type=Path, help="draw the curves of the adding problem at T = 500 as PNG instead")
+    chosen = parser.parse_args(arguments)
+    ours, damaged = records.load(chosen.runs)
+    for line in damaged:
+        print(line, file=sys.stderr)
+    rows = tables.rows(ours)
+    try:
+        if chosen.picture:
+            write_atomic(chosen.picture, picture(rows))
+            print(chosen.picture)
+        else:
+            write_atomic(chosen.into, page(rows, damaged).encode())
+            print(f"{chosen.into}: {len(ours)} records, {chosen.into.stat().st_size / 1e6:.1f} MB")
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
+    """The whole page.
+
+    Args:
+        damaged: lines on the records that were passed over.
+    """
+    style = Style(rows)
+    sections = {
+        "steps": [_by_step(title, group, style) for title, group in _titles(rows, _has_no_epochs)],
+        "epochs": _by_epoch(rows, style),
+        "cost": [_by_cost(title, group, style) for title, group in _titles(rows, lambda row: row.runs)],
+        "gradients": [_by_lag(title, group, style) for title, group in _titles(rows, _has_gradients)],
+    }
+    charts = [chart for found in sections.values() for chart in found]
+    tasks = sorted({row.task for row in rows} | {task for task, _, _ in charts})
+    content = {
+        "summary": html.escape(f"{sum(len(row.runs) for row in rows)} runs. {tables.summary(rows)}."),
+        "unrun": "" if any(row.runs for row in rows) else "checked",
+        "damaged": "".join(f"<li>{html.escape(line)}</li>" for line in damaged),
+        "models": "".join(_chip("model", model, style.colour(model)) for model in style.models),
+        "tasks": "".join(_chip("task", task) for task in tasks),
+        "tables": "".join(map(_table, tables.tables(rows))),
+        **{name: _cards(name, found) for name, found in sections.items()},
+        "charts": json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("</", "<\\/"),
+        "plotly": get_plotlyjs(),
+    }
+    text = PAGE.read_text(encoding="utf-8")
+    for name, value in content.items():
+        text = text.replace("{{" + name + "}}", value, 1)
+    return text
+
+
+class Style:
+    """A colour, a dash and a marker for each model, the same in all charts."""
+
+    def __init__(self, rows: list[Row]):
+        run = sorted({row.model for row in rows if row.runs})
+        aims = {row.model for row in rows} | {record.model for _, record in _trajectories()}
+        self.models = [*run, *sorted(aims - set(run))]
+        self._order = {model: index for index, model in enumerate(self.models)}
+
+    def colour(self, model: str) -> str:
+        return _COLOURS[self._order[model] % len(_COLOURS)]
+
+    def line(self, model: str, **more) -> dict:
+        dash = _DASHES[self._order[model] // len(_COLOURS) % len(_DASHES)]
+        return {"color": self.colour(model), "dash": dash, "width": 2} | more
+
+    def marker(self, model: str, **more) -> dict:
+        symbol = _SYMBOLS[self._order[model] // len(_COLOURS) % len(_SYMBOLS)]
+        return {"color": self.colour(model), "symbol": symbol, "size": 10} | more
+
+
+def curve(runs: list[dict], key: str) -> tuple[list, list]:
+    """The median over the seeds at each step; a run that ended early keeps its last value."""
+    found = [run["curves"][key] for run in runs if run["curves"].get(key, {}).get("step")]
+    if not found:
+        return [], []
+    steps = np.unique(np.concatenate([np.asarray(one["step"]) for one in found]))
+    values = np.median([np.interp(steps, one["step"], one["value"]) for one in found], axis=0)
+    return steps.tolist(), [float(f"{value:.5g}") for value in values]
+
+
+def labels(rows: list[Row]) -> list[str]:
+    """What tells the rows of one chart apart: the model, else the recipe, else what was changed of it too."""
+    found = [row.model for row in rows]
+    counts = Counter(found)
+    found = [row.name if counts[label] > 1 else label for row, label in zip(rows, found, strict=True)]
+    counts = Counter(found)
+    for index, (row, label) in enumerate(zip(rows, found, strict=True)):
+        if counts[label] > 1 and row.changed:
+            changes = ", ".join(f"{key.rpartition('.')[2]}={tables.plain(v)}" for key, v in row.changed.items())
+            found[index] = f"{label} ({changes})"
+    return found
+
+
+def _titles(rows: list[Row], keep) -> list[tuple[str, list[Row]]]:
+    """The rows by the title and metric of their table, of those to keep."""
+    found: dict[tuple, list[Row]] = {}
+    for row in filter(keep, rows):
+        found.setdefault((row.title, row.metric), []).append(row)
+    return [(title, group) for (title, _), group in found.items()]
+
+
+def _has_no_epochs(row: Row) -> bool:
+    return bool(row.runs) and not row.runs[0].get("steps_per_epoch")
+
+
+def _has_gradients(row: Row) -> bool:
+    return any(key.startswith(PREFIX) for run in row.runs for key in run["curves"])
+
+
+def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+    figure, metric = _figure("training step", rows[0].metric), rows[0].metric
+    scale = _scale(metric)
+    for row, label in zip(rows, labels(rows), strict=True):
+        key = row.runs[0]["objective"]["key"]
+        # Each seed, pale; a gap between one and the next.
+        each = [run["curves"][key] for run in row.runs if key in run["curves"]]
+        if len(each) > 1:
+            x = [step for one in each for step in (*one["step"], None)]
+            y = [value and value * scale for one in each for value in (*one["value"], None)]
+            pale = style.line(row.model, width=1)
+            _add(figure, row.model, label, x, y, line=pale, opacity=0.3, showlegend=False, hoverinfo="skip")
+        steps, values = curve(row.runs, key)
+        _add(figure, row.model, label, steps, [value * scale for value in values], line=style.line(row.model))
+    trivial = [run.get("baseline", {}).get(metric) for row in rows for run in row.runs]
+    level = next((value for value in trivial if value), None)
+    if level:
+        level *= scale
+        figure.add_hline(y=level, line={"dash": "dash", "width": 1.5, "color": "#888"}, layer="above")
+        # A logarithmic axis takes the place of a shape as it is, and of a text as its logarithm.
+        at = level if METRICS[metric] else math.log10(level)
+        text = f"trivial prediction: {level:.3g}"
+        figure.add_annotation(x=0, xref="x domain", xanchor="left", y=at, yanchor="bottom", text=text, showarrow=False)
+    return rows[0].task, f"{title}: {metric}", figure
+
+
+def _trajectories() -> list[tuple[str, published.Published]]:
+    """The published records, by key, that have the metric at several epochs."""
+    return [
+        (f"{paper}/{cell}", record)
+        for paper in published.papers()
+        for cell, record in published.load(paper).items()
+        if record.trajectory
+    ]
+
+
+def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]:
+    ours: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.runs and not _has_no_epochs(row):
+            # What is measured on batches is drawn beside what is measured on all: the curves say the same.
+            ours.setdefault((row.task, row.runs[0]["objective"]["key"].partition("/")[2]), []).append(row)
+    theirs: dict[tuple[str, str], list] = {}
+    for key, record in _trajectories():
+        theirs.setdefault((record.task, record.metric), []).append((key, record))
+    found = []
+    for task, metric in [*ours, *(pair for pair in sorted(theirs) if pair not in ours)]:
+        figure, scale = _figure("epoch", f"validation {metric}"), _scale(metric)
+        group = ours.get((task, metric), [])
+        for row, label in zip(group, labels(group), strict=True):
+            steps, values = curve(row.runs, row.runs[0]["objective"]["key"])
+            epochs = [round(step / row.runs[0]["steps_per_epoch"], 3) for step in steps]
+            _add(figure, row.model, label, epochs, [value * scale for value in values], line=style.line(row.model))
+        for key, record in theirs.get((task, metric), []):
+            _add(
+                figure, record.model, f"published log: {key}", list(record.trajectory),
+                [value * scale for value in record.trajectory.values()], mode="lines+markers",
+                line=style.line(record.model, dash="dot", width=1),
+                marker=style.marker(record.model, symbol="diamond-open", size=9),
+            )  # fmt: skip
+        _axis(figure, "y", METRICS[metric])
+        # The published budgets reach from tens of epochs to thousands.
+        _axis(figure, "x", linear=False)
+        found.append((task, f"{task}: {metric}", figure))
+    return found
+
+
+def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+    metric, per_epoch = rows[0].metric, rows[0].runs[0].get("steps_per_epoch")
+    scale, unit = _scale(metric), "epoch" if per_epoch else "1,000 steps"
+    figure = _figure(f"seconds per {unit}", f"test {metric}")
+    for row, label in zip(rows, labels(rows), strict=True):
+        done = sum(run["budget"]["steps_done"] for run in row.runs)
+        seconds = sum(run["wall_seconds"] for run in row.runs) / done * (per_epoch or 1000) if done else None
+        memory = max(run.get("peak_memory_bytes") or 0 for run in row.runs) / 1e6 or None
+        mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
+        costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
+        told = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]
+        told = [f"{label}: {tables.ours(row)}", *told, f"{row.parameters:,} parameters" if row.parameters else ""]
+        _add(
+            figure, row.model, label, [seconds], [mean * scale], mode="markers", marker=style.marker(row.model),
+            # Downwards, a deviation may reach below zero, where a logarithm has no place.
+            error_y={"type": "data", "array": [spread * scale], "arrayminus": [min(spread, 0.9 * mean) * scale],
+                     "thickness": 1},
+            meta={"model": row.model, "costs": costs},
+            hovertemplate="<br>".join(filter(None, told)) + "<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        meta={"titles": {"time": f"seconds per {unit}", "memory": "peak memory, MB", "parameters": "parameters"}}
+    )
+    _axis(figure, "x", linear=False)
+    return rows[0].task, f"{title}: {metric}", figure
+
+
+def _by_lag(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+    figure = _figure("lag: steps before the last", "norm of dE/dh")
+    ticks = [0.5, *(10**i for i in range(6))]
+    for row, label in zip(rows, labels(rows), strict=True):
+        lags = sorted(
+            {int(key.removeprefix(PREFIX)) for run in row.runs for key in run["curves"] if key.startswith(PREFIX)}
+        )
+        for name, which, line in (("", -1, {}), (", before training", 0, {"dash": "dot", "width": 1})):
+            x, y = [], []
+            for lag in lags:
+                at = [run["curves"].get(f"{PREFIX}{lag}", {}).get("value") for run in row.runs]
+                norm = float(np.median([values[which] for values in at if values] or [0.0]))
+                if norm > FLOOR:
+                    # A logarithmic axis has no place for lag 0.
+                    x.append(max(lag, 0.5))
+                    y.append(norm)
+            marker = style.marker(row.model, size=5)
+            _add(figure, row.model, label + name, x, y, mode="lines+markers", marker=marker,
+                 line=style.line(row.model, **line), showlegend=which == -1, legendgroup=label)  # fmt: skip
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=["0", *(f"{tick:,}" for tick in ticks[1:])])
+    _axis(figure, "y", linear=False)
+    return rows[0].task, title, figure
+
+
+def _scale(metric: str) -> int:
+    return 100 if metric == "accuracy" else 1
+
+
+def _figure(x: str, y: str) -> go.Figure:
+    """An empty chart. Its colours come from the page, which knows whether it is light or dark."""
+    metric = y.rpartition(" ")[2]
+    figure = go.Figure(layout={"template": {}, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {
+        "text": f"{y}, %" if metric == "accuracy" else y}}})  # fmt: skip
+    if metric in METRICS:
+        _axis(figure, "y", linear=METRICS[metric])
+    return figure
+
+
+def _axis(figure: go.Figure, name: str, linear: bool) -> None:
+    """Errors fall by orders of magnitude, accuracies do not."""
+    exponents = "power" if name == "y" else "none"
+    axis = {"type": "linear"} if linear else {"type": "log", "exponentformat": exponents}
+    figure.update_layout({f"{name}axis": axis})
+
+
+def _add(figure: go.Figure, model: str, label: str, x: list, y: list, **more) -> None:
+    options = {"mode": "lines", "meta": {"model": model}, "name": label, "legendgroup": label} | more
+    figure.add_trace(go.Scatter(x=x, y=y, **options))
+
+
+def _cards(section: str, charts: list[tuple[str, str, go.Figure]]) -> str:
+    if not charts:
+        return '<p class="none">No records of this yet.</p>'
+    cards = (
+        f'<figure data-task="{html.escape(task)}"><figcaption>{html.escape(caption)}</figcaption>'
+        f'<div class="chart" role="img" aria-label="{html.escape(caption)}" data-section="{section}"></div></figure>'
+        for task, caption, _ in charts
+    )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _chip(kind: str, name: str, colour: str | None = None) -> str:
+    swatch = f'<i style="background:{colour}"></i>' if colour else ""
+    name = html.escape(name)
+    return f'<label><input type="checkbox" data-filter="{kind}" value="{name}" checked>{swatch}{name}</label>'
+
+
+def _table(table: tables.Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.header)
+    body = ""
+    for row, cells in zip(table.rows, table.cells, strict=True):
+        state = row.verdict.name.replace(" ", "-")
+        shown = "".join(
+            f'<td class="verdict {state}">{html.escape(text)}</td>' if name == "verdict" and text
+            else f"<td>{html.escape(text)}</td>"
+            for name, text in zip(table.header, cells, strict=True)
+        )  # fmt: skip
+        run = "no" if row.verdict.name == NOT_RUN else "yes"
+        body += f'<tr data-model="{html.escape(row.model)}" data-run="{run}">{shown}</tr>'
+    notes = "".join(f"<li>{html.escape(f'{name}: {note}.')}</li>" for name, note in table.notes)
+    return (
+        f'<section class="table" data-task="{html.escape(table.rows[0].task)}"><h3>{html.escape(table.title)}</h3>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        + (f'<ul class="notes">{notes}</ul>' if notes else "") + "</section>"
+    )  # fmt: skip
+
+
+def picture(rows: list[Row]) -> bytes:
+    """The test MSE on the adding problem at T = 500, the median of the seeds, as PNG.
+
+    Raises:
+        UserError: where there is no record of it.
+    """
+    from matplotlib.figure import Figure
+
+    found = [row for row in rows if row.title == _PICTURED and row.runs]
+    if not found:
+        raise UserError(f"there is no record of {_PICTURED} to draw; python -m results.collect copies them")
+    from training.diagnostics import png
+
+    style = Style(found)
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    ax = figure.add_subplot()
+    for row, label in zip(found, labels(found), strict=True):
+        line = style.line(row.model)
+        ax.plot(
+            *curve(row.runs, row.runs[0]["objective"]["key"]), label=f"{label} ({len(row.runs)})",
+            color=line["color"], linestyle={"solid": "-", "dash": "--", "dot": ":"}[line["dash"]], linewidth=1.6,
+        )  # fmt: skip
+    level = next((run["baseline"]["mse"] for row in found for run in row.runs if run.get("baseline")), 1 / 6)
+    ax.axhline(level, color="0.4", linestyle="--", linewidth=1)
+    ax.annotate("always predicting 1", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                textcoords="offset points", color="0.35", fontsize=8)  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_xlabel("training step")
+    ax.set_ylabel("test MSE, median of the seeds")
+    ax.set_title("The adding problem, T = 500 (number of seeds in brackets)")
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    return png(figure)
+
+
+if __name__ == "__main__":
+    main()

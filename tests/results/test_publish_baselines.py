@@ -1,0 +1,91 @@
+import pytest
+import wandb
+
+from results import publish_baselines, published
+from tests.results.cases import make_record
+from tests.training.test_tracking import FakeRun, read
+from training.errors import UserError
+from training.tracking import Tracking
+
+KEY = "cornn/psmnist_256"
+
+
+def test_only_what_was_read_and_has_a_value():
+    found = publish_baselines.baselines()
+    assert found[KEY].value == 0.973
+    assert len(found) > 50
+    assert not any(key.startswith(published.UNVERIFIED) for key in found)
+    remembered = {(r.model, r.task, r.value) for r in published.load(published.UNVERIFIED).values()}
+    assert ("chrono_lstm", "ncifar10", 0.559) in remembered
+    assert not any((r.model, r.task, r.value) == ("chrono_lstm", "ncifar10", 0.559) for r in found.values())
+    # Ids are folders' names, and no two are the same.
+    ids = {publish_baselines.identity(key, record) for key, record in found.items()}
+    assert len(ids) == len(found)
+
+
+def test_offline_twice(save, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    runs, output = save(make_record(steps=57000)), tmp_path / "outputs"
+    arguments = [KEY, "--mode", "offline", "--output", str(output), "--runs", str(runs)]
+    publish_baselines.main(arguments)
+    out = capsys.readouterr().out
+    assert "1 logged, 0 were there" in out
+    assert f"wandb sync {output}/wandb/*-baseline-*" in out
+    (folder,) = (output / "wandb").glob("offline-run-*-baseline-*")
+    shown = read(folder)
+    # A line from the first step to the last of the longest run, where ours are drawn.
+    assert shown.history == [{"step": s, "validation/accuracy": 0.973, "test/accuracy": 0.973} for s in (0, 57000)]
+    assert shown.metrics["*"].step_metric == "step"
+    assert (shown.run.project, shown.run.run_group, shown.run.job_type) == ("longwave", "psmnist-published", "baseline")
+    assert shown.run.run_id == publish_baselines.identity(KEY, published.get(KEY))
+    assert shown.summary["published/value"] == 0.973
+    assert shown.config["published"] == KEY
+    publish_baselines.main(arguments)
+    assert "0 logged, 1 were there" in capsys.readouterr().out
+    assert len(list((output / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_online_what_is_there_is_left_alone(tmp_path, monkeypatch):
+    told, made = [], []
+
+    def init(**arguments):
+        told.append(arguments)
+        run = FakeRun(logged=0)
+        run.resumed = len(told) > 1
+        run.finish = lambda: None
+        made.append(run)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    for _ in range(2):
+        lines = publish_baselines.publish(Tracking(mode="online"), tmp_path, (KEY,), tmp_path)
+    assert lines == ["0 logged, 1 were there"]
+    assert told[0]["id"] == told[1]["id"]
+    assert (told[0]["mode"], told[0]["resume"]) == ("online", "allow")
+    assert [entry["step"] for entry in made[0].entries] == [0, 100_000]
+    assert made[1].entries == []
+
+
+def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
+    modes = []
+
+    def init(**arguments):
+        modes.append(arguments["mode"])
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("no network")
+        run = FakeRun(logged=0)
+        run.resumed, run.sync_dir, run.finish = False, "somewhere", lambda: None
+        return run
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", init)
+    lines = publish_baselines.publish(Tracking(), tmp_path, ("cornn/psmnist",), tmp_path)
+    assert modes == ["online", "offline", "offline"]
+    assert lines[0] == "2 logged, 0 were there"
+    assert "going on offline" in caplog.text
+
+
+def test_a_key_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="nothing/here: no published value's key begins with that"):
+        publish_baselines.publish(Tracking(mode="offline"), tmp_path, ("nothing/here",))

@@ -1,0 +1,198 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from results import report, tables
+from tests.results.cases import make_record, make_records
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# What the page itself would say of its state, added to a copy of it.
+PROBE = """<script>
+for (const model of MODELS) document.querySelector(`input[data-filter=model][value=${model}]`).click();
+const measured = { width: innerWidth, content: root.scrollWidth, charts: charts.length,
+  drawn: charts.filter((chart) => !chart.closest("figure").hidden && chart.querySelector("svg .plot path")).length,
+  visible: charts.filter((chart) => !chart.closest("figure").hidden).length,
+  rows: all("tbody tr:not([hidden])").length, hidden: all("tbody tr[hidden]").length,
+  models: [...new Set(charts.flatMap((chart) => chart.data.filter((t) => t.visible).map((t) => t.meta.model)))],
+  background: getComputedStyle(document.body).backgroundColor };
+document.getElementById("theme").click();
+measured.switched = getComputedStyle(document.body).backgroundColor;
+measured.text = charts[0].layout.font.color;
+document.querySelector("input[name=cost][value=parameters]").click();
+const paid = charts.filter((chart) => chart.dataset.section === "cost");
+measured.costs = paid.map((chart) => [chart.layout.xaxis.title.text, chart.data[0].x[0]]);
+document.body.innerHTML = `<pre id="measured">${JSON.stringify(measured)}</pre>`;
+</script>"""
+
+
+class Shape(HTMLParser):
+    """Counts tags, and reads the figures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.figures, self._in_figures = [], [], None, False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        attributes = dict(attributes)
+        self.links += [attributes[key] for key in ("src", "href") if key in attributes]
+        self._in_figures = attributes.get("id") == "figures"
+
+    def handle_data(self, data):
+        if self._in_figures:
+            self.figures = json.loads(data)
+            self._in_figures = False
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """The page of what a few sweeps would leave, and its rows."""
+    rows = tables.rows(make_records(models=("cornn", "lstm", "unicornn"), lengths=(500, 2000), seeds=2))
+    return report.page(rows, ["broken.json is passed over: <b>"]), rows
+
+
+def test_the_page_is_whole(shown):
+    page, rows = shown
+    shape = Shape(page)
+    assert shape.tags.count("table") == len(tables.tables(rows)) > 5
+    assert shape.tags.count("figure") == len(shape.figures) > 8
+    # Nothing is fetched.
+    assert all(link.startswith(("#", "data:")) for link in shape.links)
+    assert "broken.json is passed over: &lt;b&gt;" in page
+    assert not re.search(r"\{\{\w+\}\}", page.replace(report.get_plotlyjs(), ""))
+
+
+def figures(shown, kind):
+    """The figures of a section, by caption."""
+    page, _ = shown
+    captions = re.findall(r'aria-label="([^"]*)" data-section="(\w+)"', page)
+    return {caption: f for (caption, section), f in zip(captions, Shape(page).figures, strict=True) if section == kind}
+
+
+def test_a_panel_a_length_with_the_baseline(shown):
+    found = figures(shown, "steps")
+    assert list(found) == ["adding, T = 500: mse", "adding, T = 2000: mse"]
+    for figure in found.values():
+        bold = [trace for trace in figure["data"] if trace.get("showlegend", True)]
+        assert [trace["name"] for trace in bold] == ["cornn", "lstm", "unicornn"]
+        (level,) = figure["layout"]["shapes"]
+        assert level["y0"] == level["y1"] == pytest.approx(1 / 6)
+        assert figure["layout"]["annotations"][0]["text"] == "trivial prediction: 0.167"
+        assert figure["layout"]["yaxis"]["type"] == "log"
+
+
+def test_epochs_beside_the_published_log(shown):
+    figure = figures(shown, "epochs")["psmnist: accuracy"]
+    traces = {trace["name"]: trace for trace in figure["data"]}
+    assert traces["cornn"]["x"][:3] == [1, 2, 3]
+    assert traces["cornn"]["x"][-1] == 120
+    theirs = traces["published log: cornn/psmnist_256"]
+    assert dict(zip(theirs["x"], theirs["y"], strict=True))[10] == pytest.approx(87.7)
+    # What nobody has run is there all the same: what a run is to look like.
+    assert "smnist: accuracy" in figures(shown, "epochs")
+
+
+def test_cost_and_gradients(shown):
+    figure = figures(shown, "cost")["har2: accuracy"]
+    point = next(trace for trace in figure["data"] if trace["name"] == "lstm")
+    assert point["meta"]["costs"]["parameters"] == 17000
+    assert point["meta"]["costs"]["time"] == point["x"][0] == pytest.approx(600 / 120, rel=0.2)
+    assert "points" not in point["hovertemplate"]
+    assert "17,000 parameters" in point["hovertemplate"]
+    found = figures(shown, "gradients")
+    assert list(found) == ["adding, T = 500", "adding, T = 2000"]
+    norms = found["adding, T = 500"]["data"][0]
+    assert (norms["x"][0], norms["y"][0]) == (0.5, 1.0)
+
+
+def test_no_records_at_all():
+    page = report.page(tables.rows([]))
+    assert page.count("No records of this yet.") == 3
+    assert 'id="unrun" checked' in page
+
+
+def test_the_median_keeps_the_last_value_of_a_run_that_ended_early():
+    runs = [
+        {"curves": {"k": {"step": [1, 2, 3][:n], "value": [v, v, v][:n]}}} for n, v in ((3, 5.0), (1, 1.0), (2, 2.0))
+    ]
+    assert report.curve(runs, "k") == ([1, 2, 3], [2.0, 2.0, 2.0])
+    assert report.curve(runs, "other") == ([], [])
+    ragged = [
+        {"curves": {"k": {"step": [0, 10], "value": [0.0, 10.0]}}},
+        {"curves": {"k": {"step": [5], "value": [3.0]}}},
+    ]
+    assert report.curve(ragged, "k") == ([0, 5, 10], [1.5, 4.0, 6.5])
+
+
+def test_labels():
+    def row(model, recipe=None, **changed):
+        return tables.Row("t", model, "t", "mse", recipe, changed)
+
+    rows = [row("lstm"), row("cornn", "cornn/a"), row("cornn", "cornn/b"), row("cornn", "cornn/b", **{"model.dt": 0.1})]
+    assert report.labels(rows) == ["lstm", "cornn/a", "cornn/b", "cornn/b (dt=0.1)"]
+
+
+def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
+    made = make_records(lengths=tuple(range(100, 2500, 100)), seeds=4)
+    assert len(made) > 1000
+    folder = save(*made)
+    (folder / "broken.json").write_text("{")
+    for index, part in enumerate(("curves", "metrics", "budget", "config", "objective")):
+        (folder / f"odd{index}.json").write_text(json.dumps(make_record() | {part: {"test/mse": 3}}))
+    report.main(["--runs", str(folder), "--into", str(tmp_path / "r.html")])
+    told = capsys.readouterr()
+    assert f"{len(made)} records" in told.out
+    assert sorted(line.partition(" ")[0] for line in told.err.splitlines()) == [
+        "broken.json", *(f"odd{index}.json" for index in range(5)),
+    ]  # fmt: skip
+    assert "odd3.json is passed over" in (tmp_path / "r.html").read_text()
+
+
+def test_the_picture(save, tmp_path, capsys):
+    path = tmp_path / "adding.png"
+    with pytest.raises(SystemExit):
+        report.main(["--runs", str(tmp_path / "none"), "--picture", str(path)])
+    assert "error: there is no record of adding, T = 500" in capsys.readouterr().err
+    report.main(["--runs", str(save(*make_records(lengths=(500,), seeds=1))), "--picture", str(path)])
+    with Image.open(path) as drawn:
+        assert drawn.size == (960, 540)
+        # More than axes on white: the colours of the models.
+        assert len(drawn.convert("RGB").getcolors(100000)) > 50
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with: apt-get install chromium")
+@pytest.mark.parametrize(("width", "off"), [(1280, []), (390, ["lstm"])])
+def test_in_a_browser(shown, width, off, tmp_path):
+    page, rows = shown
+    path = tmp_path / "report.html"
+    path.write_text(page.replace("</body>", PROBE.replace("MODELS", json.dumps(off)) + "</body>"))
+    # A window is not made as narrow as a phone; a frame is.
+    outside = tmp_path / "frame.html"
+    outside.write_text(f'<iframe src="report.html" style="width:{width}px;height:2000px;border:0"></iframe>')
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-web-security",
+               "--allow-file-access-from-files",
+               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,2100", "--enable-logging=stderr",
+               "--virtual-time-budget=30000", "--dump-dom")  # fmt: skip
+    script = """<script>addEventListener("load", () => { document.body.innerHTML +=
+        frames[0].document.getElementById("measured").outerHTML; });</script>"""
+    outside.write_text(outside.read_text() + script)
+    done = subprocess.run([CHROMIUM, *options, outside.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    measured = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout).group(1))
+    assert measured["width"] == width
+    assert measured["content"] <= width
+    assert measured["charts"] > 8
+    assert measured["drawn"] == measured["visible"] > 3
+    ours = [row for row in rows if row.runs and row.model not in off]
+    # What was not run is hidden at first.
+    assert (measured["rows"], measured["hidden"]) == (len(ours), len(rows) - len(ours))
+    assert set(measured["models"]) == {"cornn", "lstm", "unicornn"} - set(off)
+    assert measured["background"] != measured["switched"]
+    assert measured["costs"][0] == ["parameters", 10000]
