@@ -96,8 +96,8 @@ class LinOSS(nn.Module):
 class Block(nn.Module):
     """x + dropout(GLU(dropout(GELU(SSM(BatchNorm(x)))))), (T, B, hidden) to the same.
 
-    BatchNorm, without affine parameters, takes its statistics over time and batch, padding and all. GLU(v) = (W1 v + b1) (.)
-    sigmoid(W2 v + b2).
+    BatchNorm, without affine parameters, takes its statistics over time and batch, padding and all.
+    GLU(v) = (W1 v + b1) (.) sigmoid(W2 v + b2).
     """
 
     def __init__(self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float):

@@ -149,7 +149,9 @@ def get(key: str) -> Published:
     cells = _read(paper) if paper in papers() else {}
     if cell not in cells:
         known = [f"{paper}/{c}" for c in cells] or [f"{p}/..." for p in papers()]
-        raise ValueError(f"published={key}: no such published value; published=null aims at none, and there are {', '.join(known)}")
+        raise ValueError(
+            f"published={key}: no such published value; published=null aims at none, and there are {', '.join(known)}"
+        )
     return _record(paper, cell, cells[cell])
 
 

@@ -81,7 +81,7 @@ def test_every_task(name, request, monkeypatch):
     monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
     root = request.getfixturevalue(FIXTURES.get(name, "tmp_path"))
     short = [text for text in SHORT.get(name, []) if not text.startswith("transform")]
-    task, found = figure(name, root, *short)
+    _task, found = figure(name, root, *short)
     assert {"targets", "lengths"} <= found.keys()
     assert ("permutation cornn" in found) == (name == "psmnist")
     above = [axes for title, axes in found.items() if title.startswith("target: ") or "every step" in title]
