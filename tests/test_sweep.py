@@ -371,8 +371,9 @@ def test_every_search_composes(name):
         compose_run([*found.overrides, *sweeps.search.overrides_of(params)])
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "wandb").glob("*.yaml")), ids=lambda path: path.stem)
-def test_sweeps_of_wandb_have_overrides_of_train(path):
+@pytest.mark.parametrize("name", ["cornn_adding"])
+def test_sweeps_of_wandb_have_overrides_of_train(name):
+    path = CONF / "wandb" / f"{name}.yaml"
     found = yaml.safe_load(path.read_text())
     assert found["program"] == "train.py"
     assert "${args_no_hyphens}" in found["command"]
