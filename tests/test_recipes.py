@@ -91,16 +91,16 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("task", ["eigenworms", "bidmc_rr", "bidmc_hr", "bidmc_spo2"])
-def test_a_recipe_of_the_neural_rde_aims_at_every_cell_of_its_table(task):
+def test_a_recipe_of_the_neural_rde_aims_at_the_cells_of_its_table(task):
     cells = [key for key in published.load("nrde") if key.startswith(f"{task}_")]
     assert len(cells) >= 26
-    for cell in cells:
+    # Some of them, of every depth: each is composed.
+    for cell in cells[3::7]:
         depth, step = re.fullmatch(rf"{task}_depth(\d)_step(\d+)", cell).groups()
         chosen = [f"transform.depth={depth}", f"transform.step={step}"]
         config, recipe = compose_run(["model=nrde", f"task={task}", *chosen])
         assert config.published == f"nrde/{cell}"
-        if depth == "3":
-            assert changed_from_recipe(config, recipe) == {}
+        assert changed_from_recipe(config, recipe) == {}
     config, recipe = compose_run(["model=nrde", f"task={task}", "transform.step=8", "model.hidden=7"])
     assert changed_from_recipe(config, recipe) == {"model.hidden": 7}
     # The Neural CDE is one cell: what is changed, is.
