@@ -8,10 +8,10 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ COMMAND = "python -m results.tables"
 # Settings of a run that make it another protocol than its recipe's, or another size of its model.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit", "model.hidden", "model.layers")
 _PROTOCOL_SECTIONS = ("task.", "transform.")
+_SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
 
 
 @dataclass
@@ -117,11 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def rows(ours: list[dict]) -> list[Row]:
     """A row for each group of the records, and one for each recipe with a published number that has none."""
-    targets = recipe_targets()
     cache: dict[str, Published | None] = {None: None}
-    found = [_row(group, targets, cache) for group in records.groups(ours)]
+    found = [_row(group, cache) for group in records.groups(ours)]
     tried = {row.recipe for row in found}
-    for recipe, key in targets.items():
+    for recipe, key in recipe_targets().items():
         record = _published(key, cache)
         if recipe not in tried and record is not None and record.value is not None:
             cell = Row(record.task, record.model, record.task, record.metric, recipe, key=key, published=record)
@@ -131,15 +131,27 @@ def rows(ours: list[dict]) -> list[Row]:
 
 def verdict_of(record: dict) -> Verdict:
     """What can be said of one finished run alone."""
-    recipe = record.get("recipe")
-    return _row(Group([record]), recipe_targets([recipe] if recipe else []), {None: None}).verdict
+    return _row(Group([record]), {None: None}).verdict
 
 
-def recipe_targets(names: Iterable[str] | None = None) -> dict[str, str | None]:
-    """The key of the published value that each recipe, or each of these, aims at."""
-    names = [name for name in choices("recipe") if name != "none"] if names is None else names
-    texts = {name: (CONF / "recipe" / f"{name}.yaml").read_text(encoding="utf-8") for name in names}
-    return {name: published.parse(text).get("published") for name, text in texts.items()}
+def recipe_targets() -> dict[str, str | None]:
+    """The key of the published value that each recipe aims at, as long as nothing is changed."""
+    names = [name for name in choices("recipe") if name != "none"]
+    return {name: _aim(_recipe(name).get("published"), _recipe(name)) for name in names}
+
+
+def _recipe(name: str) -> dict:
+    path = CONF / "recipe" / f"{name}.yaml"
+    return published.parse(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _aim(key: str | None, config: dict) -> str | None:
+    """A recipe's key with the settings that it names, as ${transform.depth}."""
+    names = _SETTING.findall(key or "")
+    for name in names:
+        section, _, setting = name.partition(".")
+        key = key.replace(f"${{{name}}}", str(config.get(section, {}).get(setting)))
+    return key
 
 
 def _published(key: str | None, cache: dict) -> Published | None:
@@ -152,12 +164,12 @@ def _published(key: str | None, cache: dict) -> Published | None:
     return cache[key]
 
 
-def _row(group: Group, targets: dict[str, str | None], cache: dict) -> Row:
+def _row(group: Group, cache: dict) -> Row:
     any_run = group.any
     key = (any_run.get("published") or {}).get("key")
     target = _published(key, cache)
     metric = target.metric if target else _own_metric(any_run)
-    differs = differences(any_run, key, targets)
+    differs = differences(any_run, key)
     scores = [run["metrics"]["test"] for run in group.runs]
     if not all(metric in score for score in scores):
         differs.append(f"no {metric} measured")
@@ -170,7 +182,7 @@ def _row(group: Group, targets: dict[str, str | None], cache: dict) -> Row:
         task=any_run["task"],
         metric=metric,
         recipe=any_run.get("recipe"),
-        changed={key: value for key, value in any_run["changed"].items() if key != "task.T"},
+        changed={name: value for name, value in any_run["changed"].items() if name != "task.T"} | _cell(any_run),
         values=values,
         key=key,
         published=target,
@@ -198,12 +210,24 @@ def _own_metric(record: dict) -> str:
     return (record.get("objective") or {"key": "test/loss"})["key"].partition("/")[2]
 
 
-def differences(record: dict, key: str | None, targets: dict[str, str | None]) -> list[str]:
+def _cell(record: dict) -> dict:
+    """The settings by which a run aims at another cell than its recipe as it is."""
+    recipe = _recipe(record.get("recipe") or "")
+    found = {}
+    for name in _SETTING.findall(recipe.get("published") or ""):
+        section, _, setting = name.partition(".")
+        value = record["config"].get(section, {}).get(setting)
+        if value != recipe.get(section, {}).get(setting):
+            found[name] = value
+    return found
+
+
+def differences(record: dict, key: str | None) -> list[str]:
     """What a run does not have of the protocol of the published value ``key``: that of the recipe that aims at it."""
     recipe = record.get("recipe")
     if recipe is None:
         return ["no recipe"]
-    if targets.get(recipe) != key:
+    if _aim(_recipe(recipe).get("published"), record["config"]) != key:
         return [f"recipe {recipe} does not aim at {key}"]
     return [
         f"{name}={value}"

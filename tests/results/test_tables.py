@@ -248,3 +248,25 @@ def test_what_is_remembered_is_shown_when_asked_for_only(capsys):
     out = capsys.readouterr().out
     assert remembered in out
     assert "not read in any source" in out
+
+
+def test_any_cell_of_a_table_by_one_recipe():
+    """The Neural RDE's recipes aim at the cell of the depth and step that are chosen."""
+
+    def run(depth, step, key):
+        record = make_record(
+            "nrde", "eigenworms", recipe="nrde/eigenworms", value=0.8, published={"key": f"nrde/{key}"}
+        )
+        record["config"]["transform"] = {"name": "log_signature", "depth": depth, "step": step}
+        return record
+
+    found = tables.rows([run(2, 4, "eigenworms_depth2_step4"), run(3, 32, "eigenworms_depth3_step32")])
+    found = {row.key: row for row in found if row.recipe == "nrde/eigenworms"}
+    assert found["nrde/eigenworms_depth2_step4"].changed == {}
+    assert found["nrde/eigenworms_depth3_step32"].changed == {"transform.depth": 3, "transform.step": 32}
+    assert {row.verdict.name for row in found.values()} == {"too few seeds"}
+    # A record that says that it aims at another cell than its settings.
+    wrong = tables.rows([run(3, 32, "eigenworms_depth2_step4")])
+    assert next(row for row in wrong if row.recipe == "nrde/eigenworms").verdict.name == "other protocol"
+    # Where nobody has run it, the cell of the recipe as it is.
+    assert tables.recipe_targets()["nrde/eigenworms"] == "nrde/eigenworms_depth2_step4"
