@@ -92,7 +92,7 @@ WRONG = [
     ("transform=log_signature transform.step=0", r"transform\.step=0: must be 1 or more"),
     ("transform=log_signature transform.step=1.5", r"transform\.step=1\.5: must be a whole number"),
     ("transform=log_signature transform.name=x", r"transform\.name=x: is fixed; choose with transform=log_signature"),
-    ("model=nrde transform=none", r"model\.depth=0: nrde reads log-signatures.*choose transform=log_signature"),
+    ("model=nrde transform=none", r"transform\.depth: there is no transform; choose transform=log_signature"),
     ("model=nrde transform.depth=4", r"model\.depth=4: nrde reads log-signatures of depth 1, 2 or 3"),
     (
         "model=nrde training.steps=1 transform.depth=2 model.depth=1",

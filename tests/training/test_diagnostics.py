@@ -139,7 +139,9 @@ def test_a_stack():
 
 @pytest.mark.parametrize("name", choices("model"))
 def test_every_model_goes_on_from_its_state_or_is_refused(name):
-    config, _ = compose_run([f"model={name}", "task=adding", "training.steps=1", "diagnostics=gradients"])
+    config, _ = compose_run(
+        [f"model={name}", "task=adding", "recipe=none", "training.steps=1", "diagnostics=gradients"]
+    )
     torch.manual_seed(0)
     model = config.model.build(2, 1).eval()
     try:
