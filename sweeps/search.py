@@ -90,9 +90,8 @@ def open_study(path: Path, name: str, search: Search):
     optuna = _optuna()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
         study = optuna.create_study(
-            storage=storage, study_name=name, direction=search.direction, load_if_exists=True, sampler=None
+            storage=_storage(path), study_name=name, direction=search.direction, load_if_exists=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be used ({error}); move it away to start over") from error
@@ -104,6 +103,11 @@ def open_study(path: Path, name: str, search: Search):
     )
     study.pruner = _pruner(search)
     return study
+
+
+def _storage(path: Path):
+    storages = _optuna().storages
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
 
 
 def _pruner(search: Search):
@@ -165,8 +169,7 @@ def best(study, count: int) -> list:
 def reporter(path: Path, name: str, search: Search) -> Callable:
     """What a run calls with its scores (``on_score``): it raises Pruned where the trial is not worth going on."""
     optuna = _optuna()
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-    study = optuna.load_study(storage=storage, study_name=name, pruner=_pruner(search))
+    study = optuna.load_study(storage=_storage(path), study_name=name, pruner=_pruner(search))
     found = {}
 
     def on_score(run, step: int, value: float) -> None:

@@ -14,9 +14,10 @@ from hydra import initialize_config_dir
 
 import sweep
 import sweeps.search
+import sweeps.trials
 import training.loop
 from results import collect, tables
-from sweep import Sweep
+from sweeps.command import Sweep, arguments
 from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
 from sweeps.search import Range, Search
 from tests.conftest import TrainProcess
@@ -24,6 +25,7 @@ from tests.test_multirun import LAUNCHERS, installed
 from training import progress
 from training.config import CHECKOUT, CONF, choices, compose_object, compose_run
 from training.errors import UserError
+from training.run import folder_of
 
 TINY = (
     "task.T=8", "task.test_samples=20", "model.hidden=3", "training.batch_size=2", "training.steps=6",
@@ -48,9 +50,10 @@ def sweep_here(tmp_path, monkeypatch):
 
     def call(wanted: Sweep, output: Path = tmp_path / "outputs") -> int:
         wanted.overrides = [*wanted.overrides, f"output={output}"]
-        run = sweep.search if wanted.table is None else sweep.sweep_table
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return run("test", wanted, [])
+            if wanted.table is None:
+                return sweeps.trials.search("test", wanted, sweep.job, [])
+            return sweep.sweep_table("test", wanted, [])
 
     return call
 
@@ -92,7 +95,7 @@ def test_expansion():
     assert found == [(m, T, s, h) for m, h in (("cornn", 5), ("lstm", 4)) for T in (10, 20) for s in (3, 0)]
     assert {run.config.training.steps for run in runs} == {7}
     # What a run is called is what its command line makes.
-    assert all(sweep.folder_of(compose_run(run.overrides)[0]) == run.folder for run in runs)
+    assert all(folder_of(compose_run(run.overrides)[0]) == run.folder for run in runs)
     # Two rows that are the same run are one.
     assert len(expand("test", Table(rows=[rows[0], rows[0]]), 2)) == 2
 
@@ -122,13 +125,13 @@ def test_seeds_and_merging():
 )
 def test_what_is_wrong_is_told_in_one_line(line, message):
     with pytest.raises(UserError, match=message) as error:
-        sweep.arguments(line.split())
+        arguments(line.split())
     assert "\n" not in str(error.value)
 
 
 def test_other_keys_are_for_the_runs():
     given = ["table=har2", "threads=1", "hydra/launcher=joblib", "task.permutation='a b'", "seeds=[0,2]"]
-    found = sweep.arguments(given)
+    found = arguments(given)
     assert found[:3] == ["table=har2", "hydra/launcher=joblib", "seeds=[0,2]"]
     assert compose_object("sweep", [found[0], found[3]]).overrides == ["threads=1", "task.permutation='a b'"]
 
@@ -320,7 +323,7 @@ def test_a_search_goes_on_where_it_was_interrupted(sweep_here, tmp_path, monkeyp
     best = min(trials, key=lambda trial: trial.value if trial.value is not None else 9)
     command = next(line for line in shown.splitlines() if line.startswith("the best: python train.py "))
     config, _ = compose_run(command.removeprefix("the best: python train.py ").split())
-    assert sweep.folder_of(config).name == best.user_attrs["run"]
+    assert folder_of(config).name == best.user_attrs["run"]
     # Enough trials: nothing more is done.
     assert sweep_here(Sweep(search=SEARCH)) == 0
     assert len(study_in(output).trials) == 4

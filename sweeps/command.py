@@ -1,0 +1,75 @@
+"""The command line of ``sweep.py``: its schema and its checks."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+
+from sweeps.plan import is_sweep, key_of
+from training.config import choices, compose_object
+from training.errors import UserError
+
+
+@dataclass
+class Sweep:
+    """What to sweep over.
+
+    Args:
+        table: the table whose runs are wanted.
+        search: or the search for hyperparameters.
+        seeds: of a table: a number N for 0 to N - 1, or a list; null is the table's own.
+        dry_run: say what would run and how long it would take, and do nothing.
+        trials: of a search: how many there shall be in the end; null is the search's own.
+        parallel: of a search: trials that are started together.
+        overrides: of all runs: what else is on the command line.
+    """
+
+    table: Any = None
+    search: Any = None
+    seeds: Any = None
+    dry_run: bool = False
+    trials: int | None = None
+    parallel: int = 1
+    overrides: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if (self.table is None) == (self.search is None):
+            found = f"{', '.join(choices('table'))}; or a search={', '.join(choices('search'))}"
+            raise ValueError(f"table=null: choose one table={found}")
+        for key in ("trials", "parallel"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        if self.search is not None and self.seeds is not None:
+            raise ValueError(f"seeds={self.seeds}: is a setting of a table; a search has seed=0")
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Checks a command line, and gathers what is meant for the runs in ``overrides``.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    parsed = get_args_parser().parse_intermixed_args(given)
+    if parsed.multirun:
+        raise UserError("--multirun: a sweep is made of several runs anyway; leave it away")
+    fields = {item.name for item in dataclasses.fields(Sweep)} - {"overrides"}
+    own, rest = [], []
+    for text in parsed.overrides:
+        key = key_of(text)
+        own_key = key.partition(".")[0] in fields or key.partition("/")[0].partition(".")[0] == "hydra"
+        (own if own_key else rest).append(text)
+        name = text.partition("=")[2]
+        if key in ("table", "search") and name not in (*choices(key), "null"):
+            raise UserError(f"{key}={name}: no such choice; there are {', '.join(choices(key))}")
+        if is_sweep(text):
+            raise UserError(f"{text}: several values, where one is needed; write a list as {key}=[{name}]")
+    quoted = ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in rest)
+    own += [f"overrides=[{quoted}]"] if rest else []
+    if not (parsed.help or parsed.hydra_help or parsed.info or parsed.cfg):
+        compose_object("sweep", own)
+    return [text for text in given if text not in parsed.overrides] + own
+
+
+ConfigStore.instance().store(group="schema", name="sweep", node=Sweep)
