@@ -229,6 +229,19 @@ def test_killed_before_its_first_checkpoint_it_was_a_session_all_the_same(fit_he
     assert json.loads((folder / "record.json").read_text())["sessions"] == 2
 
 
+@pytest.mark.parametrize(("step", "dirty"), [(0, False), (1, True)])
+def test_what_a_dirty_tree_has_trained_stays_so(step, dirty, fit_here, tmp_path, monkeypatch):
+    trees = iter([{"commit": "a" * 40, "dirty": True}, {"commit": "b" * 40, "dirty": False}])
+    monkeypatch.setattr("training.environment.git", lambda _: next(trees))
+    arguments = (
+        "task.T=6", "model.hidden=3", "training.batch_size=2", "training.steps=4", "task.test_samples=10",
+        "training.checkpoint_seconds=0",
+    )  # fmt: skip
+    # Before it died, nothing or one step was trained in the dirty tree.
+    folder = die_and_resume(fit_here, arguments, tmp_path / "died", step, monkeypatch)
+    assert json.loads((folder / "record.json").read_text())["git"] == {"commit": "b" * 40, "dirty": dirty}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")

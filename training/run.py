@@ -209,6 +209,9 @@ class Run:
         # The record of the process before, where there was one: it may have died before its first checkpoint.
         earlier = self.record()
         self._body["sessions"] = earlier["sessions"] + 1 if earlier else 1
+        # What was trained with code that is in no commit stays so, whatever the tree is now.
+        if state.step and earlier and self._body["git"] and (earlier.get("git") or {"dirty": True})["dirty"]:
+            self._body["git"]["dirty"] = True
         self._body["budget"]["steps"] = total
         as_dict = self.config.as_dict()
         write_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(as_dict)).encode())
