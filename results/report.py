@@ -22,7 +22,7 @@ from results import published, records, tables
 from results.published import METRICS
 from results.tables import Row
 from results.verdict import NOT_RUN
-from training.diagnostics import FLOOR, PREFIX
+from training.diagnostics import FLOOR, PREFIX, png
 from training.errors import UserError
 from training.files import write_atomic
 
@@ -220,12 +220,14 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
 
 
 def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
-    metric, per_epoch = rows[0].metric, rows[0].runs[0].get("steps_per_epoch")
-    scale, unit = _scale(metric), "epoch" if per_epoch else "1,000 steps"
+    metric, scale = rows[0].metric, _scale(rows[0].metric)
+    unit = "1,000 steps" if _has_no_epochs(rows[0]) else "epoch"
     figure = _figure(f"seconds per {unit}", f"test {metric}")
     for row, label in zip(rows, labels(rows), strict=True):
         done = sum(run["budget"]["steps_done"] for run in row.runs)
-        seconds = sum(run["wall_seconds"] for run in row.runs) / done * (per_epoch or 1000) if done else None
+        # Another batch makes another epoch.
+        steps = row.runs[0].get("steps_per_epoch") or 1000
+        seconds = sum(run["wall_seconds"] for run in row.runs) / done * steps if done else None
         memory = max(run.get("peak_memory_bytes") or 0 for run in row.runs) / 1e6 or None
         mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
         costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
@@ -344,8 +346,6 @@ def picture(rows: list[Row]) -> bytes:
     found = [row for row in rows if row.title == _PICTURED and row.runs]
     if not found:
         raise UserError(f"there is no record of {_PICTURED} to draw; python -m results.collect copies them")
-    from training.diagnostics import png
-
     style = Style(found)
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     ax = figure.add_subplot()
