@@ -124,8 +124,8 @@ def rows(ours: list[dict]) -> list[Row]:
     for recipe, key in recipe_targets().items():
         record = _published(key, cache)
         if recipe not in tried and record is not None and record.value is not None:
-            cell = Row(record.task, record.model, record.task, record.metric, recipe, key=key, published=record)
-            found.append(cell)
+            title = _title(record.task, _recipe(recipe).get("task") or {})
+            found.append(Row(title, record.model, record.task, record.metric, recipe, key=key, published=record))
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
 
@@ -154,6 +154,11 @@ def _aim(key: str | None, config: dict) -> str | None:
     return key
 
 
+def _title(task: str, settings: dict) -> str:
+    """The task, with its length where it has one."""
+    return task + (f", T = {settings['T']}" if settings.get("T") else "")
+
+
 def _published(key: str | None, cache: dict) -> Published | None:
     if key not in cache:
         try:
@@ -175,9 +180,8 @@ def _row(group: Group, cache: dict) -> Row:
         differs.append(f"no {metric} measured")
         metric = _own_metric(any_run)
     values = [score[metric] for score in scores]
-    length = any_run["config"]["task"].get("T")
     row = Row(
-        title=any_run["task"] + (f", T = {length}" if length else ""),
+        title=_title(any_run["task"], any_run["config"]["task"]),
         model=any_run["model"],
         task=any_run["task"],
         metric=metric,
