@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.config import NOT_IDENTITY
+
 FOLDER = Path(__file__).parent / "runs"
 
 # What every table and chart relies on, and the type it must have.
@@ -27,10 +29,12 @@ NEEDED = {
     "changed": dict,
 }
 # Of a finished run besides.
-NEEDED_OF_FINISHED = {"parameters": int, "wall_seconds": float | int, "objective": dict, "stopped": str}
+NEEDED_OF_FINISHED = {
+    "parameters": int, "wall_seconds": float | int, "objective": dict, "stopped": str, "first_passed": dict,
+}  # fmt: skip
 
 # Settings that make no other group: the seed, and what cannot change the numbers.
-_NOT_GROUP = ("seed", "published", "device", "threads", "fresh")
+_NOT_GROUP = ("seed", *NOT_IDENTITY)
 
 
 @dataclass
@@ -71,7 +75,8 @@ def read(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+        # Not the path: this line is shown in the report.
+        raise ValueError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
     check(record, NEEDED)
     if record["status"] == "finished":
         check(record, NEEDED_OF_FINISHED)
@@ -116,6 +121,7 @@ def groups(records: Iterable[dict]) -> list[Group]:
     for record in records:
         settings = {key: value for key, value in record["config"].items() if key not in _NOT_GROUP}
         settings["training"] = settings["training"] | {"checkpoint_seconds": None}
+        settings["transform"] = settings.get("transform") and settings["transform"] | {"backend": None}
         text = json.dumps([record["model"], record["task"], record.get("recipe"), settings], sort_keys=True)
         group = found.setdefault(text, Group())
         (group.runs if record["status"] == "finished" else group.unfinished).append(record)

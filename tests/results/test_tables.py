@@ -141,6 +141,21 @@ def test_lengths_have_tables_of_their_own_in_their_order():
     assert "changed" not in found[0].header
 
 
+def test_a_group_is_what_differs_in_the_seed_only():
+    made = seeds(0.97, 0.97, 0.97)
+    made[0]["config"] |= {"diagnostics": {"gradients": True}, "threads": 1, "device": "cpu"}
+    made[1]["config"]["training"]["checkpoint_seconds"] = 5.0
+    assert row_of(tables.rows(made), "cornn/psmnist").values == [0.97] * 3
+    made[2]["config"]["model"]["hidden"] = 64
+    assert sorted(len(row.values) for row in tables.rows(made) if row.values) == [1, 2]
+
+
+def test_what_nobody_has_run_stands_where_it_would():
+    found = tables.tables(tables.rows(seeds(0.01, task="adding", model="lem", recipe="lem/adding", T=500)))
+    titles = [table.title for table in found if table.title.startswith("adding")]
+    assert titles == [f"adding, T = {T}: mse" for T in (500, 5000, 10000)]
+
+
 def test_steps_until_a_bound():
     made = seeds(0.01, 0.02, 0.01, task="adding", recipe="cornn/adding")
     for record, first in zip(made, (4000, None, 6000), strict=True):
