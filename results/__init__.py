@@ -1,1 +1,1 @@
-"""The papers' numbers as data, and (to come) what compares ours with them."""
+"""The papers' numbers as data, our records, and what compares the two: verdicts, tables, the report."""

@@ -15,6 +15,7 @@ from results import records
 from training import environment
 from training.config import CHECKOUT, NOT_IDENTITY, Config, compose_run
 from training.errors import UserError
+from training.run import folder_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,8 +61,7 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
     done = subprocess.run([sys.executable, CHECKOUT / "train.py", *command])
     if done.returncode:
         raise UserError(f"the run ended with exit code {done.returncode}")
-    name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
-    now = json.loads((CHECKOUT / Path(config.output).expanduser() / "runs" / name / "record.json").read_text())
+    now = json.loads((folder_of(config) / "record.json").read_text(encoding="utf-8"))
     return list(compare(record, now))
 
 
