@@ -84,12 +84,20 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
         outcome = "collected"
     elif target.read_bytes() == content:
         return "unchanged", ""
-    elif reasons and "forced" not in json.loads(target.read_bytes()):
+    elif reasons and _is_unforced(target):
         return "refused", f"{', '.join(reasons)}; the record that is there needed no force"
     else:
         outcome = "updated"
     write_atomic(target, content)
     return outcome, f"forced ({', '.join(reasons)})" if reasons else ""
+
+
+def _is_unforced(target: Path) -> bool:
+    """Whether a record is there that needed no force; a damaged one is none."""
+    try:
+        return "forced" not in records.read(target)
+    except ValueError:
+        return False
 
 
 def refusals(record: dict) -> list[str]:

@@ -7,6 +7,7 @@ The run goes to ``outputs/repeats``. Further overrides that cannot change its nu
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,12 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
             "Check that commit out, or add --anyway"
         )
     print(shlex.join(["python", "train.py", *command]), flush=True)
-    done = subprocess.run([sys.executable, CHECKOUT / "train.py", *command])
+    # Ctrl-C reaches the run as well, which saves before it ends; subprocess.run would kill it meanwhile.
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run([sys.executable, CHECKOUT / "train.py", *command])
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if done.returncode:
         raise UserError(f"the run ended with exit code {done.returncode}")
     now = json.loads((folder_of(config) / "record.json").read_text(encoding="utf-8"))

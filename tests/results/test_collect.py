@@ -130,6 +130,15 @@ def test_force_does_not_replace_what_needed_none(folder, into):
     assert (into / f"{folder.name}.json").read_bytes() == good
 
 
+def test_force_replaces_what_is_damaged(folder, into):
+    alter(folder, status="failed")
+    target = into / f"{folder.name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("{")
+    assert collect.collect(folder.parent, into, force=True)[0].startswith(f"updated {folder.name}: forced (failed")
+    assert records.read(target)["status"] == "failed"
+
+
 def test_a_damaged_run_is_named_and_passed_over(folder, into):
     kinds = ("record", "history", "no history", "keys", "list")
     broken = {kind: shutil.copytree(folder, folder.parent / f"broken {kind}") for kind in kinds}

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 
 import pytest
@@ -79,3 +81,15 @@ def test_by_name(record, monkeypatch, tmp_path):
     assert repeat.find(record.stem) == repeat.find(str(record)) == repeat.find(record.name)
     with pytest.raises(ValueError, match="nobody: it cannot be read"):
         repeat.find("nobody")
+
+
+def test_ctrl_c_is_left_to_the_run(record, monkeypatch):
+    def run(command, **_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return subprocess.CompletedProcess(command, 130)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match="the run ended with exit code 130"):
+        repeat.repeat(records.read(record), [])
+    assert signal.getsignal(signal.SIGINT) is before
