@@ -195,9 +195,10 @@ def _initial(operation: Operation, pre: Tensor, hidden: int, state) -> tuple[Ten
     if state is None:
         # One tensor each: a backend may return what it was given.
         return tuple(pre.new_zeros(shape) for _ in names)
-    states = (state,) if isinstance(state, Tensor) else tuple(state)
+    states = tuple(state) if isinstance(state, tuple | list) else (state,)
     if len(states) != len(names) or not all(isinstance(s, Tensor) for s in states):
-        raise ValueError(f"{operation.name}: state must be ({', '.join(names)}), each (B, H) = {shape}")
+        given = ", ".join(str(tuple(s.shape)) if isinstance(s, Tensor) else type(s).__name__ for s in states)
+        raise ValueError(f"{operation.name}: state must be ({', '.join(names)}), each (B, H) = {shape}, got {given}")
     for key, value in zip(names, states, strict=True):
         if tuple(value.shape) != shape:
             raise ValueError(f"{operation.name}: state {key} must be (B, H) = {shape}, got {tuple(value.shape)}")

@@ -1,6 +1,5 @@
 """The GRU time loop."""
 
-import torch
 from torch import Tensor
 
 from kernels.cell import Cell
@@ -21,6 +20,7 @@ Operation("gru", reference.gru, parameters={"w_h": (3, 1), "b_n": (1,)}, states=
 def gru(
     pre: Tensor, w_h: Tensor, b_n: Tensor | None = None, state: Tensor | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    if b_n is None:
-        b_n = torch.zeros(pre.shape[-1] // 3, dtype=pre.dtype, device=pre.device)
+    if b_n is None and isinstance(pre, Tensor) and pre.dim() == 3:
+        # What else pre may be is refused below.
+        b_n = pre.new_zeros(pre.shape[2] // 3)
     return run("gru", backend, pre, state, w_h=w_h, b_n=b_n)

@@ -35,6 +35,6 @@ def unicornn(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    if anchor < 0:
-        raise ValueError(f"unicornn: anchor={anchor}: must be 0 (none) or a number of steps")
+    if not isinstance(anchor, int) or anchor < 0:
+        raise ValueError(f"unicornn: anchor={anchor!r}: must be 0 (none) or a whole number of steps")
     return run("unicornn", backend, pre, state, {"anchor": anchor}, w=w, c=c, dt=dt, alpha=alpha)

@@ -1,5 +1,7 @@
 """What is refused, and what the message names; which backend runs."""
 
+import re
+
 import pytest
 import torch
 
@@ -78,12 +80,42 @@ def test_other_refusals():
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), "0.1", 1.0, 1.0)
     with pytest.raises(ValueError, match="cornn: damping='none': must be one of explicit, implicit"):
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), 0.1, 1.0, 1.0, damping="none")
-    with pytest.raises(ValueError, match="unicornn: anchor=-1"):
-        kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=-1)
+    for anchor in (-1, 2.5, None):
+        with pytest.raises(ValueError, match=f"unicornn: anchor={anchor}: must be 0 \\(none\\) or a whole number"):
+            kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=anchor)
     with pytest.raises(RuntimeError, match="lstm: backend='triton' cannot run: there is no Triton kernel"):
         kernels.lstm(torch.zeros(2, 3, 4), torch.zeros(4, 1), backend="triton")
     with pytest.raises(RuntimeError, match="backend='cpu' needs CPU tensors, pre is on meta"):
         kernels.indrnn(pre.to("meta"), u.to("meta"), backend="cpu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("pre", "given"),
+    [
+        ([1.0], "list"),
+        (None, "NoneType"),
+        (torch.tensor(1.0), "()"),
+        (torch.zeros(2, 3), "(2, 3)"),
+        (torch.zeros(2, 3, 7), "(2, 3, 7)"),
+    ],
+    ids=str,
+)
+def test_gru_needs_no_bias_to_refuse_pre(pre, given, bias):
+    with pytest.raises(ValueError, match=re.escape(f"gru: pre must be (T, B, 3H), got {given}")):
+        kernels.gru(pre, torch.zeros(3, 1), torch.zeros(1) if bias else None)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_of_another_kind_is_refused(name):
+    example = case(name, 5, 2, 4)
+    names = OPERATIONS[name].states
+    inputs = {key: value for key, value in example.inputs.items() if not key.startswith("state_")}
+    good = torch.zeros(2, 4, dtype=torch.float64)
+    for state, given in ((5, "int"), ("h", "str"), ([good] * 3, "(2, 4), (2, 4), (2, 4)"), ((None,), "NoneType")):
+        expected = f"{name}: state must be ({', '.join(names)}), each (B, H) = (2, 4), got {given}"
+        with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+            example.operation(**inputs, **example.constants, state=state)
 
 
 def test_backend_for():
