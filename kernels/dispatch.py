@@ -21,6 +21,8 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "cpu", "triton")
 OPERATIONS: dict[str, "Operation"] = {}
 
+HALF = (torch.bfloat16, torch.float16)
+
 # The shape of a parameter that is one number for all units, or one for each: a float, a 0-d tensor or (H,).
 SCALAR = "scalar"
 
@@ -36,7 +38,8 @@ class Operation:
         states: names of the states, each (B, H).
         gates: ``pre`` is (T, B, gates * H).
         cpu: the fused backend for CPU tensors.
-        half: whether ``pre`` may be bfloat16 or float16 beside float32 parameters.
+        half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
+            of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
     """
 
     name: str
@@ -124,9 +127,12 @@ def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None
     initial = _initial(operation, pre, hidden, state)
     chosen = backend_for(name, pre, backend)
     if chosen == "reference":
+        dtype = pre.dtype
+        if operation.half and dtype in HALF:
+            pre, initial = pre.float(), tuple(value.float() for value in initial)
+            parameters = {k: v.float() if isinstance(v, Tensor) else v for k, v in parameters.items()}
         sequence, final = operation.reference(pre, **parameters, state=_packed(initial), **options)
-        # Beside float32 parameters a bfloat16 pre gives float32 states, and a sequence of its own type.
-        return sequence.to(pre.dtype), final
+        return sequence.to(dtype), final
     values = [
         _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
         for key, value in parameters.items()
@@ -141,7 +147,7 @@ def _packed(states):
 
 
 def _per_unit(value: float | Tensor, pre: Tensor, hidden: int) -> Tensor:
-    dtype = torch.float32 if pre.dtype in (torch.bfloat16, torch.float16) else pre.dtype
+    dtype = torch.float32 if pre.dtype in HALF else pre.dtype
     if not isinstance(value, Tensor):
         return torch.full((hidden,), value, dtype=dtype, device=pre.device)
     return value.expand(hidden)
@@ -185,7 +191,7 @@ def _check_parameters(operation: Operation, pre: Tensor, hidden: int, parameters
 def _check_kind(operation: Operation, key: str, value: Tensor, pre: Tensor):
     if value.device != pre.device:
         raise ValueError(f"{operation.name}: {key} must be on {pre.device} as pre is, got {value.device}")
-    mixed = operation.half and pre.dtype in (torch.bfloat16, torch.float16) and value.dtype == torch.float32
+    mixed = operation.half and pre.dtype in HALF and value.dtype == torch.float32
     if value.dtype != pre.dtype and not mixed:
         raise TypeError(f"{operation.name}: {key} must be {pre.dtype} as pre is, got {value.dtype}")
 

@@ -21,6 +21,7 @@ Operation(
     parameters={"w_y": (1, 1), "w_z": (1, 1), "dt": SCALAR, "gamma": SCALAR, "epsilon": SCALAR},
     states=("y", "z"),
     cpu=cpu,
+    half=True,
 )
 
 

@@ -128,9 +128,19 @@ def test_backend_for():
 
 def test_half_precision_runs_on_the_reference():
     pre, u = torch.ones(2, 3, 4, dtype=torch.bfloat16), torch.full((4,), 0.5)
-    y, h = kernels.indrnn(pre, u)
-    assert torch.equal(h, y[-1])
-    assert (h == 1.5).all()
+    for parameter in (u, u.bfloat16()):
+        y, h = kernels.indrnn(pre, parameter)
+        assert (y.dtype, h.dtype) == (torch.bfloat16, torch.float32)
+        assert torch.equal(h, y[-1].float())
+        assert (h == 1.5).all()
+
+
+def test_half_precision_beside_float32_is_refused_where_it_is_not_computed_in_float32():
+    pre = torch.ones(2, 3, 4, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"rnn: w_h must be torch\.bfloat16 as pre is, got torch\.float32"):
+        kernels.rnn(pre, torch.zeros(4, 4))
+    y, h = kernels.rnn(pre, torch.zeros(4, 4, dtype=torch.bfloat16))
+    assert (y.dtype, h.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -169,20 +169,49 @@ def test_anchors_hold_back_the_drift():
     assert near < far < 1e-2
 
 
-@pytest.mark.parametrize("name", ["unicornn", "indrnn"])
-def test_bfloat16(name):
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALF
+@pytest.mark.parametrize("name", SIZES)
+def test_half_precision(name, dtype):
     given = arguments(name, 40, 3, 33)
-    given["pre"] = given["pre"].bfloat16().double()
+    given["pre"] = given["pre"].to(dtype).double()
     grads = cotangents(name, given)
-    grads[0] = grads[0].bfloat16().double()
+    grads[0] = grads[0].to(dtype).double()
     exact = run(name, given, grads, "reference")
     plain = run(name, single(given), grads, "reference")
-    found = run(name, single(given) | {"pre": given["pre"].bfloat16()}, grads, "triton")
+    found = run(name, single(given) | {"pre": given["pre"].to(dtype)}, grads, "triton")
     rounded = {"sequence", "gradient of pre"} | ({"gradient of u"} if name == "indrnn" else set())
     for key in rounded:
-        assert error(found.pop(key), exact.pop(key)) < torch.finfo(torch.bfloat16).eps
+        assert error(found.pop(key), exact.pop(key)) < torch.finfo(dtype).eps
     # All else comes from the float32 state, and is as good as if pre had been float32.
     assert_as_good(found, exact, {key: plain[key] for key in found})
+
+
+@HALF
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("name", SIZES)
+def test_types_in_half_precision(name, backend, dtype):
+    """The sequence is of the type of pre, final states are float32, a gradient is of the type of its argument."""
+    given = single(arguments(name, 5, 3, 4))
+    grads = cotangents(name, given)
+    halved = {key: value.to(dtype) for key, value in given.items()}
+    states = OPERATIONS[name].states
+    for inputs in (
+        given | {"pre": halved["pre"]},
+        halved,
+        halved | {key: given[key] for key in states},
+        given | {key: halved[key] for key in ("pre", *states)},
+    ):
+        found = run(name, inputs, grads, backend)
+        expected = run(name, {key: value.float() for key, value in inputs.items()}, grads, "reference")
+        for key, value in found.items():
+            argument = key.removeprefix("gradient of ")
+            own = dtype if key == "sequence" else inputs[argument].dtype if argument in inputs else torch.float32
+            assert value.dtype == own, key
+            # Rounded at most once on its way out, for IndRNN's u twice.
+            assert error(value, expected[key].double()) < 4 * torch.finfo(dtype).eps, key
 
 
 @pytest.mark.parametrize("name", SIZES)
