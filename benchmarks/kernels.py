@@ -1,12 +1,12 @@
 """How fast the kernels are: ``python -m benchmarks.kernels``, on an idle machine.
 
-For each case it first runs the tests of the operation, and where they are red prints no speed. Then it measures forward
-and backward, one contender after the other in each round, and gives medians:
+It first runs the tests that all operations share and for each case those of the operation, and where they are red prints
+no speed. Then it measures forward and backward, one contender after the other in each round, and gives medians:
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
 - torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one;
-- compiled: ``torch.compile`` of the reference, where it compiles within a minute;
+- compiled: ``torch.compile`` of the reference, where it compiles within a minute; where there is no time, the reason;
 - bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
 
 Dense cells are measured with their input product, from the inputs to the last state: a training step less its readout
@@ -14,7 +14,9 @@ and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` a
 """
 
 import argparse
+import functools
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -31,7 +33,8 @@ from torch import Tensor
 
 import kernels
 from kernels.dispatch import OPERATIONS
-from tests.kernels.cases import case
+from tests.kernels.cases import EVERY_EQUATION, case, operation_of
+from training.environment import device_name, git
 from training.loop import set_up_process
 
 ROOT = Path(__file__).parent.parent
@@ -169,26 +172,63 @@ def by_length(size: Size, seconds: float) -> dict[int, float]:
     return result
 
 
-def compiled(size: Size, limit: float) -> float | None:
-    """The median of ``torch.compile`` of the reference, in a process of its own; None where it takes too long."""
+def compiled(size: Size, limit: float, step: float) -> dict:
+    """``torch.compile`` of the reference, in a process of its own: the median, and the time to compile.
+
+    Args:
+        size: the case.
+        limit: seconds that compilation may take; 0 leaves it out.
+        step: seconds that the reference takes.
+
+    Returns:
+        ``compiled`` and ``compile_seconds``, None where unknown, and ``no_compiled``, the reason where there is no time.
+    """
+    result = {"compiled": None, "compile_seconds": None, "no_compiled": None}
+    if not limit:
+        return result | {"no_compiled": "not tried"}
+    late = result | {"no_compiled": f"not compiled within {limit:g} s"}
     command = [sys.executable, "-m", "benchmarks.kernels", "--one-compiled", str(SIZES.index(size))]
+    command += ["--threads", str(torch.get_num_threads())]
+    # What an earlier run has compiled would make this one look quick.
+    environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     try:
-        # Time for a few steps on top of that for compilation.
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit + 20)
+        # Beside compilation, time for the start of a process and a few steps.
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit + 20 + 5 * step
+        )
     except subprocess.TimeoutExpired:
-        return None
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+        return late
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return result | {"no_compiled": f"failed: {lines[-1][:80] if lines else f'exit code {done.returncode}'}"}
+    compile_seconds, seconds = map(float, done.stdout.split()[-2:])
+    if compile_seconds > limit:
+        return late | {"compile_seconds": compile_seconds}
+    return result | {"compiled": seconds, "compile_seconds": compile_seconds}
 
 
 def one_compiled(size: Size):
+    """Prints the seconds that compilation takes, and the median of a step."""
     step = torch.compile(contenders(size)["reference"], fullgraph=False)
-    step()
-    print(statistics.median(once(step) for _ in range(3)))
+    first = once(step)
+    seconds = statistics.median(once(step) for _ in range(3))
+    print(first - seconds, seconds)
 
 
-def green(name: str) -> bool:
-    """Whether the tests of operation ``name`` pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", "-k", f"[{name}- or [{name}]"]
+def tests_of(*names: str) -> str:
+    """What pytest's ``-k`` takes to select the tests whose first parameter is one of these operations or a variant."""
+    equations = [equation for equation in EVERY_EQUATION if operation_of(equation) in names]
+    return " or ".join(f"[{equation}- or [{equation}]" for equation in equations)
+
+
+# All others: of elementary functions, threads, arguments, and of an operation where no parameter says of which.
+SHARED = f"not ({tests_of(*map(operation_of, EVERY_EQUATION))})"
+
+
+@functools.cache
+def green(selection: str) -> bool:
+    """Whether the tests that ``-k`` selects pass."""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", "-k", selection]
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
@@ -198,13 +238,18 @@ def milliseconds(value: float | None) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="a name of an operation")
+    parser.add_argument(
+        "--only",
+        choices=sorted({size.name for size in SIZES}),
+        metavar="OPERATION",
+        help="writes nothing, unless --json says where",
+    )
     parser.add_argument("--seconds", type=float, default=20, help="for each case")
     parser.add_argument("--threads", type=int, help="PyTorch's own choice where not given")
     parser.add_argument(
         "--compile", type=float, default=60, metavar="SECONDS", help="for torch.compile; 0 leaves it out"
     )
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "kernels.json")
+    parser.add_argument("--json", type=Path, help="benchmarks/kernels.json where not given")
     parser.add_argument("--one-compiled", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_up_process(arguments.threads)
@@ -229,28 +274,32 @@ def main():
     ]
     for column in columns:
         table.add_column(column, justify="left" if column == "operation" else "right")
-    rows, is_green = [], {}
+    rows, reasons = [], []
     chosen = [size for size in SIZES if arguments.only in (None, size.name)]
     for size in chosen:
-        if size.name not in is_green:
-            is_green[size.name] = green(size.name)
-        row = vars(size) | {"green": is_green[size.name]}
+        row = vars(size) | {"green": green(SHARED) and green(tests_of(size.name))}
         shape = (size.name, str(size.steps), str(size.batch), str(size.hidden))
         rows.append(row)
         if not row["green"]:
-            table.add_row(*shape, "the tests of the operation are red")
+            table.add_row(*shape, "tests are red")
             continue
         row |= measure(size, arguments.seconds)
         row["backend"] = kernels.backend_for(size.name, torch.zeros(1))
-        row["compiled"] = compiled(size, arguments.compile) if arguments.compile else None
+        row |= compiled(size, arguments.compile, row["reference"])
         row["speedup"] = row[size.rival] / row["fused"]
-        times = [milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")]
+        times = {key: milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")}
+        if row["no_compiled"]:
+            if row["no_compiled"] not in reasons:
+                reasons.append(row["no_compiled"])
+            times["compiled"] = f"({reasons.index(row['no_compiled']) + 1})"
         goal = f"{size.target:g}x" if size.target else ""
         goal += " torch" if size.rival == "torch" else ""
-        table.add_row(*shape, *times, f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")
+        table.add_row(*shape, *times.values(), f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")
     sgemm, copy = rates()
     console = Console(width=130)
     console.print(table)
+    for number, reason in enumerate(reasons, 1):
+        console.print(f"({number}) {reason}", markup=False)
     lengths = Table("operation", "B", "H", *(f"T = {length:,}" for length in LENGTHS))
     lengths.title = "Forward and backward in microseconds a time step (median)"
     for row, size in [(row, size) for row, size in zip(rows, chosen, strict=True) if row["green"] and size.by_length]:
@@ -260,14 +309,20 @@ def main():
     if lengths.rows:
         console.print(lengths)
     console.print(f"sgemm {sgemm / 1e9:.0f} Gflop/s, copy {copy / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
+    path = arguments.json or (None if arguments.only else ROOT / "benchmarks" / "kernels.json")
+    if path is None:
+        return
     environment = {
         "machine": platform.machine(),
+        "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "git": git(ROOT),
+        "options": {"only": arguments.only, "seconds": arguments.seconds, "compile": arguments.compile},
         "sgemm": sgemm,
         "copy": copy,
     }
-    arguments.json.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def _aim(key: str | None, config: dict) -> str | None:
 
 
 def _title(task: str, settings: dict) -> str:
-    """The task, with its length where it has one."""
-    return task + (f", T = {settings['T']}" if settings.get("T") else "")
+    """The task, with its length where it has one; a data set of the archives by its own name."""
+    return settings.get("dataset") or task + (f", T = {settings['T']}" if settings.get("T") else "")
 
 
 def _published(key: str | None, cache: dict) -> Published | None:

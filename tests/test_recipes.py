@@ -21,6 +21,8 @@ def selection(recipe: str) -> list[str]:
 def test_the_recipes_are_there():
     wanted = {"cornn/adding", "cornn/smnist", "cornn/smnist_128", "cornn/psmnist", "cornn/psmnist_128"}
     wanted |= {"lem/adding", "lem/adding_5000", "lem/adding_10000", "lem/smnist", "lem/psmnist"}
+    # And those whose settings are compared below.
+    wanted |= {*COUPLED, *LONG, *ORTHOGONAL, *OSCILLATING, *ROUGH, *INDEPENDENT, *GATED, *RETUNED}
     wanted |= {"gru/smnist", "gru/psmnist", "rnn/adding", "lstm/adding_indrnn"}
     assert wanted | {"lstm/adding", "lstm/smnist", "lstm/psmnist"} <= set(RECIPES)
 
@@ -271,6 +273,128 @@ def test_settings_of_exprnn_are_the_released_ones(recipe):
     assert (o.name, o.eps, o.momentum, o.weight_decay, c.scheduler.name) == ("rmsprop", None, None, 0, "constant")
     assert (t.batch_size, t.epochs, t.clip_norm, t.clip_value, t.selection) == (128, 70, None, None, "best")
     assert c.task.permutation == (None if c.task.name == "smnist" else "exprnn")
+
+
+# Of tk-rusch/linoss's grid the best: data set, learning rate, hidden, state, blocks, time channel.
+OSCILLATING = {
+    "linoss/eigenworms": ("", 1e-3, 128, 64, 2, True),
+    "linoss/eigenworms_imex": ("", 1e-4, 64, 16, 2, False),
+    "linoss/uea_scp1": ("SelfRegulationSCP1", 1e-4, 128, 256, 6, True),
+    "linoss/uea_scp1_imex": ("SelfRegulationSCP1", 1e-4, 64, 256, 6, False),
+    "linoss/uea_scp2": ("SelfRegulationSCP2", 1e-4, 128, 64, 6, False),
+    "linoss/uea_scp2_imex": ("SelfRegulationSCP2", 1e-5, 64, 256, 6, True),
+    "linoss/uea_ethanol": ("EthanolConcentration", 1e-5, 16, 16, 4, False),
+    "linoss/uea_ethanol_imex": ("EthanolConcentration", 1e-5, 16, 256, 4, False),
+    "linoss/uea_heartbeat": ("Heartbeat", 1e-3, 16, 16, 6, True),
+    "linoss/uea_heartbeat_imex": ("Heartbeat", 1e-5, 64, 16, 2, True),
+    "linoss/uea_motor": ("MotorImagery", 1e-5, 128, 16, 2, False),
+    "linoss/uea_motor_imex": ("MotorImagery", 1e-4, 16, 256, 6, True),
+}
+
+
+@pytest.mark.parametrize("recipe", OSCILLATING)
+def test_settings_of_linoss_are_the_best_of_its_grid(recipe):
+    c, _ = compose_run(selection(recipe))
+    m, t, task = c.model, c.training, c.task
+    found = (getattr(task, "dataset", ""), c.optimizer.lr, m.hidden, m.state, m.blocks, task.time)
+    assert found == OSCILLATING[recipe]
+    assert task.protocol == ("resplit" if task.name == "uea" else "dedup")
+    assert m.discretisation == c.published.rpartition("_")[2] == ("imex" if recipe.endswith("_imex") else "im")
+    assert (m.learned_step, m.dropout, m.pooling) == (True, 0.05, "mean")
+    assert (t.steps, t.batch_size, t.evaluate_every, t.patience, t.selection) == (100_000, 4, 1000, 11, "best")
+    assert (c.optimizer.name, c.optimizer.weight_decay, c.scheduler.name) == ("adam", 0, "constant")
+
+
+# jambo6/neuralRDEs: hidden, multiplier, layers, batch, depth and step of the best cell of its table.
+ROUGH = {
+    "nrde/eigenworms": (32, 3, 2, 1024, 2, 4),
+    "nrde/eigenworms_ncde": (32, 3, 2, 1024, 1, 1),
+    "nrde/bidmc_rr": (64, 3, 3, 512, 3, 512),
+    "nrde/bidmc_rr_ncde": (64, 3, 3, 512, 1, 1),
+    "nrde/bidmc_hr": (64, 2, 2, 512, 3, 128),
+    "nrde/bidmc_hr_ncde": (64, 2, 2, 512, 1, 1),
+    "nrde/bidmc_spo2": (64, 3, 3, 512, 3, 512),
+    "nrde/bidmc_spo2_ncde": (64, 3, 3, 512, 1, 1),
+}
+
+
+@pytest.mark.parametrize("recipe", ROUGH)
+def test_settings_of_the_neural_rde_are_the_released_ones(recipe):
+    c, _ = compose_run(selection(recipe))
+    m, t, s = c.model, c.training, c.scheduler
+    batch = ROUGH[recipe][3]
+    assert (m.hidden, m.multiplier, m.layers, t.batch_size, c.transform.depth, c.transform.step) == ROUGH[recipe]
+    assert (m.adjoint, m.tied, m.repeat_last, m.readout_lr, m.solver) == (True, True, True, 10, "rk4")
+    assert (c.optimizer.name, c.optimizer.weight_decay) == ("adam", 0)
+    assert c.optimizer.lr == pytest.approx(0.01 * 32 / batch)
+    assert (s.name, s.factor, s.patience, s.threshold, s.min_lr) == ("plateau", 0.1, 15, 1e-6, 1e-7)
+    assert (t.epochs, t.patience, t.selection, t.clip_norm, t.clip_value) == (1000, 60, "best", None, None)
+    assert c.task.protocol == "nrde"
+
+
+# Scripts of tk-rusch/unicornn: hidden, layers, dt, alpha, dropout, batch, lr, epochs, milestones.
+INDEPENDENT = {
+    "unicornn/eigenworms": (32, 2, [2.81e-5, 0.0343], 0, 0, 8, 0.0076, 250, None),
+    "unicornn/bidmc_rr": (128, 3, 0.011, 9.0, 0.1, 32, 0.00398, 500, [250]),
+    "unicornn/bidmc_hr": (128, 3, 0.046, 10.0, 0.1, 32, 0.00288, 500, [250]),
+}
+
+
+@pytest.mark.parametrize("recipe", INDEPENDENT)
+def test_unicornns_settings_on_series(recipe):
+    c, _ = compose_run(selection(recipe))
+    m, t, s = c.model, c.training, c.scheduler
+    found = (m.hidden, m.layers, m.dt, m.alpha, m.dropout, t.batch_size, c.optimizer.lr, t.epochs, s.milestones)
+    assert found == INDEPENDENT[recipe]
+    assert (c.optimizer.name, t.selection, t.clip_norm, t.clip_value) == ("adam", "best", None, None)
+
+
+@pytest.mark.parametrize("task", ["smnist", "psmnist"])
+def test_settings_of_indrnn_on_pixels(task):
+    c, _ = compose_run(selection(f"indrnn/{task}"))
+    m, t, o = c.model, c.training, c.optimizer
+    assert (m.hidden, m.layers, m.norm, m.dropout, m.steps, m.magnitude) == (128, 6, "after", 0.1, 784, 2.0)
+    assert (t.batch_size, o.name, o.lr, o.weight_decay, t.clip_value) == (32, "adam", 2e-4, 1e-4, 10)
+
+
+# asRNN's authors for the LSTM: hidden, lr, epochs, length.
+GATED = {
+    "lstm/smnist_128": (128, 1e-3, 70, None),
+    "lstm/psmnist_128": (128, 1e-3, 70, None),
+    "lstm/ptb_char": (475, 1e-3, 100, 150),
+    "lstm/ptb_char_300": (475, 3e-3, 100, 300),
+}
+
+
+@pytest.mark.parametrize("recipe", GATED)
+def test_settings_of_asrnns_lstm(recipe):
+    c, _ = compose_run(selection(recipe))
+    found = (c.model.hidden, c.optimizer.lr, c.training.epochs, getattr(c.task, "T", None))
+    assert found == GATED[recipe]
+    assert (c.model.forget_bias, c.training.batch_size, c.scheduler.name) == (1, 128, "constant")
+
+
+# nnRNN's authors for expRNN: length, hidden, lr.
+RETUNED = {
+    "exprnn/ptb_char_150_nnrnn": (150, 1386, 8e-3),
+    "exprnn/ptb_char_300_nnrnn": (300, 1386, 1e-3),
+    "exprnn/ptb_char_150_nnrnn_1024": (150, 1024, 1e-3),
+    "exprnn/ptb_char_300_nnrnn_1024": (300, 1024, 1e-3),
+}
+
+
+@pytest.mark.parametrize("recipe", RETUNED)
+def test_nnrnns_settings_of_exprnn(recipe):
+    c, _ = compose_run(selection(recipe))
+    assert (c.task.T, c.model.hidden, c.optimizer.lr) == RETUNED[recipe]
+    assert (c.model.orthogonal_lr, c.optimizer.name, c.optimizer.alpha) == (0.1, "rmsprop", 0.9)
+
+
+def test_settings_of_cornn_on_the_adding_problem():
+    c, _ = compose_run(selection("cornn/adding_100"))
+    assert (c.task.T, c.model.dt, c.model.gamma, c.model.epsilon) == (100, 0.06, 66, 15)
+    assert (c.model.hidden, c.training.batch_size, c.optimizer.lr) == (128, 50, 0.02)
+    assert (c.training.steps, c.training.target) == (60_000, None)
 
 
 def test_permutation_follows_the_recipe_and_the_command_line_beats_it():

@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels.dispatch import OPERATIONS
+
+# The first parameter of a test that is one operation's. Beside each operation, what an option makes of one.
+EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn"]
+
+
+def operation_of(equation: str) -> str:
+    """The function of ``kernels`` that computes an equation."""
+    return equation.removeprefix("gated_").removeprefix("implicit_")
 
 
 @dataclass
@@ -98,4 +107,4 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs = {"pre": drive(1 + constants["gated"]), "w": matrix(), **states("h")}
         inputs |= {"epsilon": uniform(0.05, 0.1, hidden), "gamma": uniform(0.01, 0.1)}
     inputs = {key: value.float().double().requires_grad_() for key, value in inputs.items()}
-    return Case(getattr(kernels, name.removeprefix("gated_").removeprefix("implicit_")), inputs, constants)
+    return Case(getattr(kernels, operation_of(name)), inputs, constants)

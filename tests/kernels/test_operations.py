@@ -7,11 +7,9 @@ from torch import Tensor
 import kernels
 import kernels.cell
 from kernels.dispatch import OPERATIONS
-from tests.kernels.cases import Case, case
+from tests.kernels.cases import EVERY_EQUATION, Case, case
 
 ALL = sorted(OPERATIONS)
-# Beside each operation, what an option makes of one.
-EVERY_EQUATION = [*ALL, "implicit_cornn"]
 # A subset of all sizes in which each T, B and H is.
 SIZES = [
     (1, 1, 1),
