@@ -1,7 +1,7 @@
 """How fast the kernels are: ``python -m benchmarks.kernels``, on an idle machine.
 
-It first runs the tests that all operations share and for each case those of the operation, and where they are red prints
-no speed. Then it measures forward and backward, one contender after the other in each round, and gives medians:
+It first runs the tests that all operations share, and for each case those of the operation, and where they are red it
+prints no speed. Then it measures forward and backward, one contender after the other in each round, and gives medians:
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
@@ -181,7 +181,7 @@ def compiled(size: Size, limit: float, step: float) -> dict:
         step: seconds that the reference takes.
 
     Returns:
-        ``compiled`` and ``compile_seconds``, None where unknown, and ``no_compiled``, the reason where there is no time.
+        ``compiled`` and ``compile_seconds``, None where unknown, and ``no_compiled``, why there is no ``compiled``.
     """
     result = {"compiled": None, "compile_seconds": None, "no_compiled": None}
     if not limit:
