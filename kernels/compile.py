@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -105,18 +106,28 @@ def build(name: str, dtype: torch.dtype) -> Path:
     return path
 
 
+def compiler() -> list[str]:
+    """The command that compiles C: $CC, which may be several words ("ccache gcc"), else cc."""
+    given = os.environ.get("CC", "")
+    try:
+        return shlex.split(given) or ["cc"]
+    except ValueError as error:
+        raise BuildError(f"no C compiler: CC={given!r}: {error}") from None
+
+
 def _compile(name: str, source: Path, options: list[str], output: Path):
-    compiler = os.environ.get("CC") or "cc"
-    if shutil.which(compiler) is None:
-        raise BuildError(f"no C compiler: {compiler!r} is not on the PATH (set CC to another)")
-    command = [compiler, *options, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
+    words = compiler()
+    compiled_by = " ".join(words)
+    if shutil.which(words[0]) is None:
+        raise BuildError(f"no C compiler: {words[0]!r} is not on the PATH (set CC to another)")
+    command = [*words, *options, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
-        raise BuildError(f"{name}: {compiler} took more than 120 s") from None
+        raise BuildError(f"{name}: {compiled_by} took more than 120 s") from None
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or [""]
-        raise BuildError(f"{name}: {compiler} failed: {lines[0]}") from None
+        raise BuildError(f"{name}: {compiled_by} failed: {lines[0]}") from None
 
 
 def _key(source: Path, options: list[str]) -> str:

@@ -70,7 +70,13 @@ def test_damaged_library_is_rebuilt(fresh, damage):
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no-such-compiler", "no C compiler: 'no-such-compiler' is not on the PATH"), ("false", "false failed")],
+    [
+        ("no-such-compiler", "no C compiler: 'no-such-compiler' is not on the PATH"),
+        ("no-such-compiler cc", "no C compiler: 'no-such-compiler' is not on the PATH"),
+        ("false", "false failed"),
+        ("env false", "env false failed"),
+        ("'cc", 'no C compiler: CC="\'cc": No closing quotation'),
+    ],
 )
 def test_without_a_compiler_the_reference_runs(fresh, monkeypatch, caplog, compiler, reason):
     monkeypatch.setenv("CC", compiler)
@@ -85,6 +91,12 @@ def test_without_a_compiler_the_reference_runs(fresh, monkeypatch, caplog, compi
     assert "\n" not in record.getMessage()
     with pytest.raises(RuntimeError, match="indrnn: backend='cpu' cannot run: "):
         kernels.indrnn(pre, u, backend="cpu")
+
+
+@pytest.mark.parametrize("compiler", ["env cc", "  cc ", ""])
+def test_compiler_of_several_words(fresh, monkeypatch, compiler):
+    monkeypatch.setenv("CC", compiler)
+    assert kernels.backend_for("indrnn", torch.zeros(1)) == "cpu"
 
 
 def test_missing_compiler_is_told_once_for_all(fresh, monkeypatch, caplog):

@@ -1,14 +1,13 @@
 """Threads share a range out between them, with the OpenMP that PyTorch has loaded and without one."""
 
 import ctypes
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from kernels.compile import FOLDER, flags
+from kernels.compile import FOLDER, compiler, flags
 
 SOURCE = r"""
 #include "threads.h"
@@ -49,7 +48,7 @@ def source(tmp_path_factory):
 
 def compiled(source, output, program=False):
     options = [option for option in flags(torch.float32) if not (program and option == "-shared")]
-    command = [os.environ.get("CC", "cc"), *options, f"-I{FOLDER}", str(source), "-o", str(output)]
+    command = [*compiler(), *options, f"-I{FOLDER}", str(source), "-o", str(output)]
     subprocess.run(command, check=True)
     return output
 

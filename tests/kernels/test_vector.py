@@ -25,9 +25,8 @@ def probe(request, tmp_path_factory):
     folder, dtype = tmp_path_factory.mktemp("probe"), request.param
     (folder / "probe.c").write_text(PROBE)
     flags = compile.flags(dtype)
-    subprocess.run(
-        ["cc", *flags, f"-I{compile.FOLDER}", str(folder / "probe.c"), "-o", str(folder / "probe.so")], check=True
-    )
+    command = [*compile.compiler(), *flags, f"-I{compile.FOLDER}", str(folder / "probe.c"), "-o"]
+    subprocess.run([*command, str(folder / "probe.so")], check=True)
     library = ctypes.CDLL(str(folder / "probe.so"))
 
     def function(name: str, x: Tensor) -> Tensor:
