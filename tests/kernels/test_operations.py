@@ -301,6 +301,23 @@ def test_torch_compile_keeps_one_graph(name):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ["indrnn", "cornn"])
+def test_inductor(name):
+    """Compiled to the end, with what comes before and after a kernel fused by PyTorch's own compiler."""
+    example = case(name, 6, 3, 5).to(torch.float32)
+    keys, values = list(example.inputs), list(example.inputs.values())
+
+    def loss(pre, *rest):
+        assert kernels.backend_for(name, pre) == "cpu"
+        y, *_ = example.run("auto", dict(zip(keys, (2 * pre.sin(), *rest), strict=True)))
+        return (y * y).sum()
+
+    torch._dynamo.reset()
+    expected = torch.autograd.grad(loss(*values), values)
+    compiled = torch.compile(loss, fullgraph=True, backend="inductor")
+    torch.testing.assert_close(torch.autograd.grad(compiled(*values), values), expected)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])

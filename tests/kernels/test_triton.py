@@ -1,6 +1,7 @@
 """The Triton kernels, in the interpreter on CPU tensors against the definitions, and compiled ahead of time."""
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels.dispatch import OPERATIONS
@@ -17,11 +19,14 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 EPSILON = torch.finfo(torch.float32).eps
 
+# Each T, B and H that the C kernels are tested at, but not each with each, for which the interpreter is too slow.
+EACH = [(1, 1, 1), (2, 3, 5), (257, 1, 5), (1000, 1, 2), (3, 50, 5)]
+DIAGONAL = [*EACH, (17, 3, 127), (255, 1, 32), (256, 3, 5), (9, 2, 128), (9, 2, 256)]
 SIZES = {
-    "unicornn": [(1, 1, 1), (2, 3, 5), (17, 3, 127), (255, 1, 32), (256, 3, 5), (257, 1, 5)],
-    "indrnn": [(1, 1, 1), (2, 3, 5), (17, 3, 127), (255, 1, 32), (256, 3, 5), (257, 1, 5)],
-    # Two blocks of rows, several tiles of units and of terms, and widths that fill none.
-    "cornn": [(1, 1, 1), (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (257, 1, 5)],
+    "unicornn": DIAGONAL,
+    "indrnn": DIAGONAL,
+    # Two blocks of rows and more, several tiles of units and of terms, and widths that fill none.
+    "cornn": [*EACH, (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (2, 50, 128)],
 }
 CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
 
@@ -288,6 +293,40 @@ def test_compile_keeps_the_graph(name):
     results = torch.compile(fused, backend="aot_eager", fullgraph=True)(*leaves.values())
     pulled = torch.autograd.grad(results, list(leaves.values()), [g.float() for g in grads])
     assert all(torch.equal(a, b) for a, b in zip([*results, *pulled], eager.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_compile_keeps_the_graph_of_the_public_operation(name):
+    """With its checks, the choice of the backend and numbers in place of tensors."""
+    given = single(arguments(name, 5, 2, 3))
+    given |= {key: 0.5 for key in ("dt", "gamma", "epsilon", "alpha") if key in given}
+    leaves = {key: value.requires_grad_() for key, value in given.items() if isinstance(value, torch.Tensor)}
+
+    def loss(*values):
+        sequence, *final = call(name, given | dict(zip(leaves, values, strict=True)), "triton")
+        return (sequence * sequence).sum() + sum(state.sum() for state in final)
+
+    values = list(leaves.values())
+    expected = torch.autograd.grad(loss(*values), values)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(*values), values), expected)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_auto_is_triton_for_cuda_tensors(name, monkeypatch):
+    """With tensors that know of a CUDA device and hold nothing."""
+    # They need no interpreter.
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with FakeTensorMode():
+        tensors = {dtype: torch.empty(2, 3, 12, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.float64)}
+        on_cpu = torch.empty(2, 3, 12)
+    expected = "triton" if name in SIZES else "reference"
+    assert kernels.backend_for(name, tensors[torch.float32]) == expected
+    assert kernels.backend_for(name, tensors[torch.float64]) == "reference"
+    assert kernels.backend_for(name, on_cpu) == "cpu"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    assert kernels.backend_for(name, tensors[torch.float32]) == "reference"
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -43,7 +43,16 @@ for freed in (0x01, 0xFE):
         for name in EVERY_EQUATION:
             for size in ((1, 1, 1), (3, 5, 7), (2, 17, 33), (66, 3, 5)):
                 try:
-                    assert_equals_reference(case(name, *size))
+                    example = case(name, *size)
+                    assert_equals_reference(example)
+                    # With no gradient of a final state, too.
+                    found, expected = (
+                        torch.autograd.grad(
+                            example.run(backend)[0].sum(), list(example.inputs.values()), materialize_grads=True
+                        )
+                        for backend in ("cpu", "reference")
+                    )
+                    torch.testing.assert_close(found, expected)
                 except AssertionError as error:
                     raise AssertionError(f"{name} {size}") from error
 """
