@@ -90,12 +90,14 @@ class UnICORNNLayer(nn.Module):
         """What computes the time loop where the weights are now."""
         return kernels.backend_for("unicornn", self.w)
 
-    def stability(self) -> float:
-        """The largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
+    def stability(self) -> tuple[float, float]:
+        """The least and the largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
 
-        Symplectic Euler is stable for the linearised oscillator, y'' = -(w + alpha) y, where this is from 0 to 4.
+        Symplectic Euler is stable for the linearised oscillator, y'' = -(w + alpha) y, where this is from 0 to 4. Below
+        0 is a w that training made negative, and alpha does not make up for.
         """
-        return ((self.dt * self.c.sigmoid()) ** 2 * (self.w + self.alpha)).max().item()
+        each = (self.dt * self.c.sigmoid()) ** 2 * (self.w + self.alpha)
+        return each.min().item(), each.max().item()
 
     def inversion_drift(self, x: Tensor) -> float:
         """How far the states, rebuilt from the final ones by running the recurrence backwards in float32, are off.
@@ -137,12 +139,12 @@ class UnICORNN(Stack):
         """What the paper's claims rest on, measured on x (T, B, inputs), without dropout; changes nothing.
 
         Returns:
-            For each layer l = 1, 2, ...: ``stability_<l>``, see :meth:`UnICORNNLayer.stability`, and
-            ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`.
+            For each layer l = 1, 2, ...: ``least_stability_<l>`` and ``stability_<l>``, see
+            :meth:`UnICORNNLayer.stability`, and ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`.
         """
         found = {}
         for number, layer in enumerate(self.layers, start=1):
-            found[f"stability_{number}"] = layer.stability()
+            found[f"least_stability_{number}"], found[f"stability_{number}"] = layer.stability()
             found[f"inversion_drift_{number}"] = layer.inversion_drift(x)
             sequence, _ = layer(x)
             x = x + sequence if self.residual and number > 1 else sequence

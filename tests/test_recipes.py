@@ -89,6 +89,8 @@ PARAMETERS = {
     "nrde/bidmc_hr": (14, 1, 140_737),
     "unicornn/ncifar10": (96, 10, 47_498),
     "unicornn/imdb": (100, 1, 30_081),
+    # 1.32 million with the 50 x 200 of the characters' embedding.
+    "exprnn/ptb_char_150_nnrnn": (200, 50, 1_307_741),
 }
 
 

@@ -1,5 +1,8 @@
 """What every model promises, whatever its equation."""
 
+import contextlib
+import shutil
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves as states
@@ -96,6 +99,36 @@ def test_torch_compile_gives_the_same_loss(name):
     torch.testing.assert_close(loss, expected)
     for a, b in zip(found, gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="the default backend of torch.compile needs g++")
+@pytest.mark.parametrize("name", sorted({config.name for config in CONFIGS.values()}))
+def test_torch_compile_as_a_user_calls_it(name):
+    """With the default backend, which compiles C++: some seconds each."""
+    # Dropout draws otherwise there.
+    model = build(name).eval()
+    x = torch.randn(9, 3, 2)
+    parameters = list(model.parameters())
+    expected = model(x).square().mean()
+    gradients = torch.autograd.grad(expected, parameters)
+    torch._dynamo.reset()
+    loss = torch.compile(model)(x).square().mean()
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(torch.autograd.grad(loss, parameters), gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_moves_to_another_device_whole(name, monkeypatch):
+    """The other device is meta: it computes shapes, and refuses whatever was left behind."""
+    # There is none there.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model = build(name).eval()
+    kept = {key: value.shape for key, value in model.state_dict().items()}
+    moved = build(name).eval().to("meta")
+    assert {key: value.shape for key, value in moved.state_dict().items()} == kept
+    assert all(tensor.is_meta for tensor in [*moved.parameters(), *moved.buffers()])
+    assert moved(torch.randn(9, 3, 2, device="meta")).shape == (3, 1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -45,6 +45,12 @@ def test_parameters_are_the_papers(hidden, multiplier, layers, channels, outputs
     assert tuple(sum(p.numel() for p in model.parameters()) for model in found) == parameters
 
 
+def test_parameters_of_the_neural_cde_of_log_neural_cdes():
+    """166,789 on EigenWorms with time, which is printed beside LinOSS's table."""
+    model = build(7, 1, 5, hidden=128, multiplier=1, layers=3)
+    assert sum(p.numel() for p in model.parameters()) == 166_789
+
+
 def test_untied_layers_have_parameters_of_their_own():
     width = 8
     tied, untied = build(tied=True, layers=4), build(tied=False, layers=4)

@@ -148,17 +148,27 @@ def test_theory_gives_stability_and_drift_of_every_layer():
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     found = model.layer.theory(x)
-    assert list(found) == ["stability_1", "inversion_drift_1", "stability_2", "inversion_drift_2"]
+    each = ("least_stability", "stability", "inversion_drift")
+    assert list(found) == [f"{name}_{layer}" for layer in (1, 2) for name in each]
     assert all(type(value) is float for value in found.values())
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     for index, dt in enumerate([0.19, 1.0]):
         w, c = weights[f"layer.layers.{index}.w"].numpy(), weights[f"layer.layers.{index}.c"].numpy()
-        assert found[f"stability_{index + 1}"] == pytest.approx(max((dt * sigmoid(c)) ** 2 * (w + 30.65)), rel=1e-5)
+        expected = (dt * sigmoid(c)) ** 2 * (w + 30.65)
+        assert found[f"stability_{index + 1}"] == pytest.approx(max(expected), rel=1e-5)
+        assert found[f"least_stability_{index + 1}"] == pytest.approx(min(expected), rel=1e-5)
     # The published steps are far from 4.
     assert 0.2 < found["stability_1"] < 0.4
     assert found["stability_2"] > 4
+
+
+def test_a_negative_w_is_seen():
+    model = Config(hidden=3, layers=1, dt=1.0, alpha=0.0).build(3, 2)
+    torch.nn.init.constant_(model.layer.layers[0].w[1:2], -0.5)
+    found = model.layer.theory(torch.randn(4, 2, 3))
+    assert found["least_stability_1"] < 0 < found["stability_1"]
 
 
 def test_theory_reaches_the_layer_above_through_the_one_below():
