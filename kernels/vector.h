@@ -30,7 +30,8 @@ typedef int32_t bits __attribute__((vector_size(VECTOR_BYTES)));
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
 #define LOG2E 1.44269504088896341f
-// Where tanh is 1, and where e^x is still finite.
+// Where tanh is 1; and what e^x is asked for at the most: it is finite there, and its reciprocal so small that it is
+// flushed to zero.
 #define TANH_ONE 10.0f
 #define EXP_LARGEST 88.0f
 #else
@@ -43,7 +44,7 @@ typedef int64_t bits __attribute__((vector_size(VECTOR_BYTES)));
 #define LN2_LOW 1.42860682030941723212e-6
 #define LOG2E 1.44269504088896340736
 #define TANH_ONE 20.0
-#define EXP_LARGEST 708.0
+#define EXP_LARGEST 709.4
 #endif
 
 static real *allocate(long count) {
