@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import math
@@ -85,7 +86,8 @@ class Config:
                     samples[indices] = transform(task.prepare(task.samples[indices])).transpose(0, 1)
                 return {"samples": samples}
 
-            key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time, "backend": backend}
+            key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time}
+            key["backend"] = f"{backend} {importlib.metadata.version(backend)}"
             transformed.samples = cached(data_root, "log_signature", key, build)["samples"]
             transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
         else:
