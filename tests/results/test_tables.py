@@ -285,3 +285,9 @@ def test_any_cell_of_a_table_by_one_recipe():
     assert next(row for row in wrong if row.recipe == "nrde/eigenworms").verdict.name == "other protocol"
     # Where nobody has run it, the cell of the recipe as it is.
     assert tables.recipe_targets()["nrde/eigenworms"] == "nrde/eigenworms_depth2_step4"
+
+
+def test_a_data_set_of_the_archives_has_one_table():
+    """Of its own name, and not of the task that reads it."""
+    titles = [row.title for row in tables.rows([]) if (row.recipe or "").startswith("linoss/uea_scp1")]
+    assert titles == ["SelfRegulationSCP1"] * 2
