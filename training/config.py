@@ -196,17 +196,23 @@ def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
     """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at.
 
     A recipe of a whole table names its published value by some of its settings, ``..._step${transform.step}``: those
-    choose the cell, and are not changed.
+    choose the cell, and are not changed. Nor is a setting that follows another as the recipe says, ``steps: ${task.T}``.
     """
+    own = config.as_dict()
     target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""
     cell = [key.split(".") for key in re.findall(r"\$\{([\w.]+)\}", target)]
-    same = [f"{section}.{key}={config.as_dict()[section][key]}" for section, key in cell]
-    recipe = compose_run([*recipe_overrides(name), *same])[0].as_dict()
+    same = [f"{section}.{key}={own[section][key]}" for section, key in cell]
+    cfg, chosen = _compose("train", [*recipe_overrides(name), *same])
+    recipe = resolve(cfg, chosen).as_dict()
+    for section, text in OmegaConf.to_container(cfg, resolve=False).items():
+        for key, value in text.items() if isinstance(text, dict) else ():
+            if OmegaConf.is_interpolation(cfg[section], key):
+                recipe[section][key] = OmegaConf.create(own | {"followed": value}).followed
     ignored = {"evaluate_every", "log_every", "checkpoint_seconds", "backend"}
     return {
         f"{section}.{key}": value
         for section in ("model", "task", "transform", "training", "optimizer", "scheduler")
-        for key, value in (config.as_dict()[section] or {"name": None}).items()
+        for key, value in (own[section] or {"name": None}).items()
         if key not in ignored and value != (recipe[section] or {}).get(key)
     }
 

@@ -144,6 +144,9 @@ def test_what_is_not_as_the_recipe_has_it():
         "optimizer.name": "sgd",
     }
     assert changed("task.T=500") == {"task.T": 500}
+    assert changed("recipe=indrnn/adding", "model=indrnn", "task.T=500") == {"task.T": 500}
+    assert changed("recipe=indrnn/adding", "model=indrnn", "model.steps=300") == {"model.steps": 300}
+    assert changed("model=nrde", "task=adding", "transform.depth=2") == {"transform.depth": 2}
 
 
 def test_flags_may_stand_anywhere():
