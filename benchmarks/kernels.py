@@ -5,7 +5,7 @@ prints no speed. Then it measures forward and backward, one contender after the 
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
-- torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one;
+- torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one; for LinOSS the associative scan of its model;
 - compiled: ``torch.compile`` of the reference, where it compiles within a minute; where there is no time, the reason;
 - bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
 
@@ -33,12 +33,13 @@ from torch import Tensor
 
 import kernels
 from kernels.dispatch import OPERATIONS
+from models import linoss
 from tests.kernels.cases import EVERY_EQUATION, case, operation_of
 from training.environment import device_name, git
 from training.loop import set_up_process
 
 ROOT = Path(__file__).parent.parent
-DIAGONAL = ("unicornn", "indrnn")
+DIAGONAL = ("unicornn", "indrnn", "linoss")
 # The cost of a time step is measured at these.
 LENGTHS = (250, 1_000, 4_000, 16_000)
 
@@ -68,6 +69,7 @@ SIZES = [
     Size("antisymmetric_rnn", 500, 50, 128),
     Size("rnn", 500, 50, 128, rival="torch"),
     Size("indrnn", 784, 32, 128, 12),
+    Size("linoss", 17_984, 4, 128, rival="torch"),  # EigenWorms: 64 complex oscillators
 ]
 
 
@@ -88,6 +90,12 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
         def step(backend: str):
             y, _ = example.operation(pre, **parameters, backend=backend)
             torch.autograd.grad(y, [pre, *leaves], cotangent)
+
+        def scan():
+            a = parameters["a"]
+            M, g = linoss.step(a, torch.full_like(a, parameters["dt"]), "im")
+            x = linoss.scan(M, g * pre.unsqueeze(-2), torch.zeros(size.batch, 2, size.hidden))
+            torch.autograd.grad(x[..., 1, :], [pre, a], cotangent)
     else:
         x = torch.randn(size.steps, size.batch, 2)
         v = (torch.randn(gates * size.hidden, 2) / 2).requires_grad_()
@@ -101,6 +109,8 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
             torch.autograd.grad(last, [v, bias, *leaves], cotangent)
 
     result = {"fused": lambda: step("auto"), "reference": lambda: step("reference")}
+    if size.name == "linoss":
+        result["torch"] = scan
     modules = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
     if size.name in modules:
         module = modules[size.name](2, size.hidden)
@@ -132,8 +142,8 @@ def rates() -> tuple[float, float]:
 def bound(size: Size, sgemm: float, copy: float) -> float:
     """Seconds that forward and backward take at least."""
     if size.name in DIAGONAL:
-        # Forward: pre, y. Backward: pre or y, the gradient of y, the gradient of pre.
-        return 5 * 4 * size.steps * size.batch * size.hidden / copy
+        # Forward: pre, y. Backward: pre or y (LinOSS: both), the gradient of y, the gradient of pre.
+        return (6 if size.name == "linoss" else 5) * 4 * size.steps * size.batch * size.hidden / copy
     weights = sum(p.numel() for key, p in case(size.name, 1, 1, size.hidden).inputs.items() if key.startswith("w"))
     # Forward, backward through time, and the gradient of the weights.
     return 3 * 2 * size.steps * size.batch * weights / sgemm

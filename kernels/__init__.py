@@ -10,6 +10,7 @@ from kernels.gru import gru
 from kernels.indrnn import indrnn
 from kernels.lem import lem
 from kernels.linear import linear
+from kernels.linoss import linoss
 from kernels.lstm import lstm
 from kernels.modrelu_rnn import modrelu_rnn
 from kernels.rnn import rnn
@@ -23,6 +24,7 @@ __all__ = [
     "indrnn",
     "lem",
     "linear",
+    "linoss",
     "lstm",
     "modrelu_rnn",
     "rnn",

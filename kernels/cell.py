@@ -26,6 +26,8 @@ class Cell:
         products: number of (B, H) blocks of recurrent products whose gradient is not that of ``pre``; 0 where it is.
         reversible: the backward pass rebuilds the states from the final ones and from those that are stored every
             ``anchor`` steps; it reads ``pre`` again, and not the sequence.
+        incremental: the second state is what the first has grown by in the step; the backward pass takes it from the
+            sequence, and reads ``pre`` again, too.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Cell:
     tape: int = 0
     products: int = 0
     reversible: bool = False
+    incremental: bool = False
 
     def __post_init__(self):
         library = torch.library
@@ -83,8 +86,9 @@ class Cell:
         y, *final, tape = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(tape)
-        kept = (pre, *arguments, None, *final) if self.reversible else (None, *arguments, y, *[None] * self.states)
-        ctx.save_for_backward(*kept, tape)
+        pre = pre if self.reversible or self.incremental else None
+        y, final = (None, final) if self.reversible else (y, [None] * self.states)
+        ctx.save_for_backward(pre, *arguments, y, *final, tape)
 
     def _differentiate(self, ctx, *gradients):
         operator = getattr(torch.ops.longwave, f"{self.name}_backward")

@@ -1,7 +1,8 @@
 // The time loop of a diagonal cell: every unit of every row is a recurrence of its own.
 //
-// A cell defines, before it includes this file, STATES, UNITS, and REVERSIBLE where its step can be undone, and after
-// it `forward_step` and `backward_step` (see indrnn/cpu.c, unicornn/cpu.c).
+// A cell defines, before it includes this file, STATES, UNITS, and REVERSIBLE where its step can be undone, or
+// INCREMENTAL where its second state is what the first has grown by in the step; and after it `forward_step` and
+// `backward_step` (see indrnn/cpu.c, unicornn/cpu.c, linoss/cpu.c).
 //
 // These loops wait for memory, so the walk through it is what counts: each thread goes through time with some whole
 // rows at once, BLOCK numbers that lie side by side (pages of memory, and not slivers of them), and with a state for
@@ -17,8 +18,8 @@
 // LANES units of one row at one step.
 typedef struct {
     vec unit[UNITS];  // parameters
-    vec pre;          // backward: only where REVERSIBLE
-    vec after;        // backward: the first state after the step, where not REVERSIBLE
+    vec pre;          // backward: only where REVERSIBLE or INCREMENTAL
+    vec after;        // backward: the first state after the step, where neither
     vec state[STATES];    // forward: before, then after the step; backward: before, where REVERSIBLE after, then before
     vec d_state[STATES];  // in: gradients of the states after the step; out: before it
     vec d_pre;
@@ -125,6 +126,13 @@ INLINE void backward_units(const Loop *loop, const Block *block, long at, long r
     __builtin_prefetch(loop->pre + at - step);
     for (int i = 0; i < STATES; i++) s.state[i] = *(vec *)(block->state[i] + own);
     s.pre = load(loop->pre + at, lanes);
+#elif defined INCREMENTAL
+    __builtin_prefetch(loop->pre + at - step);
+    __builtin_prefetch(loop->y + at - 3 * step);
+    s.pre = load(loop->pre + at, lanes);
+    s.state[0] = load(at < step ? loop->state[0] + at : loop->y + at - step, lanes);
+    if (at < step) s.state[1] = load(loop->state[1] + at, lanes);
+    else s.state[1] = s.state[0] - load(at < 2 * step ? loop->state[0] + at - step : loop->y + at - 2 * step, lanes);
 #else
     __builtin_prefetch(loop->y + at - 2 * step);
     s.after = load(loop->y + at, lanes);

@@ -89,8 +89,8 @@ class LinOSS(nn.Module):
         return sequence.masked_fill(padding[:, :, None], 0).sum(0) / lengths[:, None]
 
     def backend(self) -> str:
-        """What computes the time loop."""
-        return "torch"
+        """What computes the time loop where the weights are now: the C kernel, or an associative scan."""
+        return self.blocks[0].ssm.backend()
 
 
 class Block(nn.Module):
@@ -138,26 +138,42 @@ class SSM(nn.Module):
         self.C = nn.Parameter(torch.empty(hidden, 2 * state).uniform_(-1, 1) / math.sqrt(state))
         self.D = nn.Parameter(torch.randn(hidden))
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """M (2, 2, state) and g (2, state) of one step (z, y)_n = M (z, y)_{n-1} + g B u_n, for every oscillator."""
+    def oscillators(self) -> tuple[Tensor, Tensor]:
+        """A and dt, each (state,)."""
         A = self.A_hat.relu()
-        dt = torch.ones_like(A) if self.s is None else self.s.sigmoid()
-        if self.discretisation == "im":
-            S = 1 / (1 + dt * dt * A)
-            M = torch.stack([torch.stack([S, -dt * A * S]), torch.stack([dt * S, S])])
-        else:
-            M = torch.stack([torch.stack([torch.ones_like(A), -dt * A]), torch.stack([dt, 1 - dt * dt * A])])
-        return M, dt * M[:, 0]
+        return A, torch.ones_like(A) if self.s is None else self.s.sigmoid()
 
     def forward(self, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The output and the final (z, y), (B, 2, 2 state), from zeros or from ``state``."""
-        M, g = self.step()
         # Under autocast the products are in bfloat16, and the recurrence in the type of its weights.
-        drive = F.linear(u, self.B).to(M.dtype).unsqueeze(-2)  # (T, B, 1, 2 state)
+        drive = F.linear(u, self.B).to(self.A_hat.dtype)  # (T, B, 2 state)
         if state is None:
             state = drive.new_zeros(drive.shape[1], 2, drive.shape[-1])
-        x = scan(M.repeat(1, 1, 2), g.repeat(1, 2) * drive, state)
-        return F.linear(x[..., 1, :], self.C) + self.D * u, x[-1]
+        z, y = state.unbind(1)
+        A, dt = self.oscillators()
+        if self.backend() == "scan":
+            M, g = step(A, dt, self.discretisation)
+            x = scan(M.repeat(1, 1, 2), g.repeat(1, 2) * drive.unsqueeze(-2), state)
+            y, final = x[..., 1, :], x[-1]
+        else:
+            y, (last, z) = kernels.linoss(drive, A.repeat(2), dt.repeat(2), (y, z), self.discretisation)
+            final = torch.stack([z, last], dim=1)
+        return F.linear(y, self.C) + self.D * u, final
+
+    def backend(self) -> str:
+        """The kernel's, or "scan": without a kernel a scan has fewer steps than a loop."""
+        fused = kernels.backend_for("linoss", self.A_hat)
+        return "scan" if fused == "reference" else fused
+
+
+def step(A: Tensor, dt: Tensor, discretisation: str) -> tuple[Tensor, Tensor]:
+    """M (2, 2, N) and g (2, N) of one step (z, y)_n = M (z, y)_{n-1} + g B u_n, from A and dt, each (N,)."""
+    if discretisation == "im":
+        S = 1 / (1 + dt * dt * A)
+        M = torch.stack([torch.stack([S, -dt * A * S]), torch.stack([dt * S, S])])
+    else:
+        M = torch.stack([torch.stack([torch.ones_like(A), -dt * A]), torch.stack([dt, 1 - dt * dt * A])])
+    return M, dt * M[:, 0]
 
 
 def scan(M: Tensor, f: Tensor, state: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
     """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at.
 
     A recipe of a whole table names its published value by some of its settings, ``..._step${transform.step}``: those
-    choose the cell, and are not changed. Nor is a setting that follows another as the recipe says, ``steps: ${task.T}``.
+    choose the cell, and are not changed. Nor is what follows another setting as the recipe says, ``steps: ${task.T}``.
     """
     own = config.as_dict()
     target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""

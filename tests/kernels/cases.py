@@ -10,12 +10,12 @@ import kernels
 from kernels.dispatch import OPERATIONS
 
 # The first parameter of a test that is one operation's. Beside each operation, what an option makes of one.
-EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn"]
+EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn", "imex_linoss"]
 
 
 def operation_of(equation: str) -> str:
     """The function of ``kernels`` that computes an equation."""
-    return equation.removeprefix("gated_").removeprefix("implicit_")
+    return equation.removeprefix("gated_").removeprefix("implicit_").removeprefix("imex_")
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Case:
 def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
     """Operation ``name`` in float64, with random arguments that are the same each time and fit into float32.
 
-    "implicit_cornn" is cornn with implicit damping.
+    "implicit_cornn" is cornn with implicit damping, "imex_linoss" is linoss by symplectic Euler.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -87,6 +87,9 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs = {"pre": drive(), "w": uniform(0, 1, hidden), "c": uniform(-0.1, 0.1, hidden), **states("y", "z")}
         inputs |= {"dt": uniform(0.05, 0.1), "alpha": uniform(1, 5, hidden)}
         constants["anchor"] = 100
+    elif name in ("linoss", "imex_linoss"):
+        constants["discretisation"] = "imex" if name == "imex_linoss" else "im"
+        inputs = {"pre": drive(), "a": uniform(0, 1, hidden), **states("y", "z"), "dt": uniform(0.3, 0.8)}
     elif name == "rnn":
         inputs = {"pre": drive(), "w_h": matrix(), **states("h")}
     elif name == "lstm":

@@ -80,6 +80,8 @@ def test_other_refusals():
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), "0.1", 1.0, 1.0)
     with pytest.raises(ValueError, match="cornn: damping='none': must be one of explicit, implicit"):
         kernels.cornn(pre, torch.zeros(4, 4), torch.zeros(4, 4), 0.1, 1.0, 1.0, damping="none")
+    with pytest.raises(ValueError, match="linoss: discretisation='zoh': must be one of im, imex"):
+        kernels.linoss(pre, u, 0.1, discretisation="zoh")
     for anchor in (-1, 2.5, None):
         with pytest.raises(ValueError, match=f"unicornn: anchor={anchor}: must be 0 \\(none\\) or a whole number"):
             kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=anchor)

@@ -147,6 +147,16 @@ def test_unicornn_around_its_default_anchor(steps, poisoned):
         assert_as_good_as_reference(example)
 
 
+# dt z is what the stored y differ by, of which the fewer digits are left the smaller dt is.
+@pytest.mark.parametrize("dt", [1e-3, 0.03, 1.0])
+@pytest.mark.parametrize("name", ["linoss", "imex_linoss"])
+def test_linoss_with_steps_of_any_size(name, dt, poisoned):
+    example = case_by_unit(name, 1000, 3, 5)
+    example.inputs["dt"] = torch.full((5,), dt).double().requires_grad_()
+    assert_equals_reference(example)
+    assert_as_good_as_reference(example)
+
+
 @pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_gradcheck(name):
     example = case(name, 4, 2, 3)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.linoss import SSM, Config, scan
+import kernels
+from models.linoss import SSM, Config, scan, step
 from tasks.adding import Config as Adding
 from training.optimizers import Optimizer
 
@@ -27,14 +28,14 @@ def oscillators(ssm: SSM, u: np.ndarray) -> np.ndarray:
     B, C = B[:P] + 1j * B[P:], C[:, :P] - 1j * C[:, P:]
     y = z = np.zeros((u.shape[1], P), complex)
     output = []
-    for step in u:
+    for drive in u:
         if ssm.discretisation == "im":
             # z' = z + dt (B u - A y'), y' = y + dt z', of which y' is taken out.
-            z = (z + dt * (step @ B.T - A * y)) / (1 + dt**2 * A)
+            z = (z + dt * (drive @ B.T - A * y)) / (1 + dt**2 * A)
         else:
-            z = z + dt * (step @ B.T - A * y)
+            z = z + dt * (drive @ B.T - A * y)
         y = y + dt * z
-        output.append((y @ C.T).real + D * step)
+        output.append((y @ C.T).real + D * drive)
     return np.stack(output)
 
 
@@ -54,6 +55,12 @@ def network(config: Config, model, x: np.ndarray) -> np.ndarray:
 
 def linear(module: nn.Linear, x: np.ndarray) -> np.ndarray:
     return x @ module.weight.detach().numpy().T + module.bias.detach().numpy()
+
+
+@pytest.fixture(params=["cpu", "scan"])
+def backend(request, monkeypatch):
+    """The C kernel, then what runs where there is none."""
+    monkeypatch.setattr(SSM, "backend", lambda self: request.param)
 
 
 def perturb_statistics(model):
@@ -97,7 +104,7 @@ def test_scan_equals_the_loop(T):
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 def test_a_long_scan_in_single_precision(discretisation):
     torch.manual_seed(0)
-    M, _ = SSM(1, 16, discretisation, learned_step=False).step()
+    M, _ = step(*SSM(1, 16, discretisation, learned_step=False).oscillators(), discretisation)
     f = torch.randn(4001, 1, 2, 16)
     found = scan(M, f, torch.zeros(1, 2, 16))
     expected = loop(M.detach().double().numpy(), f.double().numpy(), np.zeros((1, 2, 16)))
@@ -114,6 +121,7 @@ def test_gradients_of_the_scan(T):
     assert torch.autograd.gradcheck(scan, (M, f, x))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("learned_step", [True, False])
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 @pytest.mark.parametrize("T", [1, 2, 17])
@@ -127,6 +135,7 @@ def test_equals_a_transcription_of_the_equations(T, discretisation, learned_step
     np.testing.assert_allclose(ssm(u)[0].detach().numpy(), oscillators(ssm, u.numpy()), rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_the_network_equals_a_transcription(pooling, training):
@@ -145,7 +154,7 @@ def test_eigenvalues(learned_step):
     torch.manual_seed(0)
     for discretisation in ("im", "imex"):
         ssm = SSM(1, 50, discretisation, learned_step).double()
-        M, _ = ssm.step()
+        M, _ = step(*ssm.oscillators(), discretisation)
         values = np.linalg.eigvals(M.detach().permute(2, 0, 1).numpy())
         dt = np.ones(50) if ssm.s is None else 1 / (1 + np.exp(-ssm.s.detach().numpy()))
         damping = 1 / (1 + dt**2 * ssm.A_hat.detach().numpy()) if discretisation == "im" else np.ones(50)
@@ -164,6 +173,7 @@ def test_initialisation():
     assert D.std().item() == pytest.approx(1, abs=0.04)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 def test_a_sequence_may_be_cut_and_gone_on_with(discretisation, pooling):
@@ -196,6 +206,7 @@ def test_padding_is_not_read(pooling):
     torch.testing.assert_close(model(padded, lengths), expected)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 def test_gradients_in_double(discretisation):
     torch.manual_seed(0)
@@ -210,6 +221,7 @@ def test_gradients_in_double(discretisation):
     assert torch.autograd.gradcheck(call, (u, state, *layer.parameters()))
 
 
+@pytest.mark.usefixtures("backend")
 def test_one_step_and_one_sample():
     model = Config(hidden=4, state=3).build(2, 1)
     assert model(torch.randn(1, 3, 2)).shape == (3, 1)
@@ -229,6 +241,7 @@ def test_dropout_is_for_training_only():
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.usefixtures("backend")
 def test_under_autocast():
     torch.manual_seed(0)
     model = Config(hidden=6, state=3, dropout=0.0).build(2, 1)
@@ -241,6 +254,7 @@ def test_under_autocast():
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("discretisation", ["im", "imex"])
 def test_learns(discretisation):
     """The adding problem at T = 12, where predicting 1 always has a loss of 0.167."""
@@ -248,8 +262,8 @@ def test_learns(discretisation):
     model = Config(hidden=16, state=8, discretisation=discretisation).build(2, 1)
     task, losses = Adding(T=12).build(0, None), []
     optimizer = Optimizer(lr=5e-3).build(model)
-    for step in range(200):
-        x, target = task.batch(step, 32)
+    for index in range(200):
+        x, target = task.batch(index, 32)
         optimizer.zero_grad()
         loss = task.scores(model(x), target)["mse"].mean()
         loss.backward()
@@ -258,6 +272,7 @@ def test_learns(discretisation):
     assert sum(losses[-20:]) / 20 < 0.05
 
 
+@pytest.mark.usefixtures("backend")
 def test_torch_compile():
     torch.manual_seed(0)
     model = Config(hidden=6, state=3, blocks=1, dropout=0.0).build(2, 1)
@@ -280,7 +295,12 @@ def test_the_state_dict_has_the_statistics(tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pt")
     model.load_state_dict(torch.load(tmp_path / "weights.pt"))
     assert torch.equal(model.eval()(x), source.eval()(x))
-    assert model.layer.backend() == "torch"
+
+
+def test_without_a_kernel_it_scans():
+    layer = Config(hidden=6, state=3).build(2, 1).layer
+    assert layer.backend() == kernels.backend_for("linoss", layer.encoder.weight)
+    assert layer.to("meta").backend() == "scan"
 
 
 @pytest.mark.parametrize(
