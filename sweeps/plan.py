@@ -181,9 +181,17 @@ class Estimate:
     """How long runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
 
     def __init__(self, output: Path):
-        paths = [*output.glob("runs/*/record.json"), *records.FOLDER.glob("*.json")]
-        self.earlier = [record for record in map(_read, paths) if record is not None]
+        self.earlier: list[dict] = []
         self._nearest: dict[str, dict | None] = {}
+        for path in [*records.FOLDER.glob("*.json"), *output.glob("runs/*/record.json")]:
+            self.learn(path)
+
+    def learn(self, path: Path) -> None:
+        """Takes in one more record; of two that are as near, the later one counts."""
+        record = _read(path)
+        if record is not None:
+            self.earlier.insert(0, record)
+            self._nearest.clear()
 
     def nearest(self, config: Config) -> dict | None:
         """The run of the same model and task whose length, batch and size are nearest."""

@@ -67,8 +67,9 @@ class Watch:
         left, unknown = 0.0, False
         for run in self.runs:
             state = FINISHED if run.name in self._finished else run.state()
-            if state == FINISHED:
+            if state == FINISHED and run.name not in self._finished:
                 self._finished.add(run.name)
+                self.estimate.learn(run.folder / "record.json")
             elif state == FAILED:
                 record = run.record() or {}
                 if record.get("written") != self._before[run.name]:

@@ -20,6 +20,7 @@ from results import collect, tables
 from sweeps.command import Sweep, arguments
 from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
 from sweeps.search import Range, Search
+from sweeps.watch import Watch
 from tests.conftest import TrainProcess
 from tests.test_multirun import LAUNCHERS, installed
 from training import progress
@@ -217,6 +218,21 @@ def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
     assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(40 * 3)
     other = expand("test", Table(rows=ROWS[2:]), 1)[0]
     assert Estimate(tmp_path / "outputs").seconds(other) is None
+
+
+def test_a_sweep_estimates_by_what_it_has_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path / "none")
+    runs = expand("test", Table(rows=ROWS[:1], overrides=["training.steps=50"]), 2)
+    for run in runs:
+        run.folder = tmp_path / run.name
+        run.folder.mkdir()
+    estimate = Estimate(tmp_path)
+    with Watch(runs, estimate, {}):
+        assert estimate.seconds(runs[1]) is None
+        record = {"status": "finished", "model": "cornn", "task": "adding", "config": runs[0].config.as_dict()}
+        record |= {"wall_seconds": 25.0, "budget": {"steps": 50, "steps_done": 50}}
+        (runs[0].folder / "record.json").write_text(json.dumps(record))
+    assert estimate.seconds(runs[1]) == pytest.approx(25)
 
 
 @pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "basic"])
