@@ -27,8 +27,9 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         # Records of before; one that changes to failed has failed in this sweep.
-        self._before = {run.name: (run.record() or {}).get("written") for run in runs}
-        self._finished: set[str] = set()
+        before = {run.name: run.record() or {} for run in runs}
+        self._before = {name: record.get("written") for name, record in before.items()}
+        self._finished = {name for name, record in before.items() if record.get("status") == FINISHED}
         self._last: tuple[str, float] = ("", 0.0)
         self._bar = None
         if progress.console.is_terminal:
