@@ -1,6 +1,8 @@
 """Where a run ran: what a record needs so that somebody else can understand its numbers."""
 
 import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import platform
 import resource
@@ -55,6 +57,11 @@ def reset_peak_memory() -> None:
     """So that the second job of a process does not report the peak of the first."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    # The new peak begins at what is resident now, and a training process keeps what it freed (set_up_process).
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     # Elsewhere than on Linux the peak is of the whole process.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

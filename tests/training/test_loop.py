@@ -294,6 +294,29 @@ assert (x * torch.full((200, 200), 1e-10) == 0).all()
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is of the whole process")
+def test_the_peak_of_memory_is_that_of_the_job():
+    """A process keeps what it freed, of which the next job's peak knows nothing."""
+    code = """
+import torch
+from training.environment import peak_memory_bytes, reset_peak_memory
+from training.loop import set_up_process
+set_up_process(1)
+device = torch.device("cpu")
+peaks = []
+for size in (1, 400, 1):
+    reset_peak_memory()
+    # As a training step leaves it: in pieces, with something small behind them.
+    pieces = [torch.ones(2**18) for _ in range(size)]
+    kept = torch.ones(100)
+    peaks.append(peak_memory_bytes(device) / 2**20)
+    del pieces
+assert peaks[1] > peaks[0] + 350, peaks
+assert peaks[2] < peaks[0] + 100, peaks
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_state_is_carried_and_its_gradient_is_not(fit_here, fake_ptb):
     """Written out: chunk after chunk from the detached state, from zeros at the beginning of an epoch."""
     from tasks.ptb_char import Config
