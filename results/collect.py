@@ -58,7 +58,10 @@ def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool =
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.startswith(names or "")]
     if names and not folders:
         raise UserError(f"{', '.join(names)}: no run in {source} begins with that")
-    into.mkdir(parents=True, exist_ok=True)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--into {into}: cannot be made ({error.strerror})") from error
     counts = dict.fromkeys(("collected", "updated", "unchanged", "refused", "damaged"), 0)
     lines = []
     for folder in folders:
@@ -72,14 +75,12 @@ def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool =
 def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
     try:
         record = condense(folder)
+        reasons = refusals(record)
+        content = encode(record | ({"forced": reasons} if reasons else {}))
     except ValueError as error:
         return "damaged", str(error)
-    reasons = refusals(record)
     if reasons and not force:
         return "refused", ", ".join(reasons)
-    if reasons:
-        record["forced"] = reasons
-    content = encode(record)
     if not target.exists():
         outcome = "collected"
     elif target.read_bytes() == content:
@@ -130,13 +131,19 @@ def condense(folder: Path) -> dict:
         history = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise ValueError(f"it cannot be read ({error})") from error
-    records.check(record, {key: kind for key, kind in records.NEEDED.items() if key != "curves"})
+    records.check(record, collected=False)
+    if not all(isinstance(entry, dict) and type(entry.get("step")) is int for entry in history):
+        raise ValueError("a line of history.jsonl is no entry")
     record.pop("traceback", None)
     record["config"] = {key: value for key, value in record["config"].items() if key not in _LOCAL}
     record["command"] = shlex.join(word for word in shlex.split(record["command"]) if not _is_local(word))
-    epochs = [entry["step"] / entry["epoch"] for entry in history if entry.get("epoch")]
-    record["steps_per_epoch"] = round(epochs[-1]) if epochs else None
-    record["curves"] = curves(history)
+    try:
+        epochs = [entry["step"] / entry["epoch"] for entry in history if entry.get("epoch")]
+        record["steps_per_epoch"] = round(epochs[-1]) if epochs else None
+        record["curves"] = curves(history)
+    except TypeError as error:
+        raise ValueError(f"history.jsonl has what is no number ({error})") from error
+    records.check(record)
     return record
 
 

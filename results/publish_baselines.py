@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from results import published, records
+from results import published, records, tables
 from results.published import Published
 from training.config import CHECKOUT, choices
 from training.errors import UserError
@@ -89,7 +89,8 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
 
 def baselines() -> dict[str, Published]:
     """By key, the published values of the tasks that there are. What is remembered only has no key."""
-    tasks = choices("task")
+    aimed = {published.get(key).task for key in tables.recipe_targets().values() if key is not None}
+    tasks = aimed.union(choices("task"))
     found = {f"{paper}/{cell}": r for paper in published.papers() for cell, r in published.load(paper).items()}
     return {key: record for key, record in found.items() if record.task in tasks and record.value is not None}
 
@@ -128,7 +129,8 @@ def _lengths(runs: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     for record in records.load(runs)[0]:
         steps = record["budget"].get("steps") or 0
-        found[record["task"]] = max(found.get(record["task"], 0), steps)
+        task = tables.task_of(record)
+        found[task] = max(found.get(task, 0), steps)
     return {task: steps for task, steps in found.items() if steps}
 
 

@@ -39,7 +39,7 @@ class Published:
 
     Args:
         model: as in ``models/``, where it is there.
-        task: as in ``tasks/``, where it is there.
+        task: as in ``tasks/``, where it is there; a data set of the UEA and UCR archives by its own name.
         size: what tells this model from the same model of another size: units, units x layers, ...
         metric: one of ``METRICS``. Accuracies are fractions.
         value: of the metric on the test set; null where a paper shows a curve only.
@@ -53,7 +53,8 @@ class Published:
         protocol: split, permutation, normalisation, and which epoch is tested, as far as known.
         parameters: number of trained parameters, where known.
         cost: what a run took: hours, seconds_per_1000_steps, memory_mb.
-        trajectory: epoch to metric on the validation split, read from the log that was published with the code.
+        trajectory: epoch to metric on the validation split, read from the log that was published with the code; of a
+            curve, as it is quoted.
         source: where the value was read.
     """
 

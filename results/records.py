@@ -10,28 +10,134 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
 from training.config import NOT_IDENTITY
 
 FOLDER = Path(__file__).parent / "runs"
 
-# What every table and chart relies on, and the type it must have.
-NEEDED = {
-    "name": str,
-    "status": str,
-    "model": str,
-    "task": str,
-    "seed": int,
-    "command": str,
-    "config": dict,
-    "metrics": dict,
-    "budget": dict,
-    "curves": dict,
-    "changed": dict,
-}
-# Of a finished run besides.
-NEEDED_OF_FINISHED = {
-    "parameters": int, "wall_seconds": float | int, "objective": dict, "stopped": str, "first_passed": dict,
-}  # fmt: skip
+
+class _Part(BaseModel):
+    """What tables and charts rely on; a record has more."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+Scores = dict[str, FiniteFloat]
+
+
+class _Model(_Part):
+    hidden: PositiveInt | None = None
+    layers: PositiveInt | None = None
+
+
+class _Task(_Part):
+    T: PositiveInt | None = None
+    dataset: str | None = None
+
+
+class _Transform(_Part):
+    step: PositiveInt | None = None
+    depth: PositiveInt | None = None
+
+
+class _Training(_Part):
+    batch_size: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+
+
+class _Config(_Part):
+    model: _Model
+    task: _Task
+    training: _Training
+    transform: _Transform | None = None
+
+
+class _Budget(_Part):
+    steps_done: NonNegativeInt
+    # None until the run knows how long an epoch is.
+    steps: NonNegativeInt | None = None
+    steps_in_recipe: PositiveInt | None
+
+
+class _FinishedBudget(_Budget):
+    steps: NonNegativeInt
+
+
+class _Git(_Part):
+    commit: str
+    dirty: bool
+
+
+class _Target(_Part):
+    key: str
+
+
+class _Run(_Part):
+    """``record.json``, of a run in any state."""
+
+    name: str
+    status: str
+    model: str
+    task: str
+    seed: int
+    command: str
+    recipe: str | None = None
+    changed: dict
+    config: _Config
+    budget: _Budget
+    metrics: dict[str, Scores]
+    published: _Target | None = None
+    git: _Git | None = None
+    packages: dict[str, str] = {}
+    parameters: int | None = None
+    wall_seconds: FiniteFloat | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
+    baseline: Scores | None = None
+
+
+class _Finished(_Run):
+    budget: _FinishedBudget
+    parameters: int
+    wall_seconds: FiniteFloat
+    objective: _Target
+    stopped: str
+    first_passed: dict[str, dict[str, int | None]]
+
+    @model_validator(mode="after")
+    def _is_tested(self):
+        if self.objective.key.partition("/")[2] not in self.metrics.get("test", {}):
+            raise ValueError("metrics.test does not have what the run was selected by")
+        return self
+
+
+class _Curve(_Part):
+    step: list[NonNegativeInt]
+    value: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _is_even(self):
+        if len(self.step) != len(self.value):
+            raise ValueError("steps and values are not as many")
+        return self
+
+
+class _Collected(_Part):
+    """What ``results.collect`` adds."""
+
+    curves: dict[str, _Curve]
+    steps_per_epoch: PositiveInt | None = None
+    forced: list[str] = []
+
 
 # Settings that make no other group: the seed, and what cannot change the numbers.
 _NOT_GROUP = ("seed", *NOT_IDENTITY)
@@ -60,7 +166,11 @@ def load(folder: Path = FOLDER) -> tuple[list[dict], list[str]]:
     records, damaged = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(read(path))
+            record = read(path)
+            if record["name"] != path.stem:
+                # A copy would count as one more seed.
+                raise ValueError(f"its name is {record['name']}")
+            records.append(record)
         except ValueError as error:
             damaged.append(f"{path.name} is passed over: {error}")
     return records, damaged
@@ -77,42 +187,26 @@ def read(path: Path) -> dict:
     except (OSError, ValueError) as error:
         # Not the path: this line is shown in the report.
         raise ValueError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    check(record, NEEDED)
-    if record["status"] == "finished":
-        check(record, NEEDED_OF_FINISHED)
-    try:
-        whole = _is_whole(record)
-    except (AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise ValueError("a part of it is missing or not what it should be")
+    check(record)
     return record
 
 
-def _is_whole(record: dict) -> bool:
-    """Whether what is inside of the parts that are needed is what tables and charts take it for."""
-    lists = [(curve["step"], curve["value"]) for curve in record["curves"].values()]
-    numbers = [number for pair in lists for one in pair for number in one]
-    config, budget = record["config"], record["budget"]
-    if record["status"] == "finished":
-        numbers += [*record["metrics"]["test"].values(), budget["steps_done"], budget["steps"]]
-        numbers += [record["metrics"]["test"][record["objective"]["key"].partition("/")[2]]]
-    return (
-        all(len(steps) == len(values) for steps, values in lists)
-        and all(isinstance(number, int | float) for number in numbers)
-        and isinstance(config["task"], dict)
-        and isinstance(config["training"], dict)
-        and "steps_in_recipe" in budget
-    )
+def check(record: dict, collected: bool = True) -> None:
+    """Raises ValueError where something is not what tables and charts take it for.
 
-
-def check(record: dict, needed: dict) -> None:
-    """Raises ValueError where something that is needed is not there."""
+    Args:
+        collected: whether it has what ``results.collect`` adds, too.
+    """
     if not isinstance(record, dict):
         raise ValueError("it is not a record")
-    for key, kind in needed.items():
-        if not isinstance(record.get(key), kind):
-            raise ValueError(f"{key} is missing or not what it should be")
+    parts = [_Finished if record.get("status") == "finished" else _Run] + [_Collected] * collected
+    for part in parts:
+        try:
+            part.model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
 
 
 def groups(records: Iterable[dict]) -> list[Group]:

@@ -206,8 +206,9 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
             epochs = [round(step / row.runs[0]["steps_per_epoch"], 3) for step in steps]
             _add(figure, row.model, label, epochs, [value * scale for value in values], line=style.line(row.model))
         for key, record in theirs.get((task, metric), []):
+            told = "quoted" if record.kind == "curve" else "published log"
             _add(
-                figure, record.model, f"published log: {key}", list(record.trajectory),
+                figure, record.model, f"{told}: {key}", list(record.trajectory),
                 [value * scale for value in record.trajectory.values()], mode="lines+markers",
                 line=style.line(record.model, dash="dot", width=1),
                 marker=style.marker(record.model, symbol="diamond-open", size=9),
@@ -228,7 +229,8 @@ def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
         # Another batch makes another epoch.
         steps = row.runs[0].get("steps_per_epoch") or 1000
         seconds = sum(run["wall_seconds"] for run in row.runs) / done * steps if done else None
-        memory = max(run.get("peak_memory_bytes") or 0 for run in row.runs) / 1e6 or None
+        memories = [run["peak_memory_bytes"] / 1e6 for run in row.runs if run.get("peak_memory_bytes")]
+        memory = float(np.mean(memories)) if memories else None
         mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
         costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
         told = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]

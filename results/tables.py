@@ -18,7 +18,7 @@ from pathlib import Path
 from results import published, records
 from results.published import METRICS, Published
 from results.records import Group
-from results.verdict import NO_NUMBER, NOT_RUN, Verdict, judge
+from results.verdict import NO_NUMBER, NOT_RUN, OTHER_PROTOCOL, Verdict, judge
 from training.config import CONF, choices
 from training.errors import UserError
 from training.files import write_atomic
@@ -26,9 +26,14 @@ from training.files import write_atomic
 PATH = Path(__file__).parent / "TABLES.md"
 COMMAND = "python -m results.tables"
 
-# Settings of a run that make it another protocol than its recipe's, or another size of its model.
-_PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit", "model.hidden", "model.layers")
+# Settings of a run that make it another protocol than its recipe's.
+_PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
 _PROTOCOL_SECTIONS = ("task.", "transform.")
+# Another size of its model, or another model; not how it starts, learns or is computed.
+_MODEL = (
+    "hidden", "layers", "state", "blocks", "multiplier", "gated", "damping", "parametrisation", "train_dynamics",
+    "mode", "norm", "residual", "discretisation", "learned_step", "pooling", "depth", "tied", "repeat_last",
+)  # fmt: skip
 _SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
 
 
@@ -94,6 +99,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
     parser.add_argument("--unverified", action="store_true", help="show the values that are remembered, not read")
     chosen = parser.parse_args(arguments)
+    if chosen.check and chosen.format != "md":
+        parser.error(f"--check is of TABLES.md; leave --format {chosen.format} away")
+    if not chosen.runs.is_dir():
+        parser.exit(1, f"error: --runs {chosen.runs}: there is no such folder\n")
     if chosen.unverified:
         print(unverified(), end="")
         return
@@ -117,14 +126,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def rows(ours: list[dict]) -> list[Row]:
-    """A row for each group of the records, and one for each recipe with a published number that has none."""
+    """A row for each group of the records, and one for each recipe with a published number at which none aims."""
     cache: dict[str, Published | None] = {None: None}
     found = [_row(group, cache) for group in records.groups(ours)]
-    tried = {row.recipe for row in found}
+    tried = {(row.recipe, row.key, row.title) for row in found if row.verdict.name != OTHER_PROTOCOL}
     for recipe, key in recipe_targets().items():
         record = _published(key, cache)
-        if recipe not in tried and record is not None and record.value is not None:
-            title = _title(record.task, _recipe(recipe).get("task") or {})
+        if record is None or record.value is None:
+            continue
+        title = _title(record.task, _recipe(recipe).get("task") or {})
+        if (recipe, key, title) not in tried:
             found.append(Row(title, record.model, record.task, record.metric, recipe, key=key, published=record))
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
@@ -154,9 +165,14 @@ def _aim(key: str | None, config: dict) -> str | None:
     return key
 
 
+def task_of(record: dict) -> str:
+    """The task of a run; a data set of the archives by its own name, as the published records have it."""
+    return record["config"]["task"].get("dataset") or record["task"]
+
+
 def _title(task: str, settings: dict) -> str:
-    """The task, with its length where it has one; a data set of the archives by its own name."""
-    return settings.get("dataset") or task + (f", T = {settings['T']}" if settings.get("T") else "")
+    """The task, with its length where it has one."""
+    return task + (f", T = {settings['T']}" if settings.get("T") else "")
 
 
 def _published(key: str | None, cache: dict) -> Published | None:
@@ -181,9 +197,9 @@ def _row(group: Group, cache: dict) -> Row:
         metric = _own_metric(any_run)
     values = [score[metric] for score in scores]
     row = Row(
-        title=_title(any_run["task"], any_run["config"]["task"]),
+        title=_title(task_of(any_run), any_run["config"]["task"]),
         model=any_run["model"],
-        task=any_run["task"],
+        task=task_of(any_run),
         metric=metric,
         recipe=any_run.get("recipe"),
         changed={name: value for name, value in any_run["changed"].items() if name != "task.T"} | _cell(any_run),
@@ -236,12 +252,14 @@ def differences(record: dict, key: str | None) -> list[str]:
     return [
         f"{name}={value}"
         for name, value in record["changed"].items()
-        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS)
+        if name in _PROTOCOL
+        or name.startswith(_PROTOCOL_SECTIONS)
+        or (name.startswith("model.") and name.removeprefix("model.") in _MODEL)
     ]
 
 
 def budget(runs: list[dict]) -> float | None:
-    """The share of the recipe's steps that runs had at most; None where they had all that the recipe gives them.
+    """The share of the recipe's steps that runs had at most; None where that is all that the recipe gives them.
 
     A target ends a run for our convenience; no published protocol has one. Patience is a recipe's own, unless changed.
     """
@@ -249,9 +267,9 @@ def budget(runs: list[dict]) -> float | None:
     for run in runs:
         steps, whole = run["budget"]["steps"], run["budget"]["steps_in_recipe"]
         early = run["stopped"] == "target" or (run["stopped"] == "patience" and "training.patience" in run["changed"])
-        if whole is not None and (early or steps < whole):
+        if whole is not None:
             shares.append((run["budget"]["steps_done"] if early else steps) / whole)
-    return max(shares) if shares else None
+    return max(shares) if shares and max(shares) != 1 else None
 
 
 def tables(found: list[Row]) -> list[Table]:

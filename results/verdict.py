@@ -89,7 +89,7 @@ def judge(
     Args:
         ours: the metric on the test set, a value a seed; of finished runs only.
         published: what they aim at, or None.
-        budget: the share of the published budget that they had, where it is known and was the reason why they ended.
+        budget: the share of the published budget that they had; None where it is that budget, or not known.
         differs: what they do not have of the published protocol.
     """
     if not ours:
@@ -108,6 +108,8 @@ def judge(
     notes = _notes(ours, published)
     reduced = budget is not None and budget < 1
     share = f"{100 * budget:.3g} % of the steps" if reduced else ""
+    if budget is not None and budget > 1:
+        notes = (f"on {budget:.3g} times the steps", *notes)
     # Whoever falls short before the end has shown nothing; whoever arrives has shown it with less.
     if reduced and (difference < -threshold or (len(ours) < MIN_SEEDS and difference < 0)):
         return Verdict(REDUCED_BUDGET, **found, reason=share, notes=notes)

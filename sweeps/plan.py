@@ -88,9 +88,10 @@ class Planned:
     def record(self) -> dict | None:
         """What the run has left so far; None where there is nothing, or nothing that can be read."""
         try:
-            return json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
+            record = json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+        return record if isinstance(record, dict) else None
 
     def state(self) -> str:
         """finished, running (in any process), failed, interrupted or missing."""
@@ -217,12 +218,13 @@ class Estimate:
 
 
 def _read(path: Path) -> dict | None:
+    """A record, where it is whole and tells something."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        told = record["budget"]["steps_done"] and record["wall_seconds"] and record["config"]["training"]
-        return record if told and record["config"]["task"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        records.check(record, collected=False)
+    except (OSError, ValueError):
         return None
+    return record if record["budget"]["steps_done"] and record.get("wall_seconds") else None
 
 
 # What decides about the time of a step.

@@ -11,7 +11,8 @@ def save(tmp_path):
         folder = tmp_path / "runs"
         folder.mkdir(exist_ok=True)
         for index, record in enumerate(made):
-            (folder / f"{index:05d}-{record['name']}.json").write_text(json.dumps(record))
+            name = f"{record['name']}-{index:05d}"
+            (folder / f"{name}.json").write_text(json.dumps(record | {"name": name}))
         return folder
 
     return call

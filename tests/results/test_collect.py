@@ -7,6 +7,7 @@ import pytest
 
 import train
 from results import collect, records
+from tests.results.cases import make_record
 from training.config import compose_run
 from training.errors import UserError
 
@@ -15,6 +16,29 @@ SMALL = (
     "training.evaluate_every=2", "training.log_every=1", "training.target=null",
 )  # fmt: skip
 
+
+# Damage that is good JSON all the same: of a record, and as a line more of a history.
+PARTS = {
+    "empty config": {"config": {}},
+    "number for training": {"config": {"model": {}, "task": {}, "training": 5}},
+    "size": {"config": {"model": {"hidden": "3"}, "task": {}, "training": {}}},
+    "empty git": {"git": {}},
+    "git": {"git": "c0ffee"},
+    "no scores": {"metrics": {}},
+    "nan": {"metrics": {"test": {"mse": float("nan")}}},
+    "no time": {"wall_seconds": None},
+    "recipe": {"recipe": 3},
+    "published": {"published": "cornn/adding"},
+    "steps": {"budget": {"steps": 6, "steps_done": 6, "steps_in_recipe": "60000"}},
+    "memory": {"peak_memory_bytes": "much"},
+}
+LINES = {
+    "number": "5",
+    "no step": '{"train/mse": 1.0}',
+    "null": '{"step": 7, "train/mse": null}',
+    "nan line": '{"step": 7, "train/mse": NaN}',
+    "text": '{"step": 7, "epoch": "1", "train/mse": 1.0}',
+}
 
 CLEAN = {"commit": "c" * 40, "dirty": False}
 
@@ -140,7 +164,7 @@ def test_force_replaces_what_is_damaged(folder, into):
 
 
 def test_a_damaged_run_is_named_and_passed_over(folder, into):
-    kinds = ("record", "history", "no history", "keys", "list")
+    kinds = ("record", "history", "no history", "keys", "list", *PARTS, *LINES)
     broken = {kind: shutil.copytree(folder, folder.parent / f"broken {kind}") for kind in kinds}
     (broken["record"] / "record.json").write_text('{"status": "fini')
     (broken["history"] / "history.jsonl").write_text("{}\n[1, \n")
@@ -148,11 +172,17 @@ def test_a_damaged_run_is_named_and_passed_over(folder, into):
     record = json.loads((broken["keys"] / "record.json").read_text())
     (broken["keys"] / "record.json").write_text(json.dumps({**record, "metrics": None}))
     (broken["list"] / "record.json").write_text("[]")
+    for kind, part in PARTS.items():
+        (broken[kind] / "record.json").write_text(json.dumps(record | part))
+    for kind, line in LINES.items():
+        with open(broken[kind] / "history.jsonl", "a") as out:
+            out.write(f"{line}\n")
     lines = collect.collect(folder.parent, into)
-    assert lines[-1] == "1 collected, 0 updated, 0 unchanged, 0 refused, 5 damaged"
+    assert lines[-1] == f"1 collected, 0 updated, 0 unchanged, 0 refused, {len(kinds)} damaged"
+    assert collect.collect(folder.parent, into, force=True)[-1].endswith(f"{len(kinds)} damaged")
     for damaged in broken.values():
         assert any(line.startswith(f"damaged {damaged.name}: ") for line in lines)
-    assert any("metrics is missing" in line for line in lines)
+    assert any("metrics: Input should be a valid dictionary" in line for line in lines)
     assert [path.stem for path in into.iterdir()] == [folder.name]
 
 
@@ -207,11 +237,13 @@ def test_a_record_that_is_none(tmp_path):
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.json").write_text("{}")
     (tmp_path / "c.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "copy.json").write_text(json.dumps(make_record()))
     (tmp_path / "notes.txt").write_text("")
     found, damaged = records.load(tmp_path)
     assert found == []
-    assert [line.split()[0] for line in damaged] == ["a.json", "b.json", "c.json"]
-    assert "name is missing" in damaged[1]
+    assert [line.split()[0] for line in damaged] == ["a.json", "b.json", "c.json", "copy.json"]
+    assert damaged[3].endswith("its name is cornn-psmnist-seed0-0123456789")
+    assert "name: Field required" in damaged[1]
     assert records.load(tmp_path / "nowhere") == ([], [])
 
 

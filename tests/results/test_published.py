@@ -10,6 +10,12 @@ from training.config import CONF, choices
 FILES = [*published.papers(), published.UNVERIFIED]
 RECIPES = [name for name in choices("recipe") if name != "none"]
 
+# How cells call the data sets of the archives.
+ARCHIVE = {
+    "SelfRegulationSCP1": "uea_scp1", "SelfRegulationSCP2": "uea_scp2", "EthanolConcentration": "uea_ethanol",
+    "Heartbeat": "uea_heartbeat", "MotorImagery": "uea_motor",
+}  # fmt: skip
+
 GOOD = {
     "model": "cornn", "task": "smnist", "metric": "accuracy", "value": 0.9, "kind": "mean", "protocol": "p",
     "source": "s",
@@ -28,7 +34,7 @@ def test_a_file_is_valid(paper):
     records = published.load(paper)
     assert records
     for cell, record in records.items():
-        assert f"{cell}_".startswith(f"{record.task}_") or paper == published.UNVERIFIED, cell
+        assert f"{cell}_".startswith(f"{ARCHIVE.get(record.task, record.task)}_") or paper == published.UNVERIFIED, cell
         assert record.protocol.strip(), cell
         assert record.source.strip(), cell
         # Nothing remembered is among what was read, and the other way round.
@@ -162,4 +168,5 @@ def test_every_recipe_aims_at_a_record_of_its_own_model_and_task(recipe):
     record = published.get(content["published"])
     model, _, cell = recipe.partition("/")
     assert record.model == model
-    assert f"{cell}_".startswith(f"{record.task}_")
+    assert f"{cell}_".startswith(f"{ARCHIVE.get(record.task, record.task)}_")
+    assert OmegaConf.select(content, "task.dataset", default=record.task) == record.task

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -104,6 +105,8 @@ def test_epochs_beside_the_published_log(shown):
     assert traces["cornn"]["x"][-1] == 120
     theirs = traces["published log: cornn/psmnist_256"]
     assert dict(zip(theirs["x"], theirs["y"], strict=True))[10] == pytest.approx(87.7)
+    # Said of it by others, it is no log.
+    assert "quoted: lssl/psmnist_unicornn" in traces
     # What nobody has run is there all the same: what a run is to look like.
     assert "smnist: accuracy" in figures(shown, "epochs")
 
@@ -155,7 +158,9 @@ def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
     (folder / "broken.json").write_text("{")
     for index, part in enumerate(("curves", "metrics", "budget", "config", "objective")):
         (folder / f"odd{index}.json").write_text(json.dumps(make_record() | {part: {"test/mse": 3}}))
+    begin = time.perf_counter()
     report.main(["--runs", str(folder), "--into", str(tmp_path / "r.html")])
+    assert time.perf_counter() - begin < 20
     told = capsys.readouterr()
     assert f"{len(made)} records" in told.out
     assert sorted(line.partition(" ")[0] for line in told.err.splitlines()) == [

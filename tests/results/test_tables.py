@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def row_of(found, recipe, **changed):
-    (row,) = [row for row in found if row.recipe == recipe and row.changed == changed]
+    rows = [row for row in found if row.recipe == recipe and row.changed == changed]
+    # Beside runs that do not aim at it, the recipe's own cell is not run.
+    (row,) = [row for row in rows if row.runs] or rows
     return row
 
 
@@ -129,8 +131,41 @@ def test_the_share_of_the_budget(stopped, changed, share):
     made = make_record(stopped=stopped, changed=changed)
     made["budget"]["steps_done"] = 28500
     assert tables.budget([made]) == share
+    # Of several, the most that one had.
+    assert tables.budget([made, make_record(seed=1)]) is None
+    made["budget"]["steps"] = 2 * 57000
+    assert tables.budget([made]) == (share or 2)
     made["budget"]["steps_in_recipe"] = None
     assert tables.budget([made]) is None
+
+
+def test_more_steps_than_the_recipe_has_are_named():
+    made = seeds(0.99, 0.991, 0.992)
+    for record in made:
+        record["budget"]["steps"] *= 4
+    row = row_of(tables.rows(made), "cornn/psmnist")
+    assert row.verdict.name == "exceeds"
+    assert "on 4 times the steps" in row.notes
+
+
+def test_what_was_run_otherwise_is_still_not_run():
+    """At another length, and with another model, a recipe's own cell is as open as before."""
+    made = seeds(0.01, 0.02, 0.01, model="lem", task="adding", recipe="lem/adding", T=500, changed={"task.T": 500},
+                 published={"key": "lem/adding"})  # fmt: skip
+    found = {row.title: row for row in tables.rows(made) if row.recipe == "lem/adding"}
+    assert str(found["adding, T = 500"].verdict) == "other protocol (task.T=500)"
+    assert found["adding, T = 2000"].verdict.name == "not run"
+    found = [
+        row for row in tables.rows(seeds(0.97, changed={"model.damping": "implicit"})) if row.recipe == "cornn/psmnist"
+    ]
+    assert sorted(str(row.verdict) for row in found) == ["not run", "other protocol (model.damping=implicit)"]
+
+
+def test_a_data_set_of_the_archives_goes_by_its_own_name():
+    made = make_record("linoss", "uea", recipe="linoss/uea_scp1", published={"key": "linoss/uea_scp1_im"})
+    made["config"]["task"]["dataset"] = "SelfRegulationSCP1"
+    row = row_of(tables.rows([made]), "linoss/uea_scp1")
+    assert row.task == row.title == row.published.task == "SelfRegulationSCP1"
 
 
 def test_lengths_have_tables_of_their_own_in_their_order():
@@ -156,7 +191,7 @@ def test_a_group_is_what_differs_in_the_seed_only():
 def test_what_nobody_has_run_stands_where_it_would():
     found = tables.tables(tables.rows(seeds(0.01, task="adding", model="lem", recipe="lem/adding", T=500)))
     titles = [table.title for table in found if table.title.startswith("adding")]
-    assert titles == [f"adding, T = {T}: mse" for T in (500, 5000, 10000)]
+    assert titles == [f"adding, T = {T}: mse" for T in (500, 2000, 5000, 10000)]
 
 
 def test_steps_until_a_bound():
@@ -253,6 +288,14 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     assert "3 records" in shown.out
     tables.main(["--runs", str(folder), "--check"])
     assert "| cornn/psmnist | 97.00" in tables.PATH.read_text()
+    with pytest.raises(SystemExit) as stopped:
+        tables.main(["--runs", str(tmp_path / "tpyo")])
+    assert stopped.value.code == 1
+    assert "tpyo: there is no such folder" in capsys.readouterr().err
+    assert "| cornn/psmnist | 97.00" in tables.PATH.read_text()
+    with pytest.raises(SystemExit):
+        tables.main(["--runs", str(folder), "--check", "--format", "csv"])
+    assert "--check is of TABLES.md" in capsys.readouterr().err
     tables.main(["--runs", str(folder), "--format", "csv"])
     assert capsys.readouterr().out.startswith("task,title,model")
     tables.main(["--runs", str(folder), "--format", "latex"])
