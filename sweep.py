@@ -1,8 +1,10 @@
 """A table, or a search: run what is missing, then show it. ``python sweep.py --help`` says what can be chosen."""
 
+import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import hydra
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,10 +70,36 @@ def sweep_table(name: str, sweep: Sweep, hydra_overrides: list[str]) -> int:
 def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
     """One run of a sweep, in whatever process the launcher has for it."""
     progress.plain = True
-    if torch.cuda.device_count() > 1:
-        # One job a GPU, where the launcher leaves several to see: Ray and SLURM show each job its own.
-        torch.cuda.set_device(HydraConfig.get().job.num % torch.cuda.device_count())
-    return train.job(cfg, on_score)
+    with own_gpu(HydraConfig.get().job.num):
+        return train.job(cfg, on_score)
+
+
+@contextlib.contextmanager
+def own_gpu(number: int):
+    """One GPU a job, where the launcher leaves several to see: Ray and SLURM show each job its own.
+
+    It is the first that no other job of this user has; where all are taken, job ``number`` takes its turn.
+    """
+    count = torch.cuda.device_count()
+    if count < 2:
+        yield
+        return
+    mine, lock = number % count, None
+    for index in range(count):
+        name = f"longwave-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
+        try:
+            lock = FileLock(Path(tempfile.gettempdir()) / name, timeout=0)
+            lock.acquire()
+            mine = index
+            break
+        except Timeout:
+            lock = None
+    torch.cuda.set_device(mine)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Sweep:
         seeds: of a table: a number N for 0 to N - 1, or a list; null is the table's own.
         dry_run: say what would run and how long it would take, and do nothing.
         trials: of a search: how many there shall be in the end; null is the search's own.
-        parallel: of a search: trials that are started together.
+        parallel: of a search: trials that are started together; null is 1.
         overrides: of all runs: what else is on the command line.
     """
 
@@ -31,7 +31,7 @@ class Sweep:
     seeds: Any = None
     dry_run: bool = False
     trials: int | None = None
-    parallel: int = 1
+    parallel: int | None = None
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -43,6 +43,9 @@ class Sweep:
                 raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
         if self.search is not None and self.seeds is not None:
             raise ValueError(f"seeds={self.seeds}: is a setting of a table; a search has seed=0")
+        for key in ("trials", "parallel"):
+            if self.search is None and getattr(self, key) is not None:
+                raise ValueError(f"{key}={getattr(self, key)}: is a setting of a search, not of a table")
 
 
 def arguments(given: list[str]) -> list[str]:

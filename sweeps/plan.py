@@ -161,6 +161,8 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
             raise UserError(
                 f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else "")
             )
+        if table.lengths and key_of(text) == "task.T":
+            raise UserError(f"{text}: table={name} has lengths of its own, {', '.join(map(str, table.lengths))}")
     found: dict[str, Planned] = {}
     for index, row in enumerate(table.rows, start=1):
         try:
@@ -206,15 +208,15 @@ class Estimate:
         near = self._nearest[run.name]
         if near is None:
             return None
-        own = run.record() or {}
-        steps = (own.get("budget") or {}).get("steps") or _steps(run.config, near)
+        own = _read(run.folder / "record.json")
+        if own is not None and own["budget"].get("steps"):
+            budget = own["budget"]
+            return max(0, budget["steps"] - budget["steps_done"]) * own["wall_seconds"] / budget["steps_done"]
+        steps = _steps(run.config, near)
         if steps is None:
             return None
-        done = (own.get("budget") or {}).get("steps_done", 0)
-        if done and own.get("wall_seconds"):
-            return max(0, steps - done) * own["wall_seconds"] / done
-        longer = getattr(run.config.task, "T", 1) / near["config"]["task"].get("T", 1)
-        return max(0, steps - done) * longer * near["wall_seconds"] / near["budget"]["steps_done"]
+        longer = getattr(run.config.task, "T", 1) / (near["config"]["task"].get("T") or 1)
+        return steps * longer * near["wall_seconds"] / near["budget"]["steps_done"]
 
 
 def _read(path: Path) -> dict | None:
@@ -248,9 +250,10 @@ def _steps(config: Config, near: dict) -> int | None:
     if training.epochs is None:
         return training.steps
     theirs = near["config"]["training"]
-    if theirs.get("epochs") is None or theirs.get("steps") is not None:
+    whole = near["budget"].get("steps")
+    if not whole or not theirs.get("epochs") or not theirs.get("batch_size") or theirs.get("steps") is not None:
         return training.steps
-    samples = near["budget"]["steps"] / theirs["epochs"] * theirs["batch_size"]
+    samples = whole / theirs["epochs"] * theirs["batch_size"]
     steps = math.ceil(training.epochs * samples / training.batch_size)
     return steps if training.steps is None else min(steps, training.steps)
 

@@ -61,7 +61,7 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
         raise UserError(f"search={name}: another process leads it ({path} is locked)") from None
     try:
         launch = Launch(functools.partial(trial_job, job, path, name, wanted), hydra_overrides, fixed)
-        run_trials(study, wanted, fixed, launch, total, sweep.parallel)
+        run_trials(study, wanted, fixed, launch, total, sweep.parallel or 1)
     finally:
         lock.release()
         show_trials(study, fixed)

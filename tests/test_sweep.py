@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
 from sweeps.search import Range, Search
 from sweeps.watch import Watch
 from tests.conftest import TrainProcess
+from tests.results.cases import make_record
 from tests.test_multirun import LAUNCHERS, installed
 from training import progress
 from training.config import CHECKOUT, CONF, choices, compose_object, compose_run
@@ -119,6 +121,8 @@ def test_seeds_and_merging():
         ("table=har2 seeds=0,1", r"^seeds=0,1: several values.*seeds=\[0,1\]"),
         ("table=har2 dry_run=perhaps", r"^dry_run=perhaps: must be true or false"),
         ("search=cornn_adding trials=0", r"^trials=0: must be 1 or more"),
+        ("table=har2 trials=5", r"^trials=5: is a setting of a search, not of a table$"),
+        ("table=har2 parallel=2", r"^parallel=2: is a setting of a search, not of a table$"),
         ("search=cornn_adding seeds=2", r"^seeds=2: is a setting of a table"),
         ("-m table=har2", r"^--multirun: .*leave it away"),
         ("table=har2 threads", r"^cannot read 'threads': write key=value"),
@@ -148,11 +152,59 @@ def test_other_keys_are_for_the_runs():
         (Table(rows=[Row(recipe="gru/adding")]), ("model.hiden=3",), r"row 1 \(gru/adding\): model.hiden: no such key"),
         (Table(rows=[Row(recipe="gru/adding")]), ("seed=3",), r"^seed=3: is no setting of a sweep; write seeds=N$"),
         (Table(rows=[Row(recipe="gru/adding")]), ("fresh=true",), r"^fresh=true: is no setting of a sweep$"),
+        (
+            Table(rows=[Row(recipe="gru/adding")], lengths=[5, 6]),
+            ("task.T=7",),
+            r"^task.T=7: table=test has lengths of its own, 5, 6$",
+        ),
     ],
 )
 def test_a_wrong_row_is_named(table, overrides, message):
     with pytest.raises(UserError, match=message):
         expand("test", table, 1, overrides)
+
+
+def test_a_gpu_a_job(tmp_path, monkeypatch):
+    """Not by the number of the job: the first two GPUs are taken, the third is given back, and then is free."""
+    chosen = []
+    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(sweep.torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu{index}"))
+    monkeypatch.setattr(sweep.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(sweep.tempfile, "gettempdir", lambda: str(tmp_path))
+    with sweep.own_gpu(7), sweep.own_gpu(7):
+        # The fourth finds none, and takes its turn.
+        with sweep.own_gpu(7), sweep.own_gpu(7):
+            pass
+        with sweep.own_gpu(0), pytest.raises(RuntimeError), sweep.own_gpu(1):
+            raise RuntimeError
+    with sweep.own_gpu(5):
+        pass
+    assert chosen == [0, 1, 2, 1, 2, 1, 0]
+
+
+def test_one_gpu_or_none_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sweep.torch.cuda, "set_device", lambda _: pytest.fail("it was set"))
+    for count in (0, 1):
+        monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda count=count: count)
+        with sweep.own_gpu(3):
+            pass
+
+
+def test_an_odd_record_is_none(tmp_path):
+    """Neither is a run taken for finished by it, nor a time estimated."""
+    planned = expand("test", Table(rows=[Row(recipe="gru/adding")]), 1, (f"output={tmp_path}",))[0]
+    planned.folder.mkdir(parents=True)
+    made = make_record("gru", "adding", recipe="gru/adding", T=500)
+    odd = [5, "x", [], {}, made | {"model": None}, made | {"wall_seconds": "1"}]
+    odd += [made | {"config": made["config"] | {"model": sizes}} for sizes in ({"hidden": -1}, {"hidden": "128"})]
+    for record in odd:
+        (planned.folder / "record.json").write_text(json.dumps(record))
+        estimate = Estimate(tmp_path)
+        assert not any(known["name"] == made["name"] for known in estimate.earlier)
+        if not isinstance(record, dict):
+            assert planned.state() == "missing"
+    (planned.folder / "record.json").write_text(json.dumps(made))
+    assert any(known["name"] == made["name"] for known in Estimate(tmp_path).earlier)
 
 
 ROWS = [
@@ -201,8 +253,7 @@ def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
             "model": {"hidden": 128},
             "training": {"batch_size": batch, "epochs": None, "steps": 100} | training,
         }
-        done = {"steps_done": 100, "steps": 100}
-        record = {"model": "cornn", "task": "adding", "config": config, "wall_seconds": seconds, "budget": done}
+        record = make_record("cornn", "adding", steps=100, config=config, wall_seconds=seconds)
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
 
     earlier("far", 100, 1.0)
@@ -213,7 +264,8 @@ def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
     # 50 steps of a tenth of a second, each of twice the length.
     assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(50 * 0.1 * 2)
     run.folder.mkdir()
-    half = {"status": "interrupted", "wall_seconds": 30.0, "budget": {"steps": 50, "steps_done": 10}}
+    half = make_record("cornn", "adding", status="interrupted", wall_seconds=30.0)
+    half["budget"] |= {"steps": 50, "steps_done": 10}
     (run.folder / "record.json").write_text(json.dumps(half))
     assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(40 * 3)
     other = expand("test", Table(rows=ROWS[2:]), 1)[0]
@@ -229,8 +281,8 @@ def test_a_sweep_estimates_by_what_it_has_finished(tmp_path, monkeypatch):
     estimate = Estimate(tmp_path)
     with Watch(runs, estimate, {}):
         assert estimate.seconds(runs[1]) is None
-        record = {"status": "finished", "model": "cornn", "task": "adding", "config": runs[0].config.as_dict()}
-        record |= {"wall_seconds": 25.0, "budget": {"steps": 50, "steps_done": 50}}
+        config = runs[0].config.as_dict()
+        record = make_record("cornn", "adding", steps=50, config=config, wall_seconds=25.0)
         (runs[0].folder / "record.json").write_text(json.dumps(record))
     assert estimate.seconds(runs[1]) == pytest.approx(25)
 
