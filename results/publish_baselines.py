@@ -53,13 +53,15 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
         What was done, and how to upload it where that was offline.
 
     Raises:
-        UserError: where no key begins with any of ``keys``, or W&B cannot start.
+        UserError: where no key begins with any of ``keys``, or W&B cannot start or is switched off.
     """
     chosen = {key: record for key, record in baselines().items() if key.startswith(keys or "")}
     if not chosen:
         raise UserError(f"{', '.join(keys)}: no published value's key begins with that")
     lengths = _lengths(runs)
     mode, _ = pick_mode(tracking)
+    if mode == "disabled":
+        raise UserError("WANDB_MODE=disabled: nothing would be logged; must be online or offline")
     # Looked at once, since a folder has the id of its run in its name.
     there = {
         path.name.removeprefix("offline-run-").partition("-")[2] for path in (output / "wandb").glob("offline-run-*")

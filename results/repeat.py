@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value")
     parser.add_argument("--anyway", action="store_true", help="even where the command now means another run")
     chosen = parser.parse_args(arguments)
+    if wrong := [text for text in chosen.overrides if "=" not in text]:
+        parser.error(f"{wrong[0]}: write key=value")
     try:
         for line in repeat(find(chosen.record), chosen.overrides, chosen.anyway):
             print(line)

@@ -93,3 +93,13 @@ def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
 def test_a_key_that_is_none(tmp_path):
     with pytest.raises(UserError, match="nothing/here: no published value's key begins with that"):
         publish_baselines.publish(Tracking(mode="offline"), tmp_path, ("nothing/here",))
+
+
+def test_switched_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(SystemExit) as stopped:
+        publish_baselines.main([KEY, "--output", str(tmp_path)])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: WANDB_MODE=disabled: nothing would be logged; must be online or offline\n"
+    )
