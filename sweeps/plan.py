@@ -161,12 +161,11 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
             raise UserError(
                 f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else "")
             )
-        if table.lengths and key_of(text) == "task.T":
-            raise UserError(f"{text}: table={name} has lengths of its own, {', '.join(map(str, table.lengths))}")
+    lengths = [None] if "task.T" in map(key_of, overrides) else table.lengths or [None]
     found: dict[str, Planned] = {}
     for index, row in enumerate(table.rows, start=1):
         try:
-            for length in table.lengths or [None]:
+            for length in lengths:
                 longer = [] if length is None else [f"task.T={length}"]
                 chosen = merge(row.selection(), table.overrides, row.overrides, longer, overrides)
                 first = compose_run([*chosen, f"seed={numbers[0]}"])[0]

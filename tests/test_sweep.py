@@ -99,6 +99,9 @@ def test_expansion():
     assert {run.config.training.steps for run in runs} == {7}
     # What a run is called is what its command line makes.
     assert all(folder_of(compose_run(run.overrides)[0]) == run.folder for run in runs)
+    # A length of the command line's wins over the table's, in the rows' titles too.
+    runs = expand("test", table, 1, ["task.T=7"])
+    assert [(run.title, run.config.task.T) for run in runs] == [("cornn/adding", 7), ("lstm/adding", 7)]
     # Two rows that are the same run are one.
     assert len(expand("test", Table(rows=[rows[0], rows[0]]), 2)) == 2
 
@@ -152,11 +155,6 @@ def test_other_keys_are_for_the_runs():
         (Table(rows=[Row(recipe="gru/adding")]), ("model.hiden=3",), r"row 1 \(gru/adding\): model.hiden: no such key"),
         (Table(rows=[Row(recipe="gru/adding")]), ("seed=3",), r"^seed=3: is no setting of a sweep; write seeds=N$"),
         (Table(rows=[Row(recipe="gru/adding")]), ("fresh=true",), r"^fresh=true: is no setting of a sweep$"),
-        (
-            Table(rows=[Row(recipe="gru/adding")], lengths=[5, 6]),
-            ("task.T=7",),
-            r"^task.T=7: table=test has lengths of its own, 5, 6$",
-        ),
     ],
 )
 def test_a_wrong_row_is_named(table, overrides, message):
