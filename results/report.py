@@ -324,6 +324,7 @@ def _table(table: tables.Table) -> str:
         state = row.verdict.name.replace(" ", "-")
         shown = "".join(
             f'<td class="verdict {state}">{html.escape(text)}</td>' if name == "verdict" and text
+            else f'<td class="changed">{html.escape(text)}</td>' if name == "changed"
             else f"<td>{html.escape(text)}</td>"
             for name, text in zip(table.header, cells, strict=True)
         )  # fmt: skip
