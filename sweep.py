@@ -54,6 +54,11 @@ def sweep_table(name: str, sweep: Sweep, hydra_overrides: list[str]) -> int:
     if sweep.dry_run:
         show_plan(runs, estimate)
         return 0
+    output = runs[0].folder.parent
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={runs[0].config.output}: cannot make {output} ({error.strerror})") from error
     launch = Launch(job, hydra_overrides, sweep.overrides)
     failures: dict[str, str] = {}
     try:

@@ -73,6 +73,8 @@ def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool =
 
 
 def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
+    if not (folder / "record.json").exists():
+        return "refused", "it has not begun to train"
     try:
         record = condense(folder)
         reasons = refusals(record)

@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     tracking = Tracking(project=chosen.project, entity=chosen.entity, mode=chosen.mode)
     try:
+        records.need_folder(chosen.runs)
         for line in publish(tracking, CHECKOUT / Path(chosen.output).expanduser(), tuple(chosen.keys), chosen.runs):
             print(line)
     except UserError as error:

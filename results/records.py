@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from training.config import NOT_IDENTITY
+from training.errors import UserError
 
 FOLDER = Path(__file__).parent / "runs"
 
@@ -159,6 +160,12 @@ class Group:
     def any(self) -> dict:
         """One of them, for what they share."""
         return (self.runs or self.unfinished)[0]
+
+
+def need_folder(path: Path) -> None:
+    """Raises UserError where ``--runs`` names no folder."""
+    if not path.is_dir():
+        raise UserError(f"--runs {path}: there is no such folder")
 
 
 def load(folder: Path = FOLDER) -> tuple[list[dict], list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from results import records
 from training import environment
-from training.config import CHECKOUT, NOT_IDENTITY, Config, compose_run
+from training.config import CHECKOUT, NOT_IDENTITY, compose_run
 from training.errors import UserError
 from training.run import folder_of
 
@@ -22,7 +22,7 @@ from training.run import folder_of
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.repeat", description=__doc__)
     parser.add_argument("record", help="a file, or the name of one in results/runs")
-    parser.add_argument("overrides", nargs="*", help="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value")
     parser.add_argument("--anyway", action="store_true", help="even where the command now means another run")
     chosen = parser.parse_args(arguments)
     if wrong := [text for text in chosen.overrides if "=" not in text]:
@@ -51,11 +51,14 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
     Raises:
         UserError: where the command now means another run than it did, or the run fails.
     """
-    command = [*shlex.split(record["command"])[2:], "output=outputs/repeats", *overrides]
+    own = [*shlex.split(record["command"])[2:], "output=outputs/repeats"]
+    command = [*own, *overrides]
     config, _ = compose_run(command)
-    moved = differences(record["config"], config)
+    moved = differences(record["config"], config.as_dict())
     then = record["git"]["commit"][:10] if record.get("git") else "an unknown commit"
     if moved and not anyway:
+        if not differences(record["config"], compose_run(own)[0].as_dict()):
+            raise UserError(f"{' '.join(overrides)}: makes another run: {', '.join(moved)}. Or add --anyway")
         raise UserError(
             f"{record['command']} now means another run than at {then}: {', '.join(moved)}. "
             "Check that commit out, or add --anyway"
@@ -73,9 +76,9 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
     return list(compare(record, now))
 
 
-def differences(recorded: dict, config: Config) -> list[str]:
-    """The settings that are not as the record has them, of those that can change the numbers."""
-    before, after = (_flat({k: v for k, v in c.items() if k not in NOT_IDENTITY}) for c in (recorded, config.as_dict()))
+def differences(before: dict, after: dict) -> list[str]:
+    """The settings of two configurations that differ, of those that can change the numbers."""
+    before, after = (_flat({k: v for k, v in c.items() if k not in NOT_IDENTITY}) for c in (before, after))
     missing = object()
     return [
         f"{key} was {before.get(key, 'not there')} and is {after.get(key, 'not there')}"

@@ -8,7 +8,6 @@ cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.
 import argparse
 import html
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ PAGE = Path(__file__).parent / "page.html"
 COMMAND = "python -m results.report"
 
 # To be told apart on white and on black; with more models than colours, their lines and markers differ too.
-_COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#2ba58f", "#a463f2", "#3ca951", "#f06fa8", "#17a7c9", "#9c6b4e", 
+_COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#0f9488", "#a463f2", "#62c44f", "#f06fa8", "#17a7c9", "#9c6b4e", 
             "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "triangle-up")
@@ -45,11 +44,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--into", type=Path, default=PATH, help="the page (results/report.html)")
     parser.add_argument("--picture", type=Path, help="draw the curves of the adding problem at T = 500 as PNG instead")
     chosen = parser.parse_args(arguments)
-    ours, damaged = records.load(chosen.runs)
-    for line in damaged:
-        print(line, file=sys.stderr)
-    rows = tables.rows(ours)
     try:
+        records.need_folder(chosen.runs)
+        ours, damaged = records.load(chosen.runs)
+        for line in damaged:
+            print(line, file=sys.stderr)
+        rows = tables.rows(ours)
         if chosen.picture:
             write_atomic(chosen.picture, picture(rows))
             print(chosen.picture)
@@ -76,7 +76,9 @@ def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
     charts = [chart for found in sections.values() for chart in found]
     tasks = sorted({row.task for row in rows} | {task for task, _, _ in charts})
     content = {
-        "summary": html.escape(f"{sum(len(row.runs) for row in rows)} runs. {tables.summary(rows)}."),
+        "summary": html.escape(
+            f"{sum(len(row.runs) for row in rows)} runs. Rows of the tables: {tables.summary(rows)}."
+        ),
         "unrun": "" if any(row.runs for row in rows) else "checked",
         "damaged": "".join(f"<li>{html.escape(line)}</li>" for line in damaged),
         "models": "".join(_chip("model", model, style.colour(model)) for model in style.models),
@@ -169,12 +171,9 @@ def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
     trivial = [run.get("baseline", {}).get(metric) for row in rows for run in row.runs]
     level = next((value for value in trivial if value), None)
     if level:
-        level *= scale
-        figure.add_hline(y=level, line={"dash": "dash", "width": 1.5, "color": "#888"}, layer="above")
-        # A logarithmic axis takes the place of a shape as it is, and of a text as its logarithm.
-        at = level if METRICS[metric] else math.log10(level)
-        text = f"trivial prediction: {level:.3g}"
-        figure.add_annotation(x=0, xref="x domain", xanchor="left", y=at, yanchor="bottom", text=text, showarrow=False)
+        last = max((trace.x[-1] for trace in figure.data if trace.x and trace.x[-1]), default=1)
+        line = {"dash": "dash", "width": 1.5, "color": "#888"}
+        _add(figure, None, f"trivial prediction: {level * scale:.3g}", [0, last], [level * scale] * 2, line=line)
     return rows[0].task, f"{title}: {metric}", figure
 
 
@@ -205,13 +204,16 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
             steps, values = curve(row.runs, row.runs[0]["objective"]["key"])
             epochs = [round(step / row.runs[0]["steps_per_epoch"], 3) for step in steps]
             _add(figure, row.model, label, epochs, [value * scale for value in values], line=style.line(row.model))
+        drawn: Counter[str] = Counter()
         for key, record in theirs.get((task, metric), []):
+            symbol = ("diamond-open", "square-open", "circle-open")[drawn[record.model] % 3]
+            drawn[record.model] += 1
             told = "quoted" if record.kind == "curve" else "published log"
             _add(
                 figure, record.model, f"{told}: {key}", list(record.trajectory),
                 [value * scale for value in record.trajectory.values()], mode="lines+markers",
                 line=style.line(record.model, dash="dot", width=1),
-                marker=style.marker(record.model, symbol="diamond-open", size=9),
+                marker=style.marker(record.model, symbol=symbol, size=9),
             )  # fmt: skip
         _axis(figure, "y", METRICS[metric])
         # The published budgets reach from tens of epochs to thousands.
@@ -295,7 +297,7 @@ def _axis(figure: go.Figure, name: str, linear: bool) -> None:
     figure.update_layout({f"{name}axis": axis})
 
 
-def _add(figure: go.Figure, model: str, label: str, x: list, y: list, **more) -> None:
+def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, **more) -> None:
     options = {"mode": "lines", "meta": {"model": model}, "name": label, "legendgroup": label} | more
     figure.add_trace(go.Scatter(x=x, y=y, **options))
 
@@ -325,6 +327,7 @@ def _table(table: tables.Table) -> str:
         shown = "".join(
             f'<td class="verdict {state}">{html.escape(text)}</td>' if name == "verdict" and text
             else f'<td class="changed">{html.escape(text)}</td>' if name == "changed"
+            else f"<td>{html.escape(text).replace('/', '/<wbr>').replace('_', '_<wbr>')}</td>" if name == "recipe"
             else f"<td>{html.escape(text)}</td>"
             for name, text in zip(table.header, cells, strict=True)
         )  # fmt: skip

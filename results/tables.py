@@ -95,34 +95,38 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--format", choices=("md", "latex", "csv"), default="md", help="md writes TABLES.md, the others to the terminal"
     )
-    parser.add_argument("--runs", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    parser.add_argument(
+        "--runs", type=Path, default=records.FOLDER, help="folder of other records than results/runs: to the terminal"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
     parser.add_argument("--unverified", action="store_true", help="show the values that are remembered, not read")
     chosen = parser.parse_args(arguments)
     if chosen.check and chosen.format != "md":
         parser.error(f"--check is of TABLES.md; leave --format {chosen.format} away")
-    if not chosen.runs.is_dir():
-        parser.exit(1, f"error: --runs {chosen.runs}: there is no such folder\n")
     if chosen.unverified:
         print(unverified(), end="")
         return
-    ours, damaged = records.load(chosen.runs)
-    for line in damaged:
-        print(line, file=sys.stderr)
-    found = rows(ours)
-    if chosen.format == "csv":
-        print(as_csv(found), end="")
-    elif chosen.format == "latex":
-        print(as_latex(tables(found)), end="")
-    elif chosen.check:
-        if not PATH.exists() or PATH.read_text(encoding="utf-8") != as_markdown(tables(found)):
-            parser.exit(1, f"{PATH.name} is not what the records give: {COMMAND} writes it\n")
-    else:
-        try:
-            write_atomic(PATH, as_markdown(tables(found)).encode())
-        except UserError as error:
-            parser.exit(1, f"error: {error}\n")
-        print(f"{PATH}: {len(ours)} records")
+    try:
+        records.need_folder(chosen.runs)
+        ours, damaged = records.load(chosen.runs)
+        for line in damaged:
+            print(line, file=sys.stderr)
+        found = rows(ours)
+        page = as_markdown(tables(found))
+        if chosen.format == "csv":
+            print(as_csv(found), end="")
+        elif chosen.format == "latex":
+            print(as_latex(tables(found)), end="")
+        elif chosen.check:
+            if not PATH.exists() or PATH.read_text(encoding="utf-8") != page:
+                parser.exit(1, f"{PATH.name} is not what the records give: {COMMAND} writes it\n")
+        elif chosen.runs.resolve() != records.FOLDER.resolve():
+            print(page, end="")
+        else:
+            write_atomic(PATH, page.encode())
+            print(f"{PATH}: {len(ours)} records")
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 def rows(ours: list[dict]) -> list[Row]:

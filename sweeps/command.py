@@ -1,6 +1,7 @@
 """The command line of ``sweep.py``: its schema and its checks."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
 from sweeps.plan import is_sweep, key_of
-from training.config import choices, compose_object
+from training.config import choices, compose_object, keys_of_a_run, unknown_key
 from training.errors import UserError
 
 
@@ -35,7 +36,9 @@ class Sweep:
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if (self.table is None) == (self.search is None):
+        if self.table is not None and self.search is not None:
+            raise ValueError("search: is not to be had with a table; leave one of them away")
+        if self.table is None and self.search is None:
             found = f"{', '.join(choices('table'))}; or a search={', '.join(choices('search'))}"
             raise ValueError(f"table=null: choose one table={found}")
         for key in ("trials", "parallel"):
@@ -58,9 +61,13 @@ def arguments(given: list[str]) -> list[str]:
     if parsed.multirun:
         raise UserError("--multirun: a sweep is made of several runs anyway; leave it away")
     fields = {item.name for item in dataclasses.fields(Sweep)} - {"overrides"}
+    known = [*sorted(fields), *keys_of_a_run()]
     own, rest = [], []
     for text in parsed.overrides:
         key = key_of(text)
+        root = re.split(r"[./@]", key)[0]
+        if root not in (*known, "hydra"):
+            raise UserError(unknown_key(key, root, known))
         own_key = key.partition(".")[0] in fields or key.partition("/")[0].partition(".")[0] == "hydra"
         (own if own_key else rest).append(text)
         name = text.partition("=")[2]

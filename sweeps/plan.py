@@ -11,11 +11,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from results import records
-from training.config import Config, choices, compose_run, recipe_overrides
+from training.config import CONF, Config, choices, compose_run, recipe_overrides
 from training.errors import UserError
-from training.run import folder_of, is_locked
+from training.run import folder_of, is_locked, read_record
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING = "finished", "running", "failed", "interrupted", "missing"
 
@@ -88,10 +89,9 @@ class Planned:
     def record(self) -> dict | None:
         """What the run has left so far; None where there is nothing, or nothing that can be read."""
         try:
-            record = json.loads((self.folder / "record.json").read_text(encoding="utf-8"))
+            return read_record(self.folder)
         except (OSError, ValueError):
             return None
-        return record if isinstance(record, dict) else None
 
     def state(self) -> str:
         """finished, running (in any process), failed, interrupted or missing."""
@@ -132,14 +132,28 @@ def is_sweep(override: str) -> bool:
     return _parse(override).is_sweep_override()
 
 
-def merge(*groups: Sequence[str]) -> list[str]:
-    """Overrides, each key once; the later wins."""
+def merge(*lists: Sequence[str]) -> list[str]:
+    """Overrides, each key once; the later wins. A choice of a group wins over all keys of it in earlier lists."""
     found: dict[str, str] = {}
-    for override in (text for group in groups for text in group):
-        key = key_of(override)
-        found.pop(key, None)
-        found[key] = override
+    for overrides in lists:
+        for prefix in (prefix for override in overrides for prefix in _chosen(override)):
+            found = {key: text for key, text in found.items() if not f"{key}.".startswith(f"{prefix}.")}
+        for override in overrides:
+            key = key_of(override)
+            found.pop(key, None)
+            found[key] = override
     return list(found.values())
+
+
+def _chosen(override: str) -> list[str]:
+    """What ``optimizer=sgd`` or ``debug=fast`` sets: to Hydra, a key beats a choice wherever it stands."""
+    group, path = key_of(override), CONF / key_of(override) / f"{override.partition('=')[2]}.yaml"
+    if "." in group or not path.is_file():
+        return []
+    if "@package _global_" not in path.read_text(encoding="utf-8"):
+        return [group]
+    sections = OmegaConf.to_container(OmegaConf.load(path))
+    return [f"{name}.{key}" for name, keys in sections.items() if isinstance(keys, dict) for key in keys]
 
 
 def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -> list[Planned]:

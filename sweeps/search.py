@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from results.repeat import differences
+from training.config import NOT_IDENTITY, Config
 from training.errors import Pruned, UserError
 
 DIRECTIONS = ("minimize", "maximize")
@@ -112,6 +114,30 @@ def _storage(path: Path):
 
 def _pruner(search: Search):
     return _optuna().pruners.MedianPruner(n_startup_trials=search.startup, n_warmup_steps=search.warmup)
+
+
+def hold_to(study, path: Path, search: Search, config: Config) -> None:
+    """Keeps the settings that all trials share, so that only what was trained alike is compared.
+
+    Raises:
+        UserError: where the trials that are there were trained with others.
+    """
+    shared = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY}
+    for key in search.space:
+        section, _, name = key.partition(".")
+        shared[section] = shared[section] | {name: "searched"}
+    known = study.user_attrs.get("config")
+    if known is None:
+        study.set_user_attr("config", shared)
+    elif changed := differences(known, shared):
+        raise UserError(f"{path} is of another search: {', '.join(changed)}; choose another output, or move it away")
+    check = _optuna().distributions.check_distribution_compatibility
+    for key, wanted in distributions(search).items():
+        for trial in study.get_trials(deepcopy=False):
+            try:
+                check(trial.distributions.get(key, wanted), wanted)
+            except ValueError as error:
+                raise UserError(f"{path} has another space for {key}: {error} Move it away to start over") from error
 
 
 def distributions(search: Search) -> dict:

@@ -11,7 +11,7 @@ from training.progress import console
 
 def show_plan(runs: list[Planned], estimate: Estimate) -> None:
     """The runs, what has become of them, and what is left of each at most."""
-    lines = Lines("run", "row", "state", "time left, at most", box=None, pad_edge=False)
+    lines = Lines("run", "row", "state", "time left", box=None, pad_edge=False)
     total, unknown = 0.0, 0
     for run in runs:
         state, left = run.state(), ""
@@ -19,15 +19,22 @@ def show_plan(runs: list[Planned], estimate: Estimate) -> None:
             seconds = estimate.seconds(run)
             unknown += seconds is None
             total += seconds or 0.0
-            left = tables.duration(seconds) or "?"
+            left = "?" if seconds is None else tables.duration(max(1.0, seconds))
         lines.add_row(run.name, run.title, state, left)
     show(lines)
     done = sum(run.state() == FINISHED for run in runs)
-    rest = f"{done} of {len(runs)} runs are finished"
-    if done < len(runs):
-        rest += f"; one after another, the rest takes at most {tables.duration(total)}"
-        rest += f" and what {unknown} runs take, of which no earlier run tells" if unknown else ""
-    say(rest)
+    text = f"{done} of {len(runs)} runs are finished"
+    if unknown and unknown == len(runs) - done:
+        text += "; no earlier run tells how long the rest takes"
+    elif done < len(runs):
+        text += (
+            f"; one after another, the rest takes about {tables.duration(max(1.0, total))}, less where runs end early"
+        )
+        text += f", and what {unknown} runs take of which no earlier run tells" if unknown else ""
+    say(text)
+
+
+_SENTENCES = ("changed", "verdict")
 
 
 def show_table(runs: list[Planned]) -> None:
@@ -41,12 +48,44 @@ def show_table(runs: list[Planned]) -> None:
                 say(f"{run.name} is passed over: {error}")
     for table in tables.tables([row for row in tables.rows(found) if row.runs]):
         console.print()
-        lines = Lines(*table.header, title=table.title, title_justify="left", box=None, pad_edge=False)
+        widths = _widths(table, console.width if console.is_terminal else None)
+        kept = [i for i, width in enumerate(widths) if width]
+        lines = Lines(title=table.title, title_justify="left", box=None, pad_edge=False)
+        for i in kept:
+            lines.add_column(table.header[i], width=widths[i])
         for cells in table.cells:
-            lines.add_row(*cells)
+            lines.add_row(*(cells[i] for i in kept))
         show(lines)
+        if left_out := [name for i, name in enumerate(table.header) if i not in kept]:
+            say(f"too narrow for {', '.join(left_out)}; the same command with `| cat` has all columns")
         for name, note in table.notes:
             say(f"{name}: {note}")
+
+
+def _widths(table: tables.Table, room: int | None) -> list[int]:
+    """Of the columns of a table, whose headers and sentences break between words where there is not room enough.
+
+    The recipe, our value and the verdict stay; of the others, from the right, those that have no room have width 0.
+    """
+    whole, least = [], []
+    for i, name in enumerate(table.header):
+        texts = [cells[i] for cells in table.cells]
+        words = [word for text in texts for word in text.split()] if name in _SENTENCES else texts
+        whole.append(max(map(len, [name, *texts])))
+        least.append(max(map(len, [*name.split(), *words])))
+    if room is None:
+        return whole
+    for i in reversed(range(1, len(least))):
+        if _total(least) > room and table.header[i] not in ("ours (n)", "verdict"):
+            least[i] = 0
+    for i, width in enumerate(least):
+        if width:
+            least[i] += max(0, min(whole[i] - width, room - _total(least)))
+    return least
+
+
+def _total(widths: list[int]) -> int:
+    return sum(width + 2 for width in widths if width) - 2
 
 
 def show(lines: Lines) -> None:

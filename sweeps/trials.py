@@ -50,6 +50,7 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
         say(f"0 of {total} trials are done")
         return 0
     study = searching.open_study(path, name, wanted)
+    searching.hold_to(study, path, wanted, config)
     if sweep.dry_run:
         say(f"{len(searching.done(study))} of {total} trials are done")
         show_trials(study, fixed)

@@ -1,5 +1,6 @@
 """Sweeps run what is missing, once, whatever happens to them; searches find, prune and go on."""
 
+import io
 import json
 import random
 import signal
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from hydra import initialize_config_dir
+from rich.console import Console
 
 import sweep
 import sweeps.search
@@ -21,6 +23,7 @@ from results import collect, tables
 from sweeps.command import Sweep, arguments
 from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
 from sweeps.search import Range, Search
+from sweeps.show import show_table
 from sweeps.watch import Watch
 from tests.conftest import TrainProcess
 from tests.results.cases import make_record
@@ -109,6 +112,10 @@ def test_expansion():
 def test_seeds_and_merging():
     assert (seeds_of(3), seeds_of([4, 0, 4])) == ([0, 1, 2], [4, 0])
     assert merge(["a=1", "b.c=[1,2]"], ["a=2", "d=x"]) == ["b.c=[1,2]", "a=2", "d=x"]
+    # A choice of a group takes all keys of it, to Hydra, only where none of them is given; not those of its own list.
+    earlier = ["optimizer.lr=1", "training.steps=9", "training.batch_size=2", "model.dt=1"]
+    later = ["debug=fast", "optimizer.lr=2", "optimizer=sgd"]
+    assert merge(earlier, later) == ["training.batch_size=2", "model.dt=1", *later]
     for wrong in (0, -1, [], [-1], "x", 1.5, True, None):
         with pytest.raises(UserError, match=r"^seeds=.*: must be how many"):
             seeds_of(wrong)
@@ -120,7 +127,8 @@ def test_seeds_and_merging():
         ("table=nothing", r"^table=nothing: no such choice; there are adding_200, "),
         ("search=nothing", r"^search=nothing: no such choice; there are cornn_adding$"),
         ("", r"^table=null: choose one table=adding_200, .*search=cornn_adding"),
-        ("table=har2 search=cornn_adding", r"^table=null: choose one"),
+        ("table=har2 search=cornn_adding", r"^search: is not to be had with a table; leave one of them away$"),
+        ("table=har2 dryrun=true", r"^dryrun: no such key \(did you mean dry_run\?\); there are dry_run, .*, model, "),
         ("table=har2 seeds=0,1", r"^seeds=0,1: several values.*seeds=\[0,1\]"),
         ("table=har2 dry_run=perhaps", r"^dry_run=perhaps: must be true or false"),
         ("search=cornn_adding trials=0", r"^trials=0: must be 1 or more"),
@@ -162,6 +170,45 @@ def test_a_wrong_row_is_named(table, overrides, message):
         expand("test", table, 1, overrides)
 
 
+def test_a_whole_group_wins_over_the_keys_of_a_table():
+    table = compose_object("sweep", ["table=adding_500"]).table
+    (run, *_) = expand("test", table, 1, ["debug=fast"])
+    assert (run.config.training.steps, run.config.training.target) == (4, None)
+    assert run.config.task.T == 500
+
+
+def test_output_that_cannot_be_written(sweep_here, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^output=.*file/sub: cannot make .*\(Not a directory\)$"):
+        sweep_here(Sweep(table=Table(rows=ROWS), seeds=1, overrides=list(TINY)), tmp_path / "file" / "sub")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 300])
+def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
+    """Whole words in whole columns, and what has no room is named."""
+    changed = {"training.steps": 5000, "training.target": 0.001}
+    made = [
+        make_record("lem", "adding", seed, recipe="lem/adding", T=500, value=0.0023 + seed / 1000, changed=changed)
+        for seed in range(3)
+    ]
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("sweeps.show.console", console)
+    monkeypatch.setattr("sweeps.show.collect.condense", lambda record: record)
+    show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
+    lines = out.getvalue().splitlines()
+    (table,) = tables.tables([row for row in tables.rows(made) if row.runs])
+    told = [line for line in lines if line.startswith("too narrow for ")]
+    left_out = told[0].removeprefix("too narrow for ").partition(";")[0].split(", ") if told else []
+    assert bool(told) == (width < 140)
+    said = ("too narrow for ", "lem/adding: ")
+    assert all(len(line) <= width for line in lines if not line.startswith(said))
+    words = " ".join(lines).split()
+    for name, text in zip(table.header, table.cells[0], strict=True):
+        assert (name in left_out) or set(text.split()) <= set(words)
+    assert not {"recipe", "ours (n)", "verdict"} & set(left_out)
+
+
 def test_a_gpu_a_job(tmp_path, monkeypatch):
     """Not by the number of the job: the first two GPUs are taken, the third is given back, and then is free."""
     chosen = []
@@ -193,13 +240,13 @@ def test_an_odd_record_is_none(tmp_path):
     planned = expand("test", Table(rows=[Row(recipe="gru/adding")]), 1, (f"output={tmp_path}",))[0]
     planned.folder.mkdir(parents=True)
     made = make_record("gru", "adding", recipe="gru/adding", T=500)
-    odd = [5, "x", [], {}, made | {"model": None}, made | {"wall_seconds": "1"}]
+    odd = [5, "x", [], {}, {"status": "finished"}, made | {"model": None}, made | {"wall_seconds": "1"}]
     odd += [made | {"config": made["config"] | {"model": sizes}} for sizes in ({"hidden": -1}, {"hidden": "128"})]
     for record in odd:
         (planned.folder / "record.json").write_text(json.dumps(record))
         estimate = Estimate(tmp_path)
         assert not any(known["name"] == made["name"] for known in estimate.earlier)
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or len(record) < 2:
             assert planned.state() == "missing"
     (planned.folder / "record.json").write_text(json.dumps(made))
     assert any(known["name"] == made["name"] for known in Estimate(tmp_path).earlier)
@@ -226,7 +273,8 @@ def test_one_failure_does_not_stop_the_others_and_what_is_finished_is_left_out(s
     assert sorted(starts(output).values()) == [1, 1, 2]
 
 
-def test_dry_run(sweep_here, tmp_path, capsys):
+def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path / "none")
     assert sweep_here(Sweep(table=Table(rows=ROWS[:1]), seeds=1, overrides=list(TINY))) == 0
     capsys.readouterr()
     wanted = Sweep(table=Table(rows=ROWS[::2]), seeds=2, overrides=list(TINY), dry_run=True)
@@ -238,7 +286,8 @@ def test_dry_run(sweep_here, tmp_path, capsys):
     assert [state[0] for state in states[1:]] == ["missing"] * 3
     # The other seed of the same model tells how long it takes; nothing tells of the LSTM.
     assert states[1][-1] == "s"
-    assert lines[-1].startswith("1 of 4 runs are finished; one after another, the rest takes at most ")
+    assert lines[-1].startswith("1 of 4 runs are finished; one after another, the rest takes about ")
+    assert lines[-1].endswith(", less where runs end early, and what 2 runs take of which no earlier run tells")
     assert starts(tmp_path / "outputs") == before
 
 
@@ -427,6 +476,18 @@ def test_a_search_that_cannot_be_is_refused(sweep_here, tmp_path):
         sweep_here(Sweep(search=SEARCH, overrides=["optimizer.lr=1"]))
     with pytest.raises(UserError, match=r"^search=test: model.hiden: no such key"):
         sweep_here(Sweep(search=Search(SEARCH.overrides, {"model.hiden": Range(1, 2)})))
+    # Trials of another length are not to be compared with, nor those of another space.
+    longer = Search(["model=cornn", "task=adding", *TINY, "task.T=9"], SEARCH.space)
+    with pytest.raises(UserError, match=r"b/searches/test.log is of another search: task.T was 8 and is 9; choose"):
+        sweep_here(Sweep(search=longer), tmp_path / "b")
+    fewer = Search(SEARCH.overrides, {"model.hidden": SEARCH.space["model.hidden"]})
+    with pytest.raises(UserError, match=r"is of another search: optimizer.lr was searched and is "):
+        sweep_here(Sweep(search=fewer), tmp_path / "b")
+    other = Search(SEARCH.overrides, SEARCH.space | {"model.hidden": Range(choices=[2, 3])})
+    with pytest.raises(UserError, match=r"test.log has another space for model.hidden: "):
+        sweep_here(Sweep(search=other), tmp_path / "b")
+    wider = Search(SEARCH.overrides, SEARCH.space | {"model.hidden": Range(2, 9, whole=True)}, trials=1)
+    assert sweep_here(Sweep(search=wider, overrides=["device=cpu"]), tmp_path / "b") == 0
     for kwargs in ({"low": 1.0}, {"low": 2.0, "high": 1.0}, {"low": 0.0, "high": 1.0, "log": True}):
         with pytest.raises(ValueError, match=r"^(choices|low)="):
             Range(**kwargs)

@@ -331,7 +331,7 @@ def _refuse_unknown(node: DictConfig, prefix: str) -> None:
     known = [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []
     for key in node:
         if key not in known:
-            raise UserError(_unknown(f"{prefix}{key}", key, known))
+            raise UserError(unknown_key(f"{prefix}{key}", key, known))
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             _refuse_unknown(node[key], f"{prefix}{key}.")
 
@@ -353,7 +353,15 @@ def _to_object(node: DictConfig, prefix: str) -> Any:
         raise UserError(_one_line(error)) from error
 
 
-def _unknown(full_key: str, key: str, known: list[str]) -> str:
+def keys_of_a_run() -> list[str]:
+    """The first parts of all keys of ``train.py``, and the groups."""
+    fields = [field.name for field in dataclasses.fields(Config)]
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    return fields + sorted(groups.difference(fields, NOT_OF_A_RUN))
+
+
+def unknown_key(full_key: str, key: str, known: list[str]) -> str:
+    """The line on a key that is not there."""
     if not known:
         group = full_key.partition(".")[0]
         others = [choice for choice in choices(group) if choice != "none"]
@@ -385,13 +393,12 @@ def _one_line(error: Exception) -> str:
     if cause is None:
         found = re.match(r"Could not override '([^']+)'. No match in the defaults list", message)
         if found:
-            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OF_A_RUN)
-            return _unknown(found[1], found[1], [f.name for f in dataclasses.fields(Config)] + groups)
+            return unknown_key(found[1], found[1], keys_of_a_run())
         return message
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         where = re.match(r"In '(recipe/[^']+)'", message)
         known = [str(key) for key in cause.parent_node if key != "hydra"]
-        return _unknown(cause.full_key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
+        return unknown_key(cause.full_key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
     expected = re.search(r"Value '(.*?)' (?:of type .* could not be converted to|is not a valid) (\w+)", str(cause))
     if expected:
         return f"{cause.full_key}={expected[1]}: must be {_TYPES.get(expected[2], expected[2])}"

@@ -33,6 +33,23 @@ def folder_of(config: Config) -> Path:
     return CHECKOUT / Path(config.output).expanduser() / "runs" / name
 
 
+# What a finished run is reported by.
+_REPORTED = {"objective", "metrics", "budget", "config", "changed", "recipe", "published", "baseline", "first_passed"}
+
+
+def read_record(folder: Path) -> dict:
+    """The record of the run in a folder.
+
+    Raises:
+        OSError, ValueError: where there is none, or it is none.
+    """
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    needed = _REPORTED if isinstance(record, dict) and record.get("status") == "finished" else {"status"}
+    if not isinstance(record, dict) or not needed <= record.keys():
+        raise ValueError("it is no record")
+    return record
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process works on the run in this folder now."""
     if not (folder / "lock").exists():
@@ -102,7 +119,7 @@ class Run:
     def record(self) -> dict | None:
         """The record that an earlier process left, or None."""
         try:
-            return json.loads((self.folder / "record.json").read_text())
+            return read_record(self.folder)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -208,7 +225,7 @@ class Run:
         self._state = state
         # The record of the process before, where there was one: it may have died before its first checkpoint.
         earlier = self.record()
-        self._body["sessions"] = earlier["sessions"] + 1 if earlier else 1
+        self._body["sessions"] = (earlier or {}).get("sessions", 0) + 1
         # What was trained with code that is in no commit stays so, whatever the tree is now.
         if state.step and earlier and self._body["git"] and (earlier.get("git") or {"dirty": True})["dirty"]:
             self._body["git"]["dirty"] = True

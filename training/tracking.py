@@ -80,11 +80,14 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
         The run and its mode: online, offline or disabled.
 
     Raises:
-        UserError: where a mode was asked for that is not possible.
+        UserError: where a mode was asked for that is not possible, or the folder cannot be made.
     """
     import wandb
 
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
     mode, may_go_offline = pick_mode(tracking)
 
     def start(mode: str):

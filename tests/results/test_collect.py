@@ -192,6 +192,15 @@ def test_a_line_cut_off_by_a_kill(folder, into):
     assert collect.collect(folder.parent, into)[0] == f"collected {folder.name}"
 
 
+def test_a_run_that_has_only_been_started_is_not_damaged(folder, into):
+    begun = folder.parent / "cornn-adding-seed1-0123456789"
+    begun.mkdir()
+    (begun / "log.txt").write_text("")
+    lines = collect.collect(folder.parent, into)
+    assert f"refused {begun.name}: it has not begun to train" in lines
+    assert lines[-1].startswith("1 collected, 0 updated, 0 unchanged, 1 refused, 0 damaged")
+
+
 def test_runs_by_the_beginning_of_their_names(folder, into):
     shutil.copytree(folder, folder.parent / "cornn-adding-seed1-0123456789")
     collect.collect(folder.parent, into, ("cornn-adding-seed0",))

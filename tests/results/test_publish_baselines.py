@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import wandb
 
@@ -93,6 +95,23 @@ def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
 def test_a_key_that_is_none(tmp_path):
     with pytest.raises(UserError, match="nothing/here: no published value's key begins with that"):
         publish_baselines.publish(Tracking(mode="offline"), tmp_path, ("nothing/here",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--runs", "none"), "error: --runs none: there is no such folder\n"),
+        (("--output", "f/x"), r"error: output=.*f/x: "),
+    ],
+)
+def test_a_folder_that_is_not_to_be_had(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publish_baselines, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        publish_baselines.main([KEY, "--mode", "offline", *arguments])
+    assert stopped.value.code == 1
+    assert re.match(message, capsys.readouterr().err)
 
 
 def test_switched_off(tmp_path, monkeypatch, capsys):

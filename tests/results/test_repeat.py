@@ -72,7 +72,9 @@ def test_overrides_that_cannot_change_the_numbers_are_welcome(record, monkeypatc
     with pytest.raises(UserError, match="the run ended with exit code 3"):
         repeat.repeat(records.read(record), ["device=cpu", "data.root=x"])
     assert asked[0][-3:] == ["output=outputs/repeats", "device=cpu", "data.root=x"]
-    with pytest.raises(UserError, match=r"optimizer\.lr was 0\.02 and is 0\.5"):
+    with pytest.raises(
+        UserError, match=r"^optimizer\.lr=0\.5: makes another run: optimizer\.lr was 0\.02 and is 0\.5\."
+    ):
         repeat.repeat(records.read(record), ["optimizer.lr=0.5"])
 
 

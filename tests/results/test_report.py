@@ -90,11 +90,11 @@ def test_a_panel_a_length_with_the_baseline(shown):
     found = figures(shown, "steps")
     assert list(found) == ["adding, T = 500: mse", "adding, T = 2000: mse"]
     for figure in found.values():
-        bold = [trace for trace in figure["data"] if trace.get("showlegend", True)]
+        *bold, level = [trace for trace in figure["data"] if trace.get("showlegend", True)]
         assert [trace["name"] for trace in bold] == ["cornn", "lstm", "unicornn"]
-        (level,) = figure["layout"]["shapes"]
-        assert level["y0"] == level["y1"] == pytest.approx(1 / 6)
-        assert figure["layout"]["annotations"][0]["text"] == "trivial prediction: 0.167"
+        assert level["name"] == "trivial prediction: 0.167"
+        assert level["y"] == pytest.approx([1 / 6] * 2)
+        assert level["x"] == [0, max(trace["x"][-1] for trace in bold)]
         assert figure["layout"]["yaxis"]["type"] == "log"
 
 
@@ -107,6 +107,9 @@ def test_epochs_beside_the_published_log(shown):
     assert dict(zip(theirs["x"], theirs["y"], strict=True))[10] == pytest.approx(87.7)
     # Said of it by others, it is no log.
     assert "quoted: lssl/psmnist_unicornn" in traces
+    # Of one model, and told apart.
+    symbols = [t["marker"]["symbol"] for t in figure["data"] if t["meta"]["model"] == "unicornn" and "marker" in t]
+    assert len(symbols) == len(set(symbols)) == 2
     # What nobody has run is there all the same: what a run is to look like.
     assert "smnist: accuracy" in figures(shown, "epochs")
 
@@ -172,8 +175,11 @@ def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
 def test_the_picture(save, tmp_path, capsys):
     path = tmp_path / "adding.png"
     with pytest.raises(SystemExit):
-        report.main(["--runs", str(tmp_path / "none"), "--picture", str(path)])
+        report.main(["--runs", str(tmp_path), "--picture", str(path)])
     assert "error: there is no record of adding, T = 500" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        report.main(["--runs", str(tmp_path / "none")])
+    assert capsys.readouterr().err == f"error: --runs {tmp_path / 'none'}: there is no such folder\n"
     report.main(["--runs", str(save(*make_records(lengths=(500,), seeds=1))), "--picture", str(path)])
     with Image.open(path) as drawn:
         assert drawn.size == (960, 540)
@@ -208,6 +214,7 @@ def test_in_a_browser(shown, width, off, tmp_path):
     # What was not run is hidden at first.
     ours = [row for row in rows if row.runs and row.model not in off and row.task != "har2"]
     assert measured["rows"] == len(ours)
-    assert set(measured["models"]) == {"cornn", "lstm", "unicornn"} - set(off)
+    # The trivial prediction is no model's.
+    assert set(measured["models"]) == {"cornn", "lstm", "unicornn", None} - set(off)
     assert len(set(measured["background"])) == 2
     assert measured["costs"][0] == ["parameters", 10000]

@@ -283,10 +283,15 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
         tables.main(["--runs", str(folder), "--check"])
     assert stopped.value.code == 1
     assert "python -m results.tables writes it" in capsys.readouterr().err
+    # Of other records, to the terminal: the page is that of ours.
     tables.main(["--runs", str(folder)])
     shown = capsys.readouterr()
     assert "broken.json is passed over: it cannot be read" in shown.err
-    assert "3 records" in shown.out
+    assert "| cornn/psmnist | 97.00" in shown.out
+    assert not tables.PATH.exists()
+    monkeypatch.setattr(records, "FOLDER", folder)
+    tables.main(["--runs", str(folder)])
+    assert "3 records" in capsys.readouterr().out
     tables.main(["--runs", str(folder), "--check"])
     assert "| cornn/psmnist | 97.00" in tables.PATH.read_text()
     with pytest.raises(SystemExit) as stopped:

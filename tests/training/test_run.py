@@ -57,6 +57,18 @@ def test_two_processes_on_one_run(train_process):
     third.communicate()
 
 
+@pytest.mark.parametrize("left", ["[]", "{", "{}", '{"status": "finished"}'])
+def test_a_record_that_is_none_is_written_anew(left, fit_here, caplog):
+    _, folder = fit_here(*SMALL)
+    whole = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(left)
+    fit_here(*SMALL)
+    again = json.loads((folder / "record.json").read_text())
+    assert "record.json cannot be read (" in caplog.text
+    assert again["metrics"] == whole["metrics"]
+    assert again["status"] == "finished"
+
+
 def test_output_that_cannot_be_written(fit_here, tmp_path):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
