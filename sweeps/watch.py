@@ -82,7 +82,7 @@ class Watch:
         text = f"{counts[FINISHED]}/{len(self.runs)} done, {len(self.failures)} failed, {counts[RUNNING]} running"
         if left:
             at_least = "more than " if unknown else ""
-            text += f", {at_least}{duration(left / max(1, counts[RUNNING]))} left"
+            text += f", {at_least}{duration(max(1.0, left / max(1, counts[RUNNING])))} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=counts[FINISHED], description=text)
             return
