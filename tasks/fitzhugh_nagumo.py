@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from tasks.base import ArrayTask
@@ -69,6 +68,9 @@ def series(root: Path, seed: int, count: int) -> Tensor:
     """v of ``count`` solutions, (count, 1000)."""
 
     def build() -> dict[str, Tensor]:
+        # Imported here: half a second, for all who train on something else.
+        from scipy.integrate import solve_ivp
+
         log.info("solving %d initial value problems, once", count)
         start = torch.rand(count, generator=generator(seed, "fitzhugh_nagumo")) * 2 - 1
         times = np.linspace(0, END, POINTS)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -50,8 +49,11 @@ def configure(name: str, overrides: list[str]) -> Any:
         raise ValueError(f"{' '.join(overrides)}: {reason}; the keys of {name} are {keys}") from error
 
 
-def draw(config: Any, task: Task) -> Figure:
-    """Examples in the first row, what there is to know of the whole in the second."""
+def draw(config: Any, task: Task):
+    """A figure: examples in the first row, what there is to know of the whole in the second."""
+    # Imported here, since train.py imports all of tasks/ and draws none.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(16, 8), layout="constrained")
     figure.suptitle(f"{task.split_id}\n{_counts(task)}", fontsize=10)
     above, below = figure.subfigures(2, 1)
