@@ -126,14 +126,14 @@ def hold_to(study, path: Path, search: Search, config: Config) -> None:
     for key in search.space:
         section, _, name = key.partition(".")
         shared[section] = shared[section] | {name: "searched"}
-    known = study.user_attrs.get("config")
-    if known is None:
+    known, trials = study.user_attrs.get("config"), study.get_trials(deepcopy=False)
+    if known is None or not trials:
         study.set_user_attr("config", shared)
     elif changed := differences(known, shared):
         raise UserError(f"{path} is of another search: {', '.join(changed)}; choose another output, or move it away")
     check = _optuna().distributions.check_distribution_compatibility
     for key, wanted in distributions(search).items():
-        for trial in study.get_trials(deepcopy=False):
+        for trial in trials:
             try:
                 check(trial.distributions.get(key, wanted), wanted)
             except ValueError as error:

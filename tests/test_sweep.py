@@ -476,6 +476,12 @@ def test_a_search_that_cannot_be_is_refused(sweep_here, tmp_path):
         sweep_here(Sweep(search=SEARCH, overrides=["optimizer.lr=1"]))
     with pytest.raises(UserError, match=r"^search=test: model.hiden: no such key"):
         sweep_here(Sweep(search=Search(SEARCH.overrides, {"model.hiden": Range(1, 2)})))
+    # A study without trials is anybody's.
+    for T in (9, 8):
+        wanted = Search([*SEARCH.overrides, f"task.T={T}"], SEARCH.space)
+        config = compose_run([*wanted.overrides, "optimizer.lr=0.01"])[0]
+        path = tmp_path / "empty.log"
+        sweeps.search.hold_to(sweeps.search.open_study(path, "test", wanted), path, wanted, config)
     # Trials of another length are not to be compared with, nor those of another space.
     longer = Search(["model=cornn", "task=adding", *TINY, "task.T=9"], SEARCH.space)
     with pytest.raises(UserError, match=r"b/searches/test.log is of another search: task.T was 8 and is 9; choose"):
