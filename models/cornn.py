@@ -11,8 +11,13 @@ from models.network import Group, Network
 
 PARAMETRISATIONS = ("concatenated", "separate", "recurrent")
 DAMPINGS = ("explicit", "implicit")
-# The least that dt, gamma, epsilon and 1 - dt may be where they are trained.
-NEAR = 1e-6
+DYNAMICS = ("none", "shared", "unit")
+INPUTS = ("pytorch", "wide")
+RECURRENCES = ("pytorch", "critical")
+# The range of V and b at the start where they are wide: tanh then works over all of its range from the first step on.
+WIDE = 3.0
+# With explicit damping a velocity is multiplied by 1 - epsilon dt a step. Beyond 2 it grows; a trained one stays below.
+MOST_DAMPING = 1.5
 
 
 @dataclass
@@ -28,8 +33,12 @@ class Config:
             default initialisation: concatenated (one map of [x, z, y]; the released code for adding, sMNIST, psMNIST
             and HAR-2), separate (one for each; for noisy CIFAR-10), recurrent (one of x, one of [z, y]; for IMDB).
         damping: explicit (of the velocity before the step; the released code) or implicit (after it; the theory).
-        train_dynamics: dt, gamma and epsilon are trained, one number each for all units, from the values above: dt in
-            (0, 1), as a sigmoid, gamma and epsilon > 0, as a softplus. They have no weight decay.
+        train_dynamics: none (gamma and epsilon stay as they are; the released code), shared (both are trained, one
+            number each) or unit (both are trained, one number a unit), from the values above, as logarithms and without
+            weight decay. dt stays: it only scales z. With explicit damping epsilon is at most 1.5 / dt.
+        input_initialisation: of V and b: pytorch (the released code) or wide, U(-3, 3).
+        recurrent_initialisation: of W, which acts on y: pytorch (the released code) or critical, N(0, gamma^2 / H),
+            of spectral radius gamma, so that some directions of W y cancel the pull gamma y from the start.
     """
 
     name: str = "cornn"
@@ -39,7 +48,9 @@ class Config:
     epsilon: float = 1.0
     parametrisation: str = "concatenated"
     damping: str = "explicit"
-    train_dynamics: bool = False
+    train_dynamics: str = "none"
+    input_initialisation: str = "pytorch"
+    recurrent_initialisation: str = "pytorch"
 
     def __post_init__(self):
         if self.hidden < 1:
@@ -49,16 +60,23 @@ class Config:
         for key in ("gamma", "epsilon"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must be >= 0")
-        for key, allowed in (("parametrisation", PARAMETRISATIONS), ("damping", DAMPINGS)):
+            if self.train_dynamics != "none" and not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must be > 0 where train_dynamics={self.train_dynamics}")
+        for key, allowed in (
+            ("parametrisation", PARAMETRISATIONS),
+            ("damping", DAMPINGS),
+            ("train_dynamics", DYNAMICS),
+            ("input_initialisation", INPUTS),
+            ("recurrent_initialisation", RECURRENCES),
+        ):
             if getattr(self, key) not in allowed:
                 raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
-        if self.train_dynamics:
-            # Nearer to the bounds, a sigmoid and a softplus in float32 are at the bounds.
-            if not NEAR <= self.dt <= 1 - NEAR:
-                raise ValueError(f"dt={self.dt}: must be from {NEAR} to 1 - {NEAR} where train_dynamics=true")
-            for key in ("gamma", "epsilon"):
-                if not getattr(self, key) >= NEAR:
-                    raise ValueError(f"{key}={getattr(self, key)}: must be {NEAR} or more where train_dynamics=true")
+        most = MOST_DAMPING / self.dt
+        if self.train_dynamics != "none" and self.damping == "explicit" and self.epsilon > most:
+            raise ValueError(
+                f"epsilon={self.epsilon}: must be {MOST_DAMPING} / dt = {most:g} or less "
+                f"where train_dynamics={self.train_dynamics}"
+            )
 
     def build(self, inputs: int, outputs: int) -> Network:
         layer = CoRNN(
@@ -71,8 +89,9 @@ class Config:
             damping=self.damping,
             train_dynamics=self.train_dynamics,
         )
-        # Weight decay would pull dt to sigmoid(0) = 0.5.
-        groups = [Group(list(layer.raw.values()), weight_decay=0.0)] if self.train_dynamics else []
+        layer.start(self.input_initialisation, self.recurrent_initialisation)
+        # Weight decay would pull gamma and epsilon to 1.
+        groups = [Group(list(layer.logarithms.values()), weight_decay=0.0)] if layer.logarithms else []
         return Network(layer, nn.Linear(self.hidden, outputs), groups)
 
 
@@ -95,7 +114,7 @@ class CoRNN(nn.Module):
         *,
         parametrisation: str = "concatenated",
         damping: str = "explicit",
-        train_dynamics: bool = False,
+        train_dynamics: str = "none",
     ):
         super().__init__()
         self.inputs, self.hidden = inputs, hidden
@@ -109,12 +128,22 @@ class CoRNN(nn.Module):
                 self.z = nn.Linear(hidden, hidden, bias=False)
             else:
                 self.recurrent = nn.Linear(2 * hidden, hidden, bias=False)
-        self.fixed = (dt, gamma, epsilon)
-        self.raw = None
-        if train_dynamics:
-            start = {"dt": math.log(dt / (1 - dt)), "gamma": _softplus_inverse(gamma)}
-            start["epsilon"] = _softplus_inverse(epsilon)
-            self.raw = nn.ParameterDict({key: torch.tensor(value) for key, value in start.items()})
+        self.dt, self.gamma, self.epsilon = dt, gamma, epsilon
+        self.logarithms = nn.ParameterDict()
+        if train_dynamics != "none":
+            shape = (hidden,) if train_dynamics == "unit" else ()
+            for key, value in (("gamma", gamma), ("epsilon", epsilon)):
+                self.logarithms[key] = torch.full(shape, math.log(value))
+
+    @torch.no_grad()
+    def start(self, input_initialisation: str, recurrent_initialisation: str) -> None:
+        """Initialises V, b and W otherwise than PyTorch does: see :class:`Config`."""
+        v, bias, w_y, _ = self.weights()
+        if input_initialisation == "wide":
+            nn.init.uniform_(v, -WIDE, WIDE)
+            nn.init.uniform_(bias, -WIDE, WIDE)
+        if recurrent_initialisation == "critical":
+            nn.init.normal_(w_y, std=self.gamma / math.sqrt(self.hidden))
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
@@ -134,12 +163,12 @@ class CoRNN(nn.Module):
             w_z, w_y = self.recurrent.weight.split(self.hidden, dim=1)
         return self.input.weight, self.input.bias, w_y, w_z
 
-    def dynamics(self) -> tuple[float, float, float] | tuple[Tensor, Tensor, Tensor]:
-        """dt, gamma and epsilon: numbers, or () tensors where they are trained."""
-        if self.raw is None:
-            return self.fixed
-        softplus = nn.functional.softplus
-        return self.raw["dt"].sigmoid(), softplus(self.raw["gamma"]), softplus(self.raw["epsilon"])
+    def dynamics(self) -> tuple[float, float | Tensor, float | Tensor]:
+        """dt, gamma and epsilon; the last two are (hidden,) or () tensors where they are trained."""
+        if not self.logarithms:
+            return self.dt, self.gamma, self.epsilon
+        gamma, epsilon = self.logarithms["gamma"].exp(), self.logarithms["epsilon"].exp()
+        return self.dt, gamma, epsilon.clamp(max=MOST_DAMPING / self.dt) if self.damping == "explicit" else epsilon
 
     def backend(self) -> str:
         """What computes the time loop where the weights are now."""
@@ -168,16 +197,16 @@ class CoRNN(nn.Module):
             x: not used; of other models the input matters.
 
         Returns:
-            ``eta``; ``r`` (NaN where dt >= 1); ``norm_w``, ``norm_wz``; ``determinant``, ``trace``, ``stable`` (1 or
-            0); and ``dt``, ``gamma``, ``epsilon``, which may be trained.
+            ``eta``; ``r`` (NaN where dt >= 1); ``norm_w``, ``norm_wz``; ``determinant``, ``trace``, ``gamma`` and
+            ``epsilon``, means over the units; ``stable``, 1 where every unit is, else 0; and ``dt``.
         """
         _, _, w_y, w_z = self.weights()
         norm_w, norm_wz = (torch.linalg.matrix_norm(w.double(), math.inf).item() for w in (w_y, w_z))
-        dt, gamma, epsilon = map(float, self.dynamics())
-        eta = dt * max(1 + norm_w, norm_wz) / (1 + dt)
+        dt, gamma, epsilon = (torch.as_tensor(value, dtype=torch.float64) for value in self.dynamics())
+        eta = dt.item() * max(1 + norm_w, norm_wz) / (1 + dt.item())
         if self.damping == "explicit":
             decay, kick = 1 - epsilon * dt, gamma * dt**2
-            stable = epsilon * dt <= 2 and gamma * dt**2 <= 4 - 2 * epsilon * dt
+            stable = (epsilon * dt <= 2) & (gamma * dt**2 <= 4 - 2 * epsilon * dt)
         else:
             decay = 1 / (1 + epsilon * dt)
             kick = decay * gamma * dt**2
@@ -187,15 +216,10 @@ class CoRNN(nn.Module):
             "r": math.log(eta) / math.log(dt) if dt < 1 else math.nan,
             "norm_w": norm_w,
             "norm_wz": norm_wz,
-            "determinant": decay,
-            "trace": 1 + decay - kick,
-            "stable": float(stable),
-            "dt": dt,
-            "gamma": gamma,
-            "epsilon": epsilon,
+            "determinant": decay.mean().item(),
+            "trace": (1 + decay - kick).mean().item(),
+            "stable": float(stable.all()),
+            "dt": dt.item(),
+            "gamma": gamma.mean().item(),
+            "epsilon": epsilon.mean().item(),
         }
-
-
-def _softplus_inverse(value: float) -> float:
-    """The x of which log(1 + exp(x)) is ``value``."""
-    return value + math.log(-math.expm1(-value))

@@ -220,7 +220,7 @@ def groups(records: Iterable[dict]) -> list[Group]:
     """The records by everything but their seed, in the order of model, task and settings."""
     found: dict[str, Group] = {}
     for record in records:
-        settings = {key: value for key, value in record["config"].items() if key not in _NOT_GROUP}
+        settings = {k: v for k, v in record["config"].items() if k not in _NOT_GROUP and v is not None}
         settings["training"] = settings["training"] | {"checkpoint_seconds": None}
         settings["transform"] = settings.get("transform") and settings["transform"] | {"backend": None}
         text = json.dumps([record["model"], record["task"], record.get("recipe"), settings], sort_keys=True)

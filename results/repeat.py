@@ -78,7 +78,10 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
 
 def differences(before: dict, after: dict) -> list[str]:
     """The settings of two configurations that differ, of those that can change the numbers."""
-    before, after = (_flat({k: v for k, v in c.items() if k not in NOT_IDENTITY}) for c in (before, after))
+    # A section that is None is as good as absent: an older record has no curriculum.
+    before, after = (
+        _flat({k: v for k, v in c.items() if k not in NOT_IDENTITY and v is not None}) for c in (before, after)
+    )
     missing = object()
     return [
         f"{key} was {before.get(key, 'not there')} and is {after.get(key, 'not there')}"

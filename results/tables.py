@@ -28,7 +28,7 @@ COMMAND = "python -m results.tables"
 
 # Settings of a run that make it another protocol than its recipe's.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
-_PROTOCOL_SECTIONS = ("task.", "transform.")
+_PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
 # Another size of its model, or another model; not how it starts, learns or is computed.
 _MODEL = (
     "hidden", "layers", "state", "blocks", "multiplier", "gated", "damping", "parametrisation", "train_dynamics",
@@ -290,6 +290,7 @@ def _table(title: str, metric: str, group: list[Row]) -> Table:
     columns = {
         "recipe": [row.name + ("" if row.recipe else " (no recipe)") for row in group],
         "changed": [", ".join(f"{key}={plain(value)}" for key, value in row.changed.items()) for row in group],
+        "trained on lengths": [lengths(row) for row in group],
         "ours (n)": [ours(row) for row in group],
         "published": [_published_value(row.published) for row in group],
         "verdict": ["" if row.verdict.name == NO_NUMBER else str(row.verdict) for row in group],
@@ -301,6 +302,12 @@ def _table(title: str, metric: str, group: list[Row]) -> Table:
     kept = {name: cells for name, cells in columns.items() if any(cells)}
     measured = f"{metric}, %" if metric == "accuracy" else metric
     return Table(f"{title}: {measured}", list(kept), group, [list(cells) for cells in zip(*kept.values(), strict=True)])
+
+
+def lengths(row: Row) -> str:
+    """The lengths of the curriculum; empty where there was none."""
+    reached = {tuple(stage["length"] for stage in run.get("curriculum") or ()) for run in row.runs}
+    return ", ".join(f"{length:,}" for length in max(reached, key=len, default=()))
 
 
 def plain(value) -> str:

@@ -1,7 +1,7 @@
 """The adding problem (Hochreiter & Schmidhuber 1997) in the variants of the papers' released code."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -97,7 +97,8 @@ class Adding(Task):
     values_per_batch = 500_000
 
     def __init__(self, config: Config, seed: int):
-        self.T, self.protocol, self.seed = config.T, PROTOCOLS[config.protocol], seed
+        self.config, self.T, self.protocol, self.seed = config, config.T, PROTOCOLS[config.protocol], seed
+        self.length = self.T
         self.test_samples = self.protocol.test if config.test_samples is None else config.test_samples
         self.evaluation_batch = max(1, min(1000, self.values_per_batch // self.T))
         markers = "halves" if config.protocol == "cornn" else config.protocol
@@ -105,6 +106,9 @@ class Adding(Task):
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         return None
+
+    def at_length(self, length: int) -> "Adding":
+        return replace(self.config, T=length).build(self.seed, Path())
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         return self._draw(batch_size, generator(self.seed, "batch", step))

@@ -63,6 +63,8 @@ class Task:
     """Values of the metric on ``monitor``; the record says at which step each was first passed."""
     baseline: dict[str, float] = {}
     """Scores of the trivial prediction, for comparison."""
+    length: int | None = None
+    """The number of steps that a curriculum may shorten; None where the data have the length that they have."""
     split_id: str
     """What identifies the split and the order of the data: two runs compare only when it is equal."""
     files: tuple[tuple[str, str], ...] = ()
@@ -72,6 +74,14 @@ class Task:
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """The number of batches in an epoch; None where fresh batches are drawn for ever."""
+        raise NotImplementedError
+
+    def at_length(self, length: int) -> "Task":
+        """The same task at another ``length``, for a curriculum; only where ``length`` is not None.
+
+        Raises:
+            ValueError: where the task cannot have that length; one line that names it.
+        """
         raise NotImplementedError
 
     def embedding(self) -> nn.Module | None:

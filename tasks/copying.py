@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,7 +65,9 @@ class Copying(Task):
     steps_per_evaluation_batch = 200_000
 
     def __init__(self, config: Config, seed: int):
-        self.K, self.L, self.alphabet, self.seed = config.K, config.L, config.alphabet, seed
+        self.config, self.seed = config, seed
+        self.K, self.L, self.alphabet = config.K, config.L, config.alphabet
+        self.length = self.L
         self.test_samples, self.readout = config.test_samples, config.readout
         # 0 is the blank, then come the symbols, then the marker.
         self.inputs, self.outputs = self.alphabet + 2, self.alphabet + 1
@@ -75,6 +77,9 @@ class Copying(Task):
 
     def steps_per_epoch(self, batch_size: int) -> None:
         return None
+
+    def at_length(self, length: int) -> "Copying":
+        return replace(self.config, L=length).build(self.seed, Path())
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         return self._draw(batch_size, generator(self.seed, "batch", step))

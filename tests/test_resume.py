@@ -16,6 +16,12 @@ ADDING = (
     "model=cornn", "task=adding", "task.T=20", "model.hidden=8", "training.batch_size=4", "task.test_samples=50",
     "training.steps=400", "training.evaluate_every=20", "training.log_every=7", "training.target=null",
 )  # fmt: skip
+# 300 steps at each of 5, 10, 15 and the rest at 20.
+GROWING = (
+    *(text for text in ADDING if not text.startswith("training.steps=")), "training.steps=1200",
+    "curriculum=lengths", "curriculum.lengths=[5,10,15]", "curriculum.most_steps=300", "curriculum.lr_power=0.5",
+    "curriculum.lr_decay=100",
+)  # fmt: skip
 PSMNIST = (
     "model=cornn", "task=psmnist", "model.hidden=4", "training.batch_size=2", "training.steps=40",
     "training.evaluate_every=15", "training.log_every=4", "training.limit_evaluation=1", "scheduler=cosine",
@@ -32,6 +38,9 @@ def outcome(folder):
     for entry in [*history, *saved["state"]["history"]]:
         del entry["seconds"]
     kept = {key: record[key] for key in ("status", "metrics", "objective", "selected_step", "first_passed")}
+    for stage in (*saved["state"]["stages"], *record.get("curriculum", [])):
+        del stage["seconds"]
+    kept["curriculum"] = record.get("curriculum")
     return {"saved": saved, "history": history, **kept}
 
 
@@ -77,8 +86,8 @@ def kill_in_the_middle(train_process, arguments, rng) -> str | None:
 @pytest.mark.parametrize(
     ("arguments", "checkpoint_seconds"),
     # After every step, and rarely: then the steps since the last checkpoint are run again.
-    [(ADDING, 0), (ADDING, 0.5), (PSMNIST, 0)],
-    ids=["adding", "adding, rare checkpoints", "psmnist"],
+    [(ADDING, 0), (ADDING, 0.5), (GROWING, 0), (GROWING, 0.5), (PSMNIST, 0)],
+    ids=["adding", "adding, rare checkpoints", "curriculum", "curriculum, rare checkpoints", "psmnist"],
 )
 def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train_process, request):
     if arguments is PSMNIST:
@@ -106,6 +115,15 @@ def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train
 
 
 SETTINGS = {
+    # Seven steps: two at 3, two at 4 and three at 6; and a bound that is never reached.
+    "curriculum": (
+        "curriculum=lengths", "curriculum.lengths=[3,4]", "curriculum.most_steps=2", "curriculum.lr_power=0.75",
+        "curriculum.lr_decay=2", "training.evaluate_every=1",
+    ),
+    "curriculum that waits for its bound": (
+        "curriculum=lengths", "curriculum.lengths=[3]", "curriculum.bound=100", "curriculum.evaluations=4",
+        "training.evaluate_every=1", "scheduler=cosine",
+    ),
     "plateau": ("scheduler=plateau", "scheduler.patience=0", "scheduler.factor=0.5"),
     "target": ("scheduler=cosine", "training.target=10", "training.target_evaluations=2"),
     "clipped rmsprop in bf16": (

@@ -33,6 +33,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 import models
 import tasks
 import tasks.transforms
+from training.curriculum import Curriculum
 from training.diagnostics import Diagnostics
 from training.errors import UserError
 from training.loop import Training
@@ -86,6 +87,7 @@ class Config:
     tracking: Any = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    curriculum: Curriculum = field(default_factory=Curriculum)
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
     data: Data = field(default_factory=Data)
     seed: int = 0
@@ -109,7 +111,9 @@ class Config:
             self.model.check(self.transform)
 
     def as_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """All keys; a curriculum that is none is None, as a transform is."""
+        values = dataclasses.asdict(self)
+        return values if self.curriculum.name != "none" else values | {"curriculum": None}
 
     def identity(self, with_seed: bool = True) -> str:
         """The hash that names a run: of every key that can change its numbers. Without the seed, it names a group."""
@@ -209,12 +213,17 @@ def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
             if OmegaConf.is_interpolation(cfg[section], key):
                 recipe[section][key] = OmegaConf.create(own | {"followed": value}).followed
     ignored = {"evaluate_every", "log_every", "checkpoint_seconds", "backend"}
-    return {
-        f"{section}.{key}": value
-        for section in ("model", "task", "transform", "training", "optimizer", "scheduler")
-        for key, value in (own[section] or {"name": None}).items()
-        if key not in ignored and value != (recipe[section] or {}).get(key)
-    }
+    # A curriculum where the recipe has none is named by what is not as the group has it.
+    recipe["curriculum"] = recipe["curriculum"] or dataclasses.asdict(Curriculum())
+    found = {}
+    for section in ("model", "task", "transform", "training", "optimizer", "scheduler", "curriculum"):
+        theirs = recipe[section] or {}
+        if own[section] is None:
+            found |= {section: "none"} if theirs.get("name", "none") != "none" else {}
+        else:
+            kept = {key: value for key, value in own[section].items() if key not in ignored}
+            found |= {f"{section}.{key}": value for key, value in kept.items() if value != theirs.get(key)}
+    return found
 
 
 def check(arguments: list[str]) -> list[str]:

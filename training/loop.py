@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tasks.base import Task
 from tasks.randomness import counted_seed
+from training.curriculum import Curriculum
 from training.errors import Diverged, Interrupted, Pruned, UserError
 from training.progress import ProgressBar, log
 
@@ -114,6 +115,15 @@ class State:
     grad_norm: float = 0.0
     # The model's state at the end of the last batch, where the next goes on from there.
     carried: Any = None
+    # Lengths of the curriculum that are done, each {"length", "steps", "seconds", "<metric>"}; evaluations in a row
+    # that reached the bound of the present one, and its factor of the learning rate.
+    stages: list[dict] = field(default_factory=list)
+    evaluations_reached: int = 0
+    lr_scale: float = 1.0
+
+    @property
+    def steps_at_length(self) -> int:
+        return self.step - sum(stage["steps"] for stage in self.stages)
 
 
 def pick_device(name: str) -> torch.device:
@@ -160,6 +170,9 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
         Interrupted: when the process was told to stop; its state has been saved.
     """
     settings: Training = config.training
+    curriculum = config.curriculum
+    tasks = curriculum.tasks(task)
+    lengths = [one.length for one in tasks]
     total = settings.total_steps(task)
     per_epoch = task.steps_per_epoch(settings.batch_size)
     evaluate_every = settings.evaluate_every or per_epoch or 100
@@ -168,9 +181,9 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
     optimizer = config.optimizer.build(model)
     scheduler = config.scheduler.build(optimizer, per_epoch or 1, total)
     by_plateau = config.scheduler.name == "plateau"
-    shown = (f"train/{task.objective}", f"{task.monitor}/{task.metric}")
+    shown = ("curriculum/length", f"train/{task.objective}", f"{task.monitor}/{task.metric}")
     state = _restore(run.load(), model, optimizer, scheduler)
-    run.start(state, total, per_epoch)
+    run.start(state, total, per_epoch, lengths)
     probe = config.diagnostics.probe(model, task, settings.batch_size, device)
     began = time.monotonic() - state.seconds
     saved = time.monotonic()
@@ -191,18 +204,27 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
         with ProgressBar(run.title, state.step, total) as bar:
             while state.stopped is None:
                 run.check_signal(state.step)
+                current = tasks[len(state.stages)]
                 evaluating = state.step % evaluate_every == 0 or state.step == total
                 logging = evaluating or state.step % settings.log_every == 0
                 if state.step and logging and (not state.history or state.history[-1]["step"] < state.step):
                     # Nothing changes before the scores are there: interrupted here, it evaluates again.
-                    scores = (
-                        evaluate(model, task, task.monitor, device, settings, run, state.step) if evaluating else {}
-                    )
+                    scores, at_length = {}, {}
+                    if evaluating:
+                        scores = evaluate(model, task, task.monitor, device, settings, run, state.step)
+                        at_length = scores
+                        if current is not task:
+                            at_length = evaluate(model, current, task.monitor, device, settings, run, state.step)
                     state.seconds = time.monotonic() - began
                     entry = _entry(task, state, optimizer, per_epoch, scores)
+                    if len(tasks) > 1:
+                        entry["curriculum/length"] = current.length
+                        entry |= {f"curriculum/{key}": value for key, value in at_length.items()}
                     if evaluating:
                         entry |= probe() if probe is not None else {}
-                        _judge(settings, task, model, state, scores[task.metric])
+                        _judge(settings, task, model, state, scores[task.metric], growing=current is not task)
+                        if current is not task:
+                            _move_on(curriculum, lengths, task, state, at_length[task.metric])
                         if by_plateau:
                             scheduler.step(scores[task.objective])
                     state.history.append(entry)
@@ -214,7 +236,8 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
                 else:
                     if time.monotonic() - saved >= settings.checkpoint_seconds:
                         save()
-                    loss, state.grad_norm = _train_step(config, task, model, device, optimizer, state)
+                    _scale_lr(optimizer, state, curriculum.lr_scale(lengths, len(state.stages), state.steps_at_length))
+                    loss, state.grad_norm = _train_step(config, current, model, device, optimizer, state)
                     state.step += 1
                     if not by_plateau:
                         scheduler.step()
@@ -225,7 +248,12 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
         save()
         raise
     save()
-    return _outcome(settings, task, model, device, state, run)
+    outcome = _outcome(settings, task, model, device, state, run)
+    if len(tasks) > 1:
+        last = [entry for entry in state.history if f"curriculum/{task.metric}" in entry][-1]
+        length, value = last["curriculum/length"], last[f"curriculum/{task.metric}"]
+        outcome["curriculum"] = [*state.stages, _stage(state, length, task.metric, value)]
+    return outcome
 
 
 def _entry(task: Task, state: State, optimizer, per_epoch: int | None, scores: dict[str, float]) -> dict:
@@ -334,8 +362,8 @@ def evaluate(
     return task.summary({key: value / counts[key] for key, value in sums.items()})
 
 
-def _judge(settings: Training, task: Task, model, state: State, value: float) -> None:
-    """Keeps the best weights, and stops early where the settings say so."""
+def _judge(settings: Training, task: Task, model, state: State, value: float, growing: bool) -> None:
+    """Keeps the best weights, and stops early where the settings say so; never for patience while lengths grow."""
     if task.better(value, state.best and state.best["value"]):
         state.best = {"step": state.step, "value": value}
         if settings.selection == "best":
@@ -343,12 +371,42 @@ def _judge(settings: Training, task: Task, model, state: State, value: float) ->
         state.evaluations_since_best = 0
     else:
         state.evaluations_since_best += 1
+    if growing:
+        state.evaluations_since_best = 0
     if settings.patience is not None and state.evaluations_since_best >= settings.patience:
         state.stopped = "patience"
     reached = settings.target is not None and not task.better(settings.target, value)
     state.evaluations_at_target = state.evaluations_at_target + 1 if reached else 0
     if state.evaluations_at_target >= settings.target_evaluations:
         state.stopped = "target"
+
+
+def _move_on(curriculum: Curriculum, lengths: list[int], task: Task, state: State, value: float) -> None:
+    """Goes to the next length of the curriculum where the present one is done.
+
+    Args:
+        value: of the metric at the present length.
+    """
+    state.evaluations_reached = state.evaluations_reached + 1 if curriculum.is_reached(task, value) else 0
+    if curriculum.is_due(state.steps_at_length, state.evaluations_reached):
+        length, following = lengths[len(state.stages) :][:2]
+        state.stages.append(_stage(state, length, task.metric, value))
+        state.evaluations_reached = 0
+        log.info("step %d: %s %.4g at length %d; now length %d", state.step, task.metric, value, length, following)
+
+
+def _stage(state: State, length: int, metric: str, value: float) -> dict:
+    """What the record says of the present length."""
+    seconds = state.seconds - sum(stage["seconds"] for stage in state.stages)
+    return {"length": length, "steps": state.steps_at_length, "seconds": round(seconds, 3), metric: value}
+
+
+def _scale_lr(optimizer, state: State, scale: float) -> None:
+    """Multiplies the learning rates, whatever the schedule has made of them, by a curriculum's factor."""
+    if scale != state.lr_scale:
+        for group in optimizer.param_groups:
+            group["lr"] *= scale / state.lr_scale
+        state.lr_scale = scale
 
 
 def _outcome(settings: Training, task: Task, model, device, state: State, run) -> dict:

@@ -131,6 +131,9 @@ class Run:
         test = ", ".join(f"{key} {value:.5g}" for key, value in record["metrics"]["test"].items())
         baseline = ", ".join(f"{key} {value:.4g}" for key, value in record["baseline"].items())
         log.info("test: %s%s", test, f" (trivial prediction: {baseline})" if baseline else "")
+        if record.get("curriculum"):
+            stages = ", ".join(f"{stage['length']} ({stage['steps']})" for stage in record["curriculum"])
+            log.info("trained on growing lengths (steps): %s", stages)
         for key, bounds in record["first_passed"].items():
             passed = [f"{bound} at step {step}" if step else f"{bound} never" for bound, step in bounds.items()]
             log.info("%s first passed %s", key, ", ".join(passed))
@@ -220,8 +223,15 @@ class Run:
             log.warning("%s; %s", line, then)
         return saved
 
-    def start(self, state: State, total: int, per_epoch: int | None) -> None:
-        """Called by the loop once it knows where it stands: writes the configuration, opens the tracker."""
+    def start(self, state: State, total: int, per_epoch: int | None, lengths: list[int | None]) -> None:
+        """Called by the loop once it knows where it stands: writes the configuration, opens the tracker.
+
+        Args:
+            state: of the loop.
+            total: steps in the budget.
+            per_epoch: steps in an epoch; None where the task has no epochs.
+            lengths: of the curriculum; one where there is none.
+        """
         self._state = state
         # The record of the process before, where there was one: it may have died before its first checkpoint.
         earlier = self.record()
@@ -255,6 +265,8 @@ class Run:
         if target is not None:
             bound = "above" if self.task.higher_is_better else "below"
             steps += f", fewer once {self.task.monitor}/{self.task.metric} has held {bound} {target}"
+        if len(lengths) > 1:
+            steps += f", lengths {', '.join(map(str, lengths))}"
         log.info(
             "%s: %s parameters, %s, on %s, time loop: %s",
             self.name,

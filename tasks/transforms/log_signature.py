@@ -75,6 +75,7 @@ class Config:
         transformed.inputs = transform(x).shape[-1]
         transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
         transformed.notes = task.notes | {"log_signature": backend}
+        transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
         # A task that makes its batches itself adds what is not in its samples, such as noise.
         if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
             shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)

@@ -16,7 +16,7 @@ COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
 CONFIGS = {
     "cornn": cornn.Config(**COUPLED),
     "cornn separate, implicit": cornn.Config(**COUPLED, parametrisation="separate", damping="implicit"),
-    "cornn recurrent, trained": cornn.Config(**COUPLED, parametrisation="recurrent", train_dynamics=True),
+    "cornn recurrent, trained": cornn.Config(**COUPLED, parametrisation="recurrent", train_dynamics="unit"),
     "lem": lem.Config(hidden=12),
     "lstm": lstm.Config(hidden=12),
     "lstm chrono": lstm.Config(hidden=12, chrono=6),

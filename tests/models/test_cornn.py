@@ -65,17 +65,18 @@ def test_equals_a_transcription_of_the_equation(parametrisation, damping, T):
     np.testing.assert_allclose(last_z.detach().numpy(), z, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("train_dynamics", ["shared", "unit"])
 @pytest.mark.parametrize("damping", DAMPINGS)
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
-def test_gradients_in_double(parametrisation, damping):
-    """Of everything, dt, gamma and epsilon included."""
+def test_gradients_in_double(parametrisation, damping, train_dynamics):
+    """Of everything, gamma and epsilon included."""
     torch.manual_seed(0)
-    options = {"parametrisation": parametrisation, "damping": damping, "train_dynamics": True}
+    options = {"parametrisation": parametrisation, "damping": damping, "train_dynamics": train_dynamics}
     layer = CoRNN(2, 3, 0.3, 1.5, 0.7, **options).double()
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
     state = tuple(torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     names = [name for name, _ in layer.named_parameters()]
-    assert {"raw.dt", "raw.gamma", "raw.epsilon"} <= set(names)
+    assert {"logarithms.gamma", "logarithms.epsilon"} <= set(names)
 
     def call(x, y, z, *parameters):
         sequence, final = torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x, (y, z)))
@@ -104,42 +105,73 @@ def test_initialisation_is_that_of_its_linear_maps(parametrisation):
         assert parameter.std() == pytest.approx(bound / math.sqrt(3), rel=0.15)
 
 
+@pytest.mark.parametrize("train_dynamics", ["shared", "unit"])
 @pytest.mark.parametrize(("dt", "gamma", "epsilon"), [(0.016, 94.5, 9.5), (0.042, 2.7, 4.7), (0.9, 0.01, 1e-3)])
-def test_trained_dynamics_start_where_they_are_configured(dt, gamma, epsilon):
+def test_trained_dynamics_start_at_what_is_configured(train_dynamics, dt, gamma, epsilon):
     torch.manual_seed(0)
     fixed = Config(hidden=6, dt=dt, gamma=gamma, epsilon=epsilon).build(2, 1)
     torch.manual_seed(0)
-    trained = Config(hidden=6, dt=dt, gamma=gamma, epsilon=epsilon, train_dynamics=True).build(2, 1)
-    assert [v.item() for v in trained.layer.dynamics()] == pytest.approx([dt, gamma, epsilon], rel=1e-6)
+    trained = Config(hidden=6, dt=dt, gamma=gamma, epsilon=epsilon, train_dynamics=train_dynamics).build(2, 1)
+    count = {"shared": 1, "unit": 6}[train_dynamics]
+    for found, value in zip(trained.layer.dynamics()[1:], (gamma, epsilon), strict=True):
+        assert found.numel() == count
+        torch.testing.assert_close(found, torch.full_like(found, value))
+    assert trained.layer.dynamics()[0] == dt
     assert fixed.layer.dynamics() == (dt, gamma, epsilon)
     x = torch.randn(9, 4, 2)
     torch.testing.assert_close(trained(x), fixed(x))
-    assert sum(p.numel() for p in trained.parameters()) == sum(p.numel() for p in fixed.parameters()) + 3
+    assert sum(p.numel() for p in trained.parameters()) == sum(p.numel() for p in fixed.parameters()) + 2 * count
 
 
-def test_trained_dynamics_move_and_stay_in_their_bounds():
+@pytest.mark.parametrize("train_dynamics", ["shared", "unit"])
+def test_trained_dynamics_move_and_stay_in_their_bounds(train_dynamics):
     torch.manual_seed(0)
-    layer = CoRNN(2, 4, 0.1, 1.0, 1.0, train_dynamics=True)
+    layer = CoRNN(2, 4, 0.1, 1.0, 1.0, train_dynamics=train_dynamics)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-    before = torch.stack(layer.dynamics()).detach()
+    before = torch.stack(layer.dynamics()[1:]).detach()
     layer(torch.randn(20, 8, 2))[0].square().sum().backward()
     optimizer.step()
-    assert (torch.stack(layer.dynamics()) != before).all()
+    assert (torch.stack(layer.dynamics()[1:]) != before).all()
     for far in (-10.0, 10.0):
-        for raw in layer.raw.values():
-            raw.data.fill_(far)
-        dt, gamma, epsilon = layer.dynamics()
-        assert 0 < dt < 1
-        assert min(gamma, epsilon) > 0
+        for logarithm in layer.logarithms.values():
+            logarithm.data.fill_(far)
+        _, gamma, epsilon = layer.dynamics()
+        assert (gamma > 0).all()
+        assert (epsilon > 0).all()
+        # Beyond 2 the velocity grows.
+        assert (epsilon * 0.1 <= 1.5 + 1e-6).all()
+    layer.damping = "implicit"
+    assert (layer.dynamics()[2] > 1000).all()
 
 
 def test_trained_dynamics_are_not_decayed():
-    model = Config(hidden=3, train_dynamics=True).build(2, 1)
+    model = Config(hidden=3, train_dynamics="unit").build(2, 1)
     rest, own = model.groups()
-    assert [id(p) for p in own.parameters] == [id(p) for p in model.layer.raw.values()]
+    assert [id(p) for p in own.parameters] == [id(p) for p in model.layer.logarithms.values()]
     assert (own.lr, own.weight_decay) == (1.0, 0.0)
-    assert len(list(rest.parameters)) + 3 == len(list(model.parameters()))
+    assert len(list(rest.parameters)) + 2 == len(list(model.parameters()))
     assert len(Config(hidden=3).build(2, 1).groups()) == 1
+
+
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_initialisations_by_name(parametrisation):
+    def weights(**options):
+        torch.manual_seed(0)
+        config = Config(hidden=128, gamma=90.0, parametrisation=parametrisation, **options)
+        return [w.detach() for w in config.build(2, 1).layer.weights()]
+
+    v, bias, w_y, w_z = weights()
+    wide = weights(input_initialisation="wide")
+    for found, before in ((wide[0], v), (wide[1], bias)):
+        assert not torch.equal(found, before)
+        assert 2.5 < found.abs().max() <= 3
+        assert found.std() == pytest.approx(3 / math.sqrt(3), rel=0.2)
+    assert torch.equal(wide[2], w_y)
+    assert torch.equal(wide[3], w_z)
+    critical = weights(recurrent_initialisation="critical")
+    assert torch.linalg.eigvals(critical[2]).abs().max() == pytest.approx(90.0, rel=0.15)
+    for found, before in ((critical[0], v), (critical[1], bias), (critical[3], w_z)):
+        assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +179,15 @@ def test_trained_dynamics_are_not_decayed():
     [
         ({"parametrisation": "joint"}, "parametrisation=joint: must be one of concatenated, separate, recurrent"),
         ({"damping": "none"}, "damping=none: must be one of explicit, implicit"),
-        ({"train_dynamics": True, "dt": 1.0}, "dt=1.0: must be from 1e-06 to 1 - 1e-06 where train_dynamics=true"),
-        ({"train_dynamics": True, "gamma": 0.0}, "gamma=0.0: must be 1e-06 or more where train_dynamics=true"),
-        ({"train_dynamics": True, "epsilon": 0.0}, "epsilon=0.0: must be 1e-06 or more where train_dynamics=true"),
+        ({"train_dynamics": "all"}, "train_dynamics=all: must be one of none, shared, unit"),
+        ({"train_dynamics": "shared", "gamma": 0.0}, "gamma=0.0: must be > 0 where train_dynamics=shared"),
+        ({"train_dynamics": "unit", "epsilon": 0.0}, "epsilon=0.0: must be > 0 where train_dynamics=unit"),
+        (
+            {"train_dynamics": "unit", "epsilon": 16.0, "dt": 0.1},
+            "epsilon=16.0: must be 1.5 / dt = 15 or less where train_dynamics=unit",
+        ),
+        ({"input_initialisation": "wider"}, "input_initialisation=wider: must be one of pytorch, wide"),
+        ({"recurrent_initialisation": "edge"}, "recurrent_initialisation=edge: must be one of pytorch, critical"),
         ({"dt": 0.0}, "dt=0.0: must be > 0"),
         ({"gamma": -1.0}, "gamma=-1.0: must be >= 0"),
     ],
@@ -161,6 +199,8 @@ def test_what_is_refused(wrong, message):
 
 def test_what_is_only_refused_where_it_is_trained():
     Config(dt=1.5, gamma=0.0, epsilon=0.0)
+    Config(dt=0.1, epsilon=18.0)
+    Config(dt=0.1, epsilon=18.0, damping="implicit", train_dynamics="unit")
 
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
@@ -224,12 +264,17 @@ def test_theory_of_stability_is_that_of_the_step(damping):
 
 
 def test_theory_follows_what_is_trained():
-    layer = CoRNN(1, 3, 0.1, 1.0, 1.0, train_dynamics=True)
+    layer = CoRNN(1, 3, 0.1, 1.0, 1.0, train_dynamics="unit")
     with torch.no_grad():
-        layer.raw["dt"].fill_(0.0)
+        layer.logarithms["gamma"].copy_(torch.tensor([1.0, 2.0, 6.0]).log())
     found = layer.theory(torch.zeros(1, 1, 1))
-    assert found["dt"] == 0.5
-    assert not any(isinstance(value, torch.Tensor) for value in found.values())
+    assert found["gamma"] == pytest.approx(3.0)
+    assert found["stable"] == 1
+    # One unit beyond gamma dt^2 <= 4 - 2 epsilon dt = 3.8 is enough.
+    with torch.no_grad():
+        layer.logarithms["gamma"][0] = math.log(381.0)
+    assert layer.theory(torch.zeros(1, 1, 1))["stable"] == 0
+    assert all(type(value) is float for value in found.values())
 
 
 def test_reads_out_the_last_position():

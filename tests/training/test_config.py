@@ -159,7 +159,7 @@ def test_process_says_it_in_one_line_and_leaves_nothing(train_process):
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "error: model.hiden: no such key (did you mean hidden?); there are name, hidden, dt, gamma, epsilon, "
-        "parametrisation, damping, train_dynamics"
+        "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation"
     ]
     # What only shows when the task is built is said in one line too.
     done = train_process.run("training.selection=best")
@@ -213,22 +213,24 @@ def test_identity_is_of_what_can_change_the_numbers():
         "model=cornn task=adding task.T=100 seed=0",
     ):
         assert identity(*same.split()) == base, same
-    different = ["seed=1", "task.T=101", "model.dt=0.5", "training.steps=7", "training.precision=bf16", "model=lstm"]
-    different += ["optimizer=sgd", "scheduler=cosine", "training.clip_norm=1", "debug=fast", "recipe=none debug=fast"]
+    different = ["seed=1", "task.T=101", "model.dt=0.05", "training.steps=7", "training.precision=bf16", "model=lstm"]
+    different += ["optimizer=sgd", "scheduler=cosine", "training.clip_norm=2", "debug=fast", "recipe=none debug=fast"]
     found = [identity(*line.split()) for line in different]
     assert len({base, *found}) == 1 + len(different)
 
 
 def test_a_transform_is_part_of_the_identity_where_there_is_one():
-    config, _ = compose_run(["task.T=101"])
-    hashed = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY and key != "transform"}
+    config, _ = compose_run(["task.T=101", "curriculum=none"])
+    without = (*NOT_IDENTITY, "transform", "curriculum")
+    hashed = {key: value for key, value in config.as_dict().items() if key not in without}
     hashed["training"].pop("checkpoint_seconds")
-    # As it was before there were transforms.
+    # As it was before there were transforms and curricula.
     assert config.identity() == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
-    assert identity("task.T=101", "transform=none") == config.identity()
-    depths = [identity("task.T=101", "transform=log_signature", f"transform.depth={depth}") for depth in (1, 2)]
+    assert identity("task.T=101", "curriculum=none", "transform=none") == config.identity()
+    other = ("task.T=101", "curriculum=none", "transform=log_signature")
+    depths = [identity(*other, f"transform.depth={depth}") for depth in (1, 2)]
     assert len({config.identity(), *depths}) == 3
-    assert identity("task.T=101", "transform=log_signature", "transform.backend=torch") == depths[0]
+    assert identity(*other, "transform.backend=torch") == depths[0]
 
 
 def test_a_model_may_choose_the_transform_that_it_needs():

@@ -87,7 +87,8 @@ def test_autograd_through_a_loop(name, backend, T, monkeypatch):
         kernel = getattr(models.cornn.kernels, name)
         monkeypatch.setattr(models.cornn.kernels, name, lambda *arguments: kernel(*arguments, backend="reference"))
     torch.manual_seed(T)
-    config, _ = compose_run([f"model={name}", "task=adding", "model.hidden=5"])
+    recipe = {"lstm": "lstm/adding", "cornn": "cornn/adding_paper"}[name]
+    config, _ = compose_run([f"model={name}", "task=adding", f"recipe={recipe}", "model.hidden=5"])
     model = config.model.build(2, 1).double()
     x, target = torch.randn(T, 3, 2, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     layer, zeros = model.layer, torch.zeros(3, 5, dtype=torch.float64)

@@ -34,7 +34,8 @@ def test_equals_a_loop_written_out(fit_here):
     from tasks.adding import Config
     from tasks.randomness import counted_seed
 
-    _, folder = fit_here(*SMALL, "seed=3", "training.steps=5", "training.log_every=1", "optimizer.lr=0.01")
+    settings = ("recipe=cornn/adding_paper", "seed=3", "training.steps=5", "training.log_every=1", "optimizer.lr=0.01")
+    _, folder = fit_here(*SMALL, *settings)
     task = Config(T=8, test_samples=40).build(3, folder)
     torch.manual_seed(counted_seed(3, "init"))
     layer, readout = CoRNN(2, 6, 0.016, 94.5, 9.5), torch.nn.Linear(6, 1)
@@ -64,7 +65,7 @@ def test_evaluation_and_log_cadence(fit_here):
 
 
 def test_the_record_holds_what_a_reader_needs(fit_here):
-    objective, folder = fit_here(*SMALL, "training.steps=4", "seed=7")
+    objective, folder = fit_here(*SMALL, "recipe=cornn/adding_paper", "training.steps=4", "seed=7")
     record = record_of(folder)
     assert record["status"] == "finished"
     assert record["identity"] in folder.name
@@ -211,7 +212,7 @@ def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
     assert changed["training.limit_evaluation"] == 1
     assert "optimizer.lr" not in changed
     assert "not as recipe cornn/adding has it: model.hidden=6" in caplog.text
-    assert "reduced budget: 4 of the recipe's 60000 steps" in caplog.text
+    assert "reduced budget: 4 of the recipe's 20000 steps" in caplog.text
     assert "no result" in caplog.text
 
 

@@ -67,7 +67,7 @@ def offline_runs(train_process):
 
 def test_offline_without_an_account(train_process):
     for seed in (0, 1):
-        done = train_process.run(*SMALL, f"seed={seed}")
+        done = train_process.run(*SMALL, "recipe=cornn/adding_paper", f"seed={seed}")
         assert done.returncode == 0, done.stdout
     assert "wandb leet" in done.stdout
     assert "wandb sync" in done.stdout
@@ -83,7 +83,7 @@ def test_offline_without_an_account(train_process):
     one = shown[1]
     assert (one.run.project, one.run.job_type, list(one.run.tags)) == ("longwave", "train", ["cornn", "adding"])
     assert one.config["model"]["hidden"] == 3
-    assert one.config["recipe"] == "cornn/adding"
+    assert one.config["recipe"] == "cornn/adding_paper"
     assert one.exit == 0
     folder = train_process.runs()[1]
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
