@@ -6,22 +6,12 @@ batch, tested on a part of the test set). ``--force`` takes them too; the record
 
 import argparse
 import json
-import shlex
 from pathlib import Path
-
-import numpy as np
 
 from results import records
 from training.config import CHECKOUT
 from training.errors import UserError
 from training.files import write_atomic
-
-# A curve keeps at most this many points.
-POINTS = 200
-
-# What a command need not repeat elsewhere: where files are, and who watches.
-_LOCAL = ("output", "data", "tracking", "fresh", "hydra")
-_NOT_CURVES = ("step", "epoch", "seconds", "lr")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,7 +66,7 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
     if not (folder / "record.json").exists():
         return "refused", "it has not begun to train"
     try:
-        record = condense(folder)
+        record = records.read_run(folder)
         reasons = refusals(record)
         content = encode(record | ({"forced": reasons} if reasons else {}))
     except ValueError as error:
@@ -118,53 +108,6 @@ def refusals(record: dict) -> list[str]:
     if training.get("limit_evaluation") is not None:
         reasons.append("tested on a part of the test set")
     return reasons
-
-
-def condense(folder: Path) -> dict:
-    """What is kept of a run.
-
-    Raises:
-        ValueError: where its record or its history cannot be read; says why.
-    """
-    try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        # A process that was killed leaves a last line that is not whole.
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        history = [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
-    records.check(record, collected=False)
-    if not all(isinstance(entry, dict) and type(entry.get("step")) is int for entry in history):
-        raise ValueError("a line of history.jsonl is no entry")
-    record.pop("traceback", None)
-    record["config"] = {key: value for key, value in record["config"].items() if key not in _LOCAL}
-    record["command"] = shlex.join(word for word in shlex.split(record["command"]) if not _is_local(word))
-    try:
-        epochs = [entry["step"] / entry["epoch"] for entry in history if entry.get("epoch")]
-        record["steps_per_epoch"] = round(epochs[-1]) if epochs else None
-        record["curves"] = curves(history)
-    except TypeError as error:
-        raise ValueError(f"history.jsonl has what is no number ({error})") from error
-    records.check(record)
-    return record
-
-
-def _is_local(word: str) -> bool:
-    return word.lstrip("+~").partition("=")[0].partition(".")[0] in _LOCAL
-
-
-def curves(history: list[dict]) -> dict[str, dict[str, list]]:
-    """Each quantity of a history against the steps at which it was taken, thinned evenly, first and last kept."""
-    keys = dict.fromkeys(key for entry in history for key in entry if key not in _NOT_CURVES)
-    found = {}
-    for key in keys:
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        kept = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
-        found[key] = {
-            "step": [points[i][0] for i in kept],
-            "value": [float(f"{points[i][1]:.5g}") for i in kept],
-        }
-    return found
 
 
 def encode(record: dict) -> bytes:

@@ -6,10 +6,12 @@ collected, where it was all the same.
 """
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +26,13 @@ from training.config import NOT_IDENTITY
 from training.errors import UserError
 
 FOLDER = Path(__file__).parent / "runs"
+
+# A curve keeps at most this many points.
+POINTS = 200
+
+# What a command need not repeat elsewhere: where files are, and who watches.
+_LOCAL = ("output", "data", "tracking", "fresh", "hydra")
+_NOT_CURVES = ("step", "epoch", "seconds", "lr")
 
 
 class _Part(BaseModel):
@@ -169,11 +178,18 @@ def need_folder(path: Path) -> None:
 
 
 def load(folder: Path = FOLDER) -> tuple[list[dict], list[str]]:
-    """The records of a folder by name, and a line on each file that is none and was passed over."""
+    """The records in a folder by name, and a line on each that cannot be read and was passed over.
+
+    Args:
+        folder: of collected records, or of runs (``outputs/runs``).
+    """
     records, damaged = [], []
-    for path in sorted(folder.glob("*.json")):
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        if path.suffix != ".json" and not (path / "record.json").exists():
+            continue
         try:
-            record = read(path)
+            record = read(path) if path.suffix == ".json" else read_run(path)
             if record["name"] != path.stem:
                 # A copy would count as one more seed.
                 raise ValueError(f"its name is {record['name']}")
@@ -196,6 +212,53 @@ def read(path: Path) -> dict:
         raise ValueError(f"it cannot be read ({getattr(error, 'strerror', None) or error})") from error
     check(record)
     return record
+
+
+def read_run(folder: Path) -> dict:
+    """The record of a run's folder, as ``results.collect`` keeps it.
+
+    Raises:
+        ValueError: where its record or its history cannot be read; says why.
+    """
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        # A process that was killed leaves a last line that is not whole.
+        lines = (folder / "history.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it cannot be read ({error})") from error
+    check(record, collected=False)
+    if not all(isinstance(entry, dict) and type(entry.get("step")) is int for entry in history):
+        raise ValueError("a line of history.jsonl is no entry")
+    record.pop("traceback", None)
+    record["config"] = {key: value for key, value in record["config"].items() if key not in _LOCAL}
+    record["command"] = shlex.join(word for word in shlex.split(record["command"]) if not _is_local(word))
+    try:
+        epochs = [entry["step"] / entry["epoch"] for entry in history if entry.get("epoch")]
+        record["steps_per_epoch"] = round(epochs[-1]) if epochs else None
+        record["curves"] = curves(history)
+    except TypeError as error:
+        raise ValueError(f"history.jsonl has what is no number ({error})") from error
+    check(record)
+    return record
+
+
+def _is_local(word: str) -> bool:
+    return word.lstrip("+~").partition("=")[0].partition(".")[0] in _LOCAL
+
+
+def curves(history: list[dict]) -> dict[str, dict[str, list]]:
+    """Each quantity of a history against the steps at which it was taken, thinned evenly, first and last kept."""
+    keys = dict.fromkeys(key for entry in history for key in entry if key not in _NOT_CURVES)
+    found = {}
+    for key in keys:
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        kept = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
+        found[key] = {
+            "step": [points[i][0] for i in kept],
+            "value": [float(f"{points[i][1]:.5g}") for i in kept],
+        }
+    return found
 
 
 def check(record: dict, collected: bool = True) -> None:

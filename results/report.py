@@ -34,15 +34,16 @@ _COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#0f9488", "#a463f2", "#62c44f", "#
             "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
 _DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "triangle-up")
-# The length that the README's picture shows.
-_PICTURED = "adding, T = 500"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--runs", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    parser.add_argument(
+        "--runs", type=Path, default=records.FOLDER, help="folder of records (results/runs), or of runs as outputs/runs"
+    )
     parser.add_argument("--into", type=Path, default=PATH, help="the page (results/report.html)")
-    parser.add_argument("--picture", type=Path, help="draw the curves of the adding problem at T = 500 as PNG instead")
+    parser.add_argument("--picture", type=Path, help="draw the curves of the adding problem as PNG instead")
+    parser.add_argument("--length", type=int, default=5000, help="T of the picture (%(default)s)")
     chosen = parser.parse_args(arguments)
     try:
         records.need_folder(chosen.runs)
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(line, file=sys.stderr)
         rows = tables.rows(ours)
         if chosen.picture:
-            write_atomic(chosen.picture, picture(rows))
+            write_atomic(chosen.picture, picture(rows, chosen.length))
             print(chosen.picture)
         else:
             write_atomic(chosen.into, page(rows, damaged).encode())
@@ -127,14 +128,16 @@ def curve(runs: list[dict], key: str) -> tuple[list, list]:
 
 def labels(rows: list[Row]) -> list[str]:
     """What tells the rows of one chart apart: the model, else the recipe, else what was changed of it too."""
-    found = [row.model for row in rows]
-    counts = Counter(found)
-    found = [row.name if counts[label] > 1 else label for row, label in zip(rows, found, strict=True)]
+    found = [row.model + (", growing lengths" if tables.lengths(row) else "") for row in rows]
     counts = Counter(found)
     for index, (row, label) in enumerate(zip(rows, found, strict=True)):
-        if counts[label] > 1 and row.changed:
-            changes = ", ".join(f"{key.rpartition('.')[2]}={tables.plain(v)}" for key, v in row.changed.items())
-            found[index] = f"{label} ({changes})"
+        if counts[label] > 1:
+            found[index] = row.name + label.removeprefix(row.model)
+    counts = Counter(found)
+    for index, (row, label) in enumerate(zip(rows, found, strict=True)):
+        changes = [f"{k.rpartition('.')[2]}={tables.plain(v)}" for k, v in row.changed.items() if k != "curriculum"]
+        if counts[label] > 1 and changes:
+            found[index] = f"{label} ({', '.join(changes)})"
     return found
 
 
@@ -341,32 +344,38 @@ def _table(table: tables.Table) -> str:
     )  # fmt: skip
 
 
-def picture(rows: list[Row]) -> bytes:
-    """The test MSE on the adding problem at T = 500, the median of the seeds, as PNG.
+def picture(rows: list[Row], length: int) -> bytes:
+    """The test MSE on the adding problem against training steps, the median of the seeds, as PNG.
+
+    Args:
+        length: T.
 
     Raises:
         UserError: where there is no record of it.
     """
     from matplotlib.figure import Figure
 
-    found = [row for row in rows if row.title == _PICTURED and row.runs]
+    found = [row for row in rows if row.title == f"adding, T = {length}" and row.runs]
     if not found:
-        raise UserError(f"there is no record of {_PICTURED} to draw; python -m results.collect copies them")
+        raise UserError(f"--length {length}: there is no finished run of the adding problem at this length to draw")
     style = Style(found)
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     ax = figure.add_subplot()
     for row, label in zip(found, labels(found), strict=True):
         line = style.line(row.model)
-        ax.plot(
-            *curve(row.runs, row.runs[0]["objective"]["key"]), label=f"{label} ({len(row.runs)})",
-            color=line["color"], linestyle={"solid": "-", "dash": "--", "dot": ":"}[line["dash"]], linewidth=1.6,
+        dash = {"solid": "-", "dash": "--", "dot": ":"}[line["dash"]]
+        drawn = ax.plot(
+            *curve(row.runs, row.runs[0]["objective"]["key"]), color=line["color"], linestyle=dash, linewidth=1.6,
+            label=f"{label} ({len(row.runs)})",
         )  # fmt: skip
+        if not tables.lengths(row) and any(other.model == row.model and tables.lengths(other) for other in found):
+            drawn[0].set(linewidth=0.9, alpha=0.7)
     level = next((run["baseline"]["mse"] for row in found for run in row.runs if run.get("baseline")), 1 / 6)
     ax.axhline(level, color="0.4", linestyle="--", linewidth=1, label="always predicting 1")
     ax.set_yscale("log")
     ax.set_xlabel("training step")
-    ax.set_ylabel("test MSE, median of the seeds")
-    ax.set_title("The adding problem, T = 500 (number of seeds in brackets)")
+    ax.set_ylabel(f"test MSE at T = {length:,}, median of the seeds")
+    ax.set_title(f"The adding problem, T = {length:,} (number of seeds in brackets)")
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     return png(figure)

@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--format", choices=("md", "latex", "csv"), default="md", help="md writes TABLES.md, the others to the terminal"
     )
     parser.add_argument(
-        "--runs", type=Path, default=records.FOLDER, help="folder of other records than results/runs: to the terminal"
+        "--runs", type=Path, default=records.FOLDER, help="folder of other records, or of runs: to the terminal"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
     parser.add_argument("--unverified", action="store_true", help="show the values that are remembered, not read")

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as Lines
 
-from results import collect, tables
+from results import records, tables
 from sweeps.plan import FINISHED, Estimate, Planned
 from training.progress import console
 
@@ -43,7 +43,7 @@ def show_table(runs: list[Planned]) -> None:
     for run in runs:
         if run.state() == FINISHED:
             try:
-                found.append(collect.condense(run.folder))
+                found.append(records.read_run(run.folder))
             except ValueError as error:
                 say(f"{run.name} is passed over: {error}")
     for table in tables.tables([row for row in tables.rows(found) if row.runs]):

@@ -19,7 +19,7 @@ import sweep
 import sweeps.search
 import sweeps.trials
 import training.loop
-from results import collect, tables
+from results import records, tables
 from sweeps.command import Sweep, arguments
 from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
 from sweeps.search import Range, Search
@@ -194,7 +194,7 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr("sweeps.show.console", console)
-    monkeypatch.setattr("sweeps.show.collect.condense", lambda record: record)
+    monkeypatch.setattr("sweeps.show.records.read_run", lambda record: record)
     show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
     lines = out.getvalue().splitlines()
     (table,) = tables.tables([row for row in tables.rows(made) if row.runs])
@@ -355,7 +355,7 @@ LONGER = (*TINY, "training.steps=300", "training.evaluate_every=50", "training.c
 
 def outcome(output: Path) -> list[list[str]]:
     """The table of all runs, less what a clock says."""
-    found = [collect.condense(folder) for folder in sorted((output / "runs").iterdir())]
+    found = [records.read_run(folder) for folder in sorted((output / "runs").iterdir())]
     (table,) = tables.tables([row for row in tables.rows(found) if row.runs])
     timed = table.header.index("time a run")
     return [cells[:timed] + cells[timed + 1 :] for cells in table.cells]

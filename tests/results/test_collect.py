@@ -221,15 +221,15 @@ def test_no_runs_at_all(tmp_path, into, capsys):
 def test_curves_are_thinned_evenly_and_keep_their_ends():
     history = [{"step": i, "seconds": 0.1, "lr": 0.1, "a": i / 3} for i in range(1, 5001)]
     history[99]["b"] = 1.0
-    found = collect.curves(history)
+    found = records.curves(history)
     assert set(found) == {"a", "b"}
     steps = found["a"]["step"]
-    assert (len(steps), steps[0], steps[-1]) == (collect.POINTS, 1, 5000)
+    assert (len(steps), steps[0], steps[-1]) == (records.POINTS, 1, 5000)
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert set(gaps) <= {25, 26}
     assert all(v == pytest.approx(s / 3, rel=1e-4) for s, v in zip(steps, found["a"]["value"], strict=True))
     assert found["b"] == {"step": [100], "value": [1.0]}
-    assert collect.curves([]) == {}
+    assert records.curves([]) == {}
 
 
 def test_epochs(fit_here, into, fake_mnist, monkeypatch):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from results import report, tables
+from results import records, report, tables
 from tests.results.cases import make_record, make_records
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -176,15 +176,37 @@ def test_the_picture(save, tmp_path, capsys):
     path = tmp_path / "adding.png"
     with pytest.raises(SystemExit):
         report.main(["--runs", str(tmp_path), "--picture", str(path)])
-    assert "error: there is no record of adding, T = 500" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "error: --length 5000: there is no finished run of the adding problem at this length to draw\n"
+    )
     with pytest.raises(SystemExit):
         report.main(["--runs", str(tmp_path / "none")])
     assert capsys.readouterr().err == f"error: --runs {tmp_path / 'none'}: there is no such folder\n"
-    report.main(["--runs", str(save(*make_records(lengths=(500,), seeds=1))), "--picture", str(path)])
+    runs = save(*make_records(lengths=(500,), seeds=1))
+    report.main(["--runs", str(runs), "--picture", str(path), "--length", "500"])
     with Image.open(path) as drawn:
         assert drawn.size == (960, 540)
         # More than axes on white: the colours of the models.
         assert len(drawn.convert("RGB").getcolors(100000)) > 50
+
+
+def test_the_picture_of_ones_own_runs(fit_here, tmp_path, capsys):
+    """With and without a curriculum, from the folder of the runs."""
+    small = ("model=lstm", "task=adding", "task.T=8", "model.hidden=2", "training.steps=4", "training.evaluate_every=2",
+             "task.test_samples=9")  # fmt: skip
+    _, folder = fit_here(*small)
+    fit_here(*small, "curriculum=grow", "curriculum.start=4")
+    (folder.parent / "begun").mkdir()
+    path = tmp_path / "adding.png"
+    report.main(["--runs", str(folder.parent), "--picture", str(path), "--length", "8"])
+    assert Image.open(path).size == (960, 540)
+    rows = [row for row in tables.rows(records.load(folder.parent)[0]) if row.runs]
+    assert sorted(report.labels(rows)) == ["lstm", "lstm, growing lengths"]
+    assert sorted(tables.lengths(row) for row in rows) == ["", "4"]
+    (table,) = [table for table in tables.tables(rows) if table.title.startswith("adding, T = 8")]
+    assert "trained on lengths" in table.header
+    tables.main(["--runs", str(folder.parent)])
+    assert "| lstm/adding |" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with: apt-get install chromium")
