@@ -23,7 +23,6 @@ class Cell:
         parameters: number of tensors of parameters.
         gates: ``pre`` is (T, B, gates * H).
         tape: number of (B, H) blocks that a step leaves for the backward pass, beside the sequence.
-        products: number of (B, H) blocks of recurrent products whose gradient is not that of ``pre``; 0 where it is.
         reversible: the backward pass rebuilds the states from the final ones and from those that are stored every
             ``anchor`` steps; it reads ``pre`` again, and not the sequence.
         incremental: the second state is what the first has grown by in the step; the backward pass takes it from the
@@ -35,7 +34,6 @@ class Cell:
     parameters: int
     gates: int = 1
     tape: int = 0
-    products: int = 0
     reversible: bool = False
     incremental: bool = False
 
@@ -108,10 +106,8 @@ class Cell:
         pre, parameters, state = tensors[0], tensors[1 : 1 + p], tensors[1 + p : 1 + p + s]
         y, *final = tensors[1 + p + s : 2 + p + 2 * s]
         tape, g_y, *g_final = tensors[2 + p + 2 * s :]
-        like = d_arguments[-1]  # (B, H)
-        d_products = like.new_empty(len(d_pre), len(like), self.products * like.shape[1]) if self.products else d_pre
         kept = (pre, parameters, state, y, final, tape)
-        self._call("backward", d_pre, anchor, *kept, g_y, g_final, d_pre, d_products, d_arguments[:p], d_arguments[p:])
+        self._call("backward", d_pre, anchor, *kept, g_y, g_final, d_pre, d_arguments[:p], d_arguments[p:])
         return gradients
 
     def _call(self, function: str, like: Tensor, anchor: int, *tensors):

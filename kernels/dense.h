@@ -12,20 +12,27 @@
 #include "threads.h"
 #include "vector.h"
 
-// The accumulators of a product are MOST_ROWS x WIDE vectors, those of a weight gradient GRADIENT_ROWS x WIDE.
+// The accumulators of a product are MOST_ROWS x WIDE vectors, those of a weight gradient GRADIENT_ROWS x GRADIENT_WIDE.
 #define WIDE 2
 #if defined(__AVX512F__)
 #define MOST_ROWS 14
+#define PART_ROWS 7
 #define GRADIENT_ROWS 8
+#define GRADIENT_WIDE 2
 #elif defined(__aarch64__)
 #define MOST_ROWS 12
+#define PART_ROWS 6
 #define GRADIENT_ROWS 8
+#define GRADIENT_WIDE 2
 #else
 #define MOST_ROWS 6
-#define GRADIENT_ROWS 6
+#define PART_ROWS 6
+#define GRADIENT_ROWS 4
+#define GRADIENT_WIDE 3
 #endif
-// Terms of a weight gradient that are packed, and summed, at a time.
-#define DEPTH 256
+#define MOST_PARTS 16
+// Steps of the backward pass that are kept in the cache, for the weight gradient to be taken from there.
+#define SEGMENT 16
 
 // `inputs` states from first_state on, times a matrix (outputs * H, inputs * H), are `outputs` products from
 // first_product on. Phase 0 reads the states before the step, a later one those that the phase before it has left.
@@ -51,11 +58,12 @@ INLINE void forward_step(int phase, Step *s);
 INLINE void backward_step(int phase, Step *s);
 
 typedef struct {
-    long threads, steps, batch, hidden, vectors;
+    long steps, batch, hidden, vectors, parts;
     const real *pre, *const *parameters, *const *state, *g_y, *const *g_final;
-    real *y, *const *final, *tape, *d_pre, *d_products, *const *d_parameters, *const *d_state;
+    real *y, *const *final, *tape, *d_pre, *const *d_parameters, *const *d_state;
     real *packed[PHASES];
-    Sums sums;
+    real *gradients[PHASES];  // of the matrices, of each part of the batch
+    Sums sums;                // for each part
     int failed;
 } Loop;
 
@@ -147,7 +155,7 @@ static int pack(Loop *loop, int backward) {
 }
 
 static void release(Loop *loop) {
-    for (int p = 0; p < PHASES; p++) free(loop->packed[p]);
+    for (int p = 0; p < PHASES; p++) free(loop->packed[p]), free(loop->gradients[p]);
     free(loop->sums.span);
 }
 
@@ -226,156 +234,181 @@ static void forward_rows(void *context, long first, long last) {
     free(states);
 }
 
-INLINE void backward_units(const Loop *loop, int phase, long t, long first, int rows, real *d_states, real *d_products,
-                           int r, long v, int lanes) {
-    long hidden = loop->hidden, vectors = loop->vectors, row = first + r, u = v * LANES;
-    long at = t * loop->batch + row;
-    real *d_units = loop->sums.span + row * UNITS * hidden + u;
+// The gradients of the weights are summed over time and the rows of a part of the batch, then over the parts. Parts
+// depend on the batch alone, so that any number of threads gives the same bits; their number is even, for two threads.
+static long count_parts(long batch) {
+    long parts = (batch + 2 * PART_ROWS - 1) / (2 * PART_ROWS) * 2;
+    if (parts > MOST_PARTS) parts = MOST_PARTS;
+    return parts < batch ? parts : batch;
+}
+
+// What a segment keeps of a step of a block: d_product, then for each phase the states that it read, all as
+// [vector][row][LANES]. The last panel of a weight gradient may look beyond, for columns that nobody reads.
+#define BLOCKS (PRODUCTS + PHASES * STATES)
+INLINE long slot_size(const Loop *loop, int rows) {
+    return (BLOCKS * loop->vectors + GRADIENT_WIDE + GRADIENT_ROWS) * rows * LANES;
+}
+
+INLINE void backward_units(const Loop *loop, int phase, long t, long part, long first, int rows, real *d_states,
+                           real *slot, long v, int lanes) {
+    long hidden = loop->hidden, vectors = loop->vectors, u = v * LANES;
+    real *d_units = loop->sums.span + part * UNITS * hidden + u;
     Step s;
     for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[PHASES + i] + u, lanes);
     for (int i = 0; i < UNITS; i++) s.d_unit[i] = load(d_units + i * hidden, lanes);
-    for (int i = 0; i < STATES; i++) s.state[i] = load(kept_before(loop, i, t, row) + u, lanes);
-    for (int i = 0; i < TAPE; i++) s.tape[i] = load(loop->tape + (at * TAPE + i) * hidden + u, lanes);
-    for (int i = 0; i < STATES; i++) s.d_state[i] = *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES);
-    if (phase < PHASES - 1)
-        for (int i = 0; i < PRODUCTS; i++)
-            s.d_product[i] = *(vec *)(d_products + ((i * vectors + v) * rows + r) * LANES);
-    else if (loop->g_y)
-        s.d_state[0] += load(loop->g_y + at * hidden + u, lanes);
-    backward_step(phase, &s);
-    for (int i = 0; i < UNITS; i++) store(d_units + i * hidden, s.d_unit[i], lanes);
-    for (int i = 0; i < STATES; i++) *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) = s.d_state[i];
-    for (int i = 0; i < PRODUCTS; i++) *(vec *)(d_products + ((i * vectors + v) * rows + r) * LANES) = s.d_product[i];
-    if (phase > 0) return;
-    for (int i = 0; i < PRODUCTS; i++)
-        store(loop->d_products + (at * PRODUCTS + i) * hidden + u, s.d_product[i], lanes);
+    for (int r = 0; r < rows; r++) {
+        long row = first + r, at = t * loop->batch + row;
+#define OF(blocks, i) *(vec *)((blocks) + (((i) * vectors + v) * rows + r) * LANES)
+        for (int i = 0; i < STATES; i++) s.state[i] = load(kept_before(loop, i, t, row) + u, lanes);
+        for (int i = 0; i < TAPE; i++) s.tape[i] = load(loop->tape + (at * TAPE + i) * hidden + u, lanes);
+        if (phase == PHASES - 1) {
+            // What the next step reads: waiting for it took a tenth of a coRNN's backward pass.
+            for (int i = 0; i < STATES; i++) __builtin_prefetch(kept(loop, i, t - 2, row) + u);
+            for (int i = STATES - 1; i < TAPE; i++)
+                __builtin_prefetch(loop->tape + ((at - loop->batch) * TAPE + i) * hidden + u);
+        }
+        for (int i = 0; i < STATES; i++) s.d_state[i] = OF(d_states, i);
+        if (phase < PHASES - 1)
+            for (int i = 0; i < PRODUCTS; i++) s.d_product[i] = OF(slot, i);
+        else if (loop->g_y)
+            s.d_state[0] += load(loop->g_y + at * hidden + u, lanes);
+        for (int i = phases[phase].first_state; i < phases[phase].first_state + phases[phase].inputs; i++)
+            OF(slot, PRODUCTS + phase * STATES + i) =
+                phase == 0 ? s.state[i] : load(kept(loop, i, t, row) + u, lanes);
+        backward_step(phase, &s);
+        for (int i = 0; i < STATES; i++) OF(d_states, i) = s.d_state[i];
+        for (int i = 0; i < PRODUCTS; i++) OF(slot, i) = s.d_product[i];
+        if (phase == 0)
+            for (int i = 0; i < GATES; i++)
 #ifdef OWN_PRODUCTS
-    for (int i = 0; i < GATES; i++) store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_pre[i], lanes);
+                store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_pre[i], lanes);
+#else
+                store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_product[i], lanes);
 #endif
+#undef OF
+    }
+    for (int i = 0; i < UNITS; i++) store(d_units + i * hidden, s.d_unit[i], lanes);
 }
 
-INLINE void backward_phase(const Loop *loop, int phase, long t, long first, int rows, real *d_states,
-                           real *d_products) {
-    long hidden = loop->hidden, vectors = loop->vectors;
+INLINE void backward_phase(const Loop *loop, int phase, long t, long part, long first, int rows, real *d_states,
+                           real *slot) {
+    long hidden = loop->hidden, vectors = loop->vectors, v = 0;
     const Phase *p = &phases[phase];
-    for (int r = 0; r < rows; r++) {
-        long v = 0;
-        for (; (v + 1) * LANES <= hidden; v++)
-            backward_units(loop, phase, t, first, rows, d_states, d_products, r, v, LANES);
-        if (v < vectors) backward_units(loop, phase, t, first, rows, d_states, d_products, r, v, hidden - v * LANES);
-    }
-    product(loop, rows, d_products + p->first_product * vectors * rows * LANES, loop->packed[phase],
+    for (; (v + 1) * LANES <= hidden; v++)
+        backward_units(loop, phase, t, part, first, rows, d_states, slot, v, LANES);
+    if (v < vectors) backward_units(loop, phase, t, part, first, rows, d_states, slot, v, hidden - v * LANES);
+    product(loop, rows, slot + p->first_product * vectors * rows * LANES, loop->packed[phase],
             d_states + p->first_state * vectors * rows * LANES, 1, p->outputs, p->inputs);
 }
 
-static void backward_rows(void *context, long first, long last) {
+// The weight gradient of a phase is kept as [panel of columns][tile of rows][GRADIENT_ROWS][GRADIENT_WIDE][LANES].
+INLINE long panels(const Loop *loop, int phase) {
+    return (phases[phase].inputs * loop->vectors + GRADIENT_WIDE - 1) / GRADIENT_WIDE;
+}
+
+INLINE long tiles(const Loop *loop, int phase) {
+    return (phases[phase].outputs * loop->vectors * LANES + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
+}
+
+#define TILE (GRADIENT_ROWS * GRADIENT_WIDE * LANES)
+
+// Adds d_products^T times the states that a phase has read in the steps of a segment.
+static void weight_gradient(const Loop *loop, int phase, int steps, int rows, const real *slots, real *to) {
+    long size = slot_size(loop, rows), vectors = loop->vectors, block = vectors * rows * LANES;
+    const real *states = slots + (PRODUCTS + phase * STATES + phases[phase].first_state) * block;
+    const real *products = slots + phases[phase].first_product * block;
+    for (long panel = 0; panel < panels(loop, phase); panel++, states += GRADIENT_WIDE * rows * LANES)
+        for (long tile = 0; tile < tiles(loop, phase); tile++, to += TILE) {
+            long n = tile * GRADIENT_ROWS;
+            if (n % (vectors * LANES) >= loop->hidden) continue;
+            const real *in = states, *gradient = products + n / LANES * rows * LANES + n % LANES;
+            vec sum[GRADIENT_ROWS][GRADIENT_WIDE] = {0};
+            for (int step = 0; step < steps; step++, in += size, gradient += size)
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+                    for (int i = 0; i < GRADIENT_ROWS; i++)
+#pragma GCC unroll 4
+                        for (int v = 0; v < GRADIENT_WIDE; v++)
+                            sum[i][v] += gradient[(i / LANES * rows + r) * LANES + i % LANES] *
+                                         *(const vec *)(in + (v * rows + r) * LANES);
+#pragma GCC unroll 8
+            for (int i = 0; i < GRADIENT_ROWS; i++)
+#pragma GCC unroll 4
+                for (int v = 0; v < GRADIENT_WIDE; v++) *(vec *)(to + (i * GRADIENT_WIDE + v) * LANES) += sum[i][v];
+        }
+}
+
+static void backward_block(const Loop *loop, long part, long first, int rows, real *d_states, real *slots) {
+    long hidden = loop->hidden, vectors = loop->vectors;
+    for (int i = 0; i < STATES; i++)
+        for (long v = 0; v < vectors; v++)
+            for (int r = 0; r < rows; r++)
+                *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) =
+                    loop->g_final[i] ? load(loop->g_final[i] + (first + r) * hidden + v * LANES, hidden - v * LANES)
+                                     : (vec){0};
+    for (long t = loop->steps - 1; t >= 0; t--) {
+        real *slot = slots + t % SEGMENT * slot_size(loop, rows);
+        if (PHASES > 1) backward_phase(loop, PHASES - 1, t, part, first, rows, d_states, slot);
+        backward_phase(loop, 0, t, part, first, rows, d_states, slot);
+        if (t % SEGMENT) continue;
+        int steps = loop->steps - t < SEGMENT ? loop->steps - t : SEGMENT;
+        for (int p = 0; p < PHASES; p++)
+            weight_gradient(loop, p, steps, rows, slots,
+                            loop->gradients[p] + part * panels(loop, p) * tiles(loop, p) * TILE);
+        close_span(&loop->sums, part, 1);
+    }
+    for (int i = 0; i < STATES; i++)
+        for (long v = 0; v < vectors; v++)
+            for (int r = 0; r < rows; r++)
+                store(loop->d_state[i] + (first + r) * hidden + v * LANES,
+                      *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES), hidden - v * LANES);
+}
+
+static void backward_parts(void *context, long part, long last) {
     Loop *loop = context;
-    long hidden = loop->hidden, vectors = loop->vectors, block = MOST_ROWS * vectors * LANES;
-    real *d_states = allocate((STATES + PRODUCTS) * block), *d_products = d_states + STATES * block;
+    long states = STATES * loop->vectors * MOST_ROWS * LANES;
+    real *d_states = allocate(states + SEGMENT * slot_size(loop, MOST_ROWS));
     if (!d_states) {
         loop->failed = 1;
         return;
     }
-    for (int rows; first < last; first += rows) {
-        rows = block_rows(last - first);
-        for (int i = 0; i < STATES; i++)
-            for (long v = 0; v < vectors; v++)
-                for (int r = 0; r < rows; r++)
-                    *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES) =
-                        loop->g_final[i] ? load(loop->g_final[i] + (first + r) * hidden + v * LANES, hidden - v * LANES)
-                                         : (vec){0};
-        for (long t = loop->steps - 1; t >= 0; t--) {
-            if (PHASES > 1) backward_phase(loop, PHASES - 1, t, first, rows, d_states, d_products);
-            backward_phase(loop, 0, t, first, rows, d_states, d_products);
-            close_span(&loop->sums, t, first, rows);
+    for (; part < last; part++) {
+        for (int p = 0; p < PHASES; p++) {
+            long size = panels(loop, p) * tiles(loop, p) * TILE;
+            memset(loop->gradients[p] + part * size, 0, size * sizeof(real));
         }
-        for (int i = 0; i < STATES; i++)
-            for (long v = 0; v < vectors; v++)
-                for (int r = 0; r < rows; r++)
-                    store(loop->d_state[i] + (first + r) * hidden + v * LANES,
-                          *(vec *)(d_states + ((i * vectors + v) * rows + r) * LANES), hidden - v * LANES);
+        long end = loop->batch * (part + 1) / loop->parts;
+        for (long first = loop->batch * part / loop->parts, rows; first < end; first += rows) {
+            rows = block_rows(end - first);
+            backward_block(loop, part, first, rows, d_states, d_states + states);
+        }
     }
     free(d_states);
 }
 
-// The weight gradient of a phase, d_products^T (outputs * H, T * B) times the states that it read (T * B, inputs * H),
-// for its rows GRADIENT_ROWS * first .. last - 1. Threads share out rows of the result, and not its sum, so that the
-// bits do not depend on their number.
-static void weight_gradient(const Loop *loop, int phase, long first, long last) {
-    const Phase *p = &phases[phase];
-    long hidden = loop->hidden, vectors = p->inputs * loop->vectors, panels = (vectors + WIDE - 1) / WIDE;
-    long columns = panels * WIDE * LANES, height = p->outputs * hidden, total = loop->steps * loop->batch;
-    real *sums = allocate((last - first) * GRADIENT_ROWS * columns + DEPTH * (columns + GRADIENT_ROWS));
-    if (!sums) {
-        ((Loop *)loop)->failed = 1;
-        return;
-    }
-    real *states = sums + (last - first) * GRADIENT_ROWS * columns, *gradients = states + DEPTH * columns;
-    memset(sums, 0, (last - first) * GRADIENT_ROWS * columns * sizeof(real));
-    memset(states, 0, DEPTH * columns * sizeof(real));
-    for (long begin = 0; begin < total; begin += DEPTH) {
-        int depth = total - begin < DEPTH ? total - begin : DEPTH;
-        // States as [panel][k][WIDE * LANES].
-        for (int k = 0; k < depth; k++) {
-            long t = (begin + k) / loop->batch, row = (begin + k) % loop->batch;
-            for (int i = 0; i < p->inputs; i++) {
-                int state = p->first_state + i;
-                const real *from = phase == 0 ? kept_before(loop, state, t, row) : kept(loop, state, t, row);
-                for (long v = 0; v < loop->vectors; v++) {
-                    long column = i * loop->vectors + v;
-                    real *to = states + (column / WIDE * DEPTH + k) * WIDE * LANES + column % WIDE * LANES;
-                    *(vec *)to = load(from + v * LANES, hidden - v * LANES);
-                }
-            }
-        }
-        for (long block = first; block < last; block++) {
-            // Gradients as [k][GRADIENT_ROWS].
-            long n = block * GRADIENT_ROWS, inside = height - n < GRADIENT_ROWS ? height - n : GRADIENT_ROWS;
-            const real *from = loop->d_products + begin * PRODUCTS * hidden + p->first_product * hidden + n;
-            if (inside < GRADIENT_ROWS) memset(gradients, 0, DEPTH * GRADIENT_ROWS * sizeof(real));
-            for (int k = 0; k < depth; k++, from += PRODUCTS * hidden)
-                // A number of bytes that the compiler knows is a move and no call.
-                if (inside == GRADIENT_ROWS) memcpy(gradients + k * GRADIENT_ROWS, from, GRADIENT_ROWS * sizeof(real));
-                else memcpy(gradients + k * GRADIENT_ROWS, from, inside * sizeof(real));
-            for (long panel = 0; panel < panels; panel++) {
-                real *to = sums + ((block - first) * panels + panel) * GRADIENT_ROWS * WIDE * LANES;
-                const real *in = states + panel * DEPTH * WIDE * LANES;
-                vec sum[GRADIENT_ROWS][WIDE] = {0};
-                for (int k = 0; k < depth; k++)
-#pragma GCC unroll 8
-                    for (int r = 0; r < GRADIENT_ROWS; r++)
-#pragma GCC unroll 4
-                        for (int v = 0; v < WIDE; v++)
-                            sum[r][v] += gradients[k * GRADIENT_ROWS + r] * *(const vec *)(in + (k * WIDE + v) * LANES);
-#pragma GCC unroll 8
-                for (int r = 0; r < GRADIENT_ROWS; r++)
-#pragma GCC unroll 4
-                    for (int v = 0; v < WIDE; v++) *(vec *)(to + (r * WIDE + v) * LANES) += sum[r][v];
-            }
-        }
-    }
-    for (long n = first * GRADIENT_ROWS; n < last * GRADIENT_ROWS && n < height; n++)
-        for (long v = 0; v < vectors; v++) {
-            long block = n / GRADIENT_ROWS - first, u = v % loop->vectors * LANES;
-            long at = ((block * panels + v / WIDE) * GRADIENT_ROWS + n % GRADIENT_ROWS) * WIDE + v % WIDE;
-            real *to = loop->d_parameters[phase] + (n * p->inputs + v / loop->vectors) * hidden + u;
-            store(to, *(vec *)(sums + at * LANES), hidden - u);
-        }
-    free(sums);
-}
-
-static void weight_gradients(void *context, long first, long last) {
+// The sum over all parts, for the rows first .. last - 1 of each block of H.
+static void finish_gradients(void *context, long first, long last) {
     Loop *loop = context;
-    for (int p = 0; p < PHASES; p++) {
-        // The same share of each phase.
-        long all = (phases[p].outputs * loop->hidden + GRADIENT_ROWS - 1) / GRADIENT_ROWS;
-        weight_gradient(loop, p, all * first / loop->threads, all * last / loop->threads);
-    }
+    long hidden = loop->hidden, vectors = loop->vectors;
+    for (int p = 0; p < PHASES; p++)
+        for (long row = first; row < last; row++)
+            for (int output = 0; output < phases[p].outputs; output++)
+                for (long column = 0; column < phases[p].inputs * vectors; column++) {
+                    long n = output * vectors * LANES + row, u = column % vectors * LANES;
+                    const real *from = loop->gradients[p] +
+                                       (column / GRADIENT_WIDE * tiles(loop, p) + n / GRADIENT_ROWS) * TILE +
+                                       (n % GRADIENT_ROWS * GRADIENT_WIDE + column % GRADIENT_WIDE) * LANES;
+                    vec sum = {0};
+                    for (long part = 0; part < loop->parts; part++, from += panels(loop, p) * tiles(loop, p) * TILE)
+                        sum += *(const vec *)from;
+                    long to = ((output * hidden + row) * phases[p].inputs + column / vectors) * hidden + u;
+                    store(loop->d_parameters[p] + to, sum, hidden - u);
+                }
 }
 
 int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
             const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
-    Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden, .pre = pre,
+    Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .pre = pre,
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
                  .final = final, .tape = tape};
     (void)anchor;
@@ -389,20 +422,21 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
 
 int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
              const real *const *parameters, const real *const *state, const real *y, const real *const *final,
-             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_products,
-             real *const *d_parameters, real *const *d_state) {
-    Loop loop = {.threads = threads, .steps = steps, .batch = batch, .hidden = hidden,
-                 .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = (real *)y,
-                 .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_products = d_products,
-                 .d_parameters = d_parameters, .d_state = d_state};
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *const *d_parameters,
+             real *const *d_state) {
+    Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
+                 .parts = count_parts(batch), .parameters = parameters, .state = state, .y = (real *)y,
+                 .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_parameters = d_parameters,
+                 .d_state = d_state};
     (void)anchor, (void)pre, (void)final;
     use_large_pages(d_pre, steps * batch * GATES * hidden * sizeof(real));
-    if (d_products != d_pre) use_large_pages(d_products, steps * batch * PRODUCTS * hidden * sizeof(real));
-    loop.failed = new_sums(&loop.sums, batch, UNITS * hidden) || pack(&loop, 1);
-    if (!loop.failed) parallel(threads, batch, backward_rows, &loop);
+    loop.failed = new_sums(&loop.sums, loop.parts, UNITS * hidden) || pack(&loop, 1);
+    for (int p = 0; p < PHASES; p++)
+        loop.failed |= !(loop.gradients[p] = allocate(loop.parts * panels(&loop, p) * tiles(&loop, p) * TILE));
+    if (!loop.failed) parallel(threads, loop.parts, backward_parts, &loop);
     if (!loop.failed) {
-        finish_sums(&loop.sums, batch, UNITS, hidden, d_parameters + PHASES);
-        parallel(threads, threads, weight_gradients, &loop);
+        finish_sums(&loop.sums, loop.parts, UNITS, hidden, d_parameters + PHASES);
+        parallel(threads, hidden, finish_gradients, &loop);
     }
     release(&loop);
     return loop.failed;

@@ -179,7 +179,7 @@ static void backward_rows(void *context, long first, long last) {
                 for (; (v + 1) * LANES <= hidden; v++) backward_units(loop, &block, at + v * LANES, row, r, v, LANES);
                 if (v < loop->vectors) backward_units(loop, &block, at + v * LANES, row, r, v, hidden - v * LANES);
             }
-            close_span(&loop->sums, t, first, rows);
+            if (t % SPAN == 0) close_span(&loop->sums, first, rows);
         }
         for (int i = 0; i < STATES; i++)
             write_rows(loop, rows, block.d_state[i], loop->d_state[i] + first * hidden, hidden);
@@ -199,13 +199,12 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, cons
 
 int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
              const real *const *parameters, const real *const *state, const real *y, const real *const *final,
-             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_products,
-             real *const *d_parameters, real *const *d_state) {
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *const *d_parameters,
+             real *const *d_state) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,
                  .d_state = d_state};
-    (void)d_products;
     use_large_pages(d_pre, steps * batch * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, batch, UNITS * hidden);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);

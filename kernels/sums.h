@@ -19,9 +19,8 @@ static int new_sums(Sums *sums, long rows, long width) {
     return !sums->span;
 }
 
-// After step t of a loop that runs backwards, for the rows that have done it.
-static void close_span(const Sums *sums, long t, long first, long rows) {
-    if (t % SPAN) return;
+// After about SPAN terms, for the rows that have them.
+static void close_span(const Sums *sums, long first, long rows) {
     real *span = sums->span + first * sums->width, *total = sums->total + first * sums->width;
     for (long i = 0; i < rows * sums->width; i++) {
         total[i] += span[i];

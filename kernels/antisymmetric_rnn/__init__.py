@@ -10,7 +10,7 @@ from kernels.dispatch import SCALAR, Operation, documented, run
 
 PLAIN = Cell("antisymmetric_rnn", states=1, parameters=2, tape=1)
 # Both gates take the same product.
-GATED = Cell("gated_antisymmetric_rnn", states=1, parameters=2, gates=2, tape=2, products=1)
+GATED = Cell("gated_antisymmetric_rnn", states=1, parameters=2, gates=2, tape=2)
 
 
 def cpu(cell, pre, w, epsilon, gamma, h):

@@ -6,7 +6,7 @@ from kernels.cell import Cell
 from kernels.dispatch import Operation, documented, run
 from kernels.gru import reference
 
-CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4, products=3)
+CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4)
 
 
 def cpu(pre, w_h, b_n, h):
