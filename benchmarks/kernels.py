@@ -59,6 +59,7 @@ class Size:
 
 SIZES = [
     Size("cornn", 500, 50, 128, 5, by_length=True),  # adding
+    Size("cornn", 5_000, 50, 128),  # adding, the longest
     Size("cornn", 784, 120, 256, 2.2),  # sMNIST
     Size("unicornn", 784, 32, 256, 12, by_length=True),  # psMNIST
     Size("unicornn", 17_984, 8, 32, 250),  # EigenWorms
@@ -103,7 +104,7 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
         cotangent = torch.randn(size.batch, size.hidden)
 
         def step(backend: str):
-            pre = kernels.linear(x, v, bias) if backend == "auto" else torch.nn.functional.linear(x, v, bias)
+            pre = kernels.Input(x, v, bias) if backend == "auto" else torch.nn.functional.linear(x, v, bias)
             _, state = example.operation(pre, **parameters, backend=backend)
             last = state if isinstance(state, Tensor) else state[0]
             torch.autograd.grad(last, [v, bias, *leaves], cotangent)

@@ -4,6 +4,8 @@
 // the tape begins with all states but the first), PHASES, OWN_PRODUCTS where the gradient of the products is not that
 // of pre, and after it `phases`, `forward_step` and `backward_step` (see cornn/cpu.c).
 //
+// pre is given, or it is the product of inputs of a few channels, computed in the loop: `channels` is 0 or their number.
+//
 // Each thread runs the whole loop on its own rows of the batch, a block of up to MOST_ROWS at a time: what belongs to a
 // block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
 // [LANES], so that the pointwise part writes whole vectors and the product finds its rows at constant offsets.
@@ -33,6 +35,8 @@
 #define MOST_PARTS 16
 // Steps of the backward pass that are kept in the cache, for the weight gradient to be taken from there.
 #define SEGMENT 16
+// Vectors of the gradient of the inputs' matrix that are summed at once.
+#define INPUT_TILE 4
 
 // `inputs` states from first_state on, times a matrix (outputs * H, inputs * H), are `outputs` products from
 // first_product on. Phase 0 reads the states before the step, a later one those that the phase before it has left.
@@ -58,11 +62,12 @@ INLINE void forward_step(int phase, Step *s);
 INLINE void backward_step(int phase, Step *s);
 
 typedef struct {
-    long steps, batch, hidden, vectors, parts;
-    const real *pre, *const *parameters, *const *state, *g_y, *const *g_final;
+    long steps, batch, hidden, vectors, parts, channels;
+    const real *pre, *x, *const *parameters, *const *state, *g_y, *const *g_final;
     real *y, *const *final, *tape, *d_pre, *const *d_parameters, *const *d_state;
     real *packed[PHASES];
     real *gradients[PHASES];  // of the matrices, of each part of the batch
+    real *input, *d_input;    // the inputs' matrix, packed, and its gradient, of each part
     Sums sums;                // for each part
     int failed;
 } Loop;
@@ -156,6 +161,7 @@ static int pack(Loop *loop, int backward) {
 
 static void release(Loop *loop) {
     for (int p = 0; p < PHASES; p++) free(loop->packed[p]), free(loop->gradients[p]);
+    free(loop->input), free(loop->d_input);
     free(loop->sums.span);
 }
 
@@ -169,15 +175,41 @@ INLINE const real *kept_before(const Loop *loop, int state, long t, long row) {
     return t == 0 ? loop->state[state] + row * loop->hidden : kept(loop, state, t - 1, row);
 }
 
+// The inputs' matrix and bias as [channel, then the bias][gate][vector], in whole tiles of vectors.
+#define COLUMNS(loop) ((GATES * (loop)->vectors + INPUT_TILE - 1) / INPUT_TILE * INPUT_TILE)
+
+static int pack_input(Loop *loop, const real *weight, const real *bias) {
+    long hidden = loop->hidden, vectors = loop->vectors, channels = loop->channels;
+    real *to = loop->input = allocate((channels + 1) * COLUMNS(loop) * LANES);
+    if (!to) return 1;
+    memset(to, 0, (channels + 1) * COLUMNS(loop) * LANES * sizeof(real));
+    for (long c = 0; c <= channels; c++, to += COLUMNS(loop) * LANES)
+        for (long n = 0; n < GATES * hidden; n++)
+            to[n / hidden * vectors * LANES + n % hidden] = c < channels ? weight[n * channels + c] : bias ? bias[n] : 0;
+    return 0;
+}
+
+INLINE vec drive(const Loop *loop, long at, int gate, long v, int lanes) {
+    long hidden = loop->hidden, channels = loop->channels, column = gate * loop->vectors + v;
+    if (!channels) {
+        const real *pre = loop->pre + (at * GATES + gate) * hidden + v * LANES;
+        __builtin_prefetch(pre + loop->batch * GATES * hidden);
+        return load(pre, lanes);
+    }
+    vec sum = *(const vec *)(loop->input + (channels * COLUMNS(loop) + column) * LANES);
+    for (long c = 0; c < channels; c++)
+        sum += loop->x[at * channels + c] * *(const vec *)(loop->input + (c * COLUMNS(loop) + column) * LANES);
+    return sum;
+}
+
 INLINE void forward_units(const Loop *loop, int phase, long t, long first, int rows, real *states, const real *product,
                           int r, long v, int lanes) {
     long hidden = loop->hidden, vectors = loop->vectors, row = first + r, u = v * LANES;
-    const real *pre = loop->pre + (t * loop->batch + row) * GATES * hidden + u;
     real *tape = loop->tape + (t * loop->batch + row) * TAPE * hidden + u;
     Step s;
     for (int i = 0; i < UNITS; i++) s.unit[i] = load(loop->parameters[PHASES + i] + u, lanes);
     for (int i = 0; i < PRODUCTS; i++) s.product[i] = *(vec *)(product + ((i * vectors + v) * rows + r) * LANES);
-    for (int i = 0; i < GATES; i++) s.pre[i] = load(pre + i * hidden, lanes);
+    for (int i = 0; i < GATES; i++) s.pre[i] = drive(loop, t * loop->batch + row, i, v, lanes);
     for (int i = 0; i < STATES; i++) s.state[i] = *(vec *)(states + ((i * vectors + v) * rows + r) * LANES);
     if (phase > 0)
         for (int i = 0; i < TAPE; i++) s.tape[i] = load(tape + i * hidden, lanes);
@@ -242,11 +274,18 @@ static long count_parts(long batch) {
     return parts < batch ? parts : batch;
 }
 
-// What a segment keeps of a step of a block: d_product, then for each phase the states that it read, all as
-// [vector][row][LANES]. The last panel of a weight gradient may look beyond, for columns that nobody reads.
+// What a segment keeps of a step of a block: d_product, then for each phase the states that it read, then d_pre where it
+// is not d_product, all as [vector][row][LANES]. The last panel or tile of a gradient may look beyond, for columns that
+// nobody reads.
+#ifdef OWN_PRODUCTS
+#define D_PRE (PRODUCTS + PHASES * STATES)
+#define BLOCKS (D_PRE + GATES)
+#else
+#define D_PRE 0
 #define BLOCKS (PRODUCTS + PHASES * STATES)
+#endif
 INLINE long slot_size(const Loop *loop, int rows) {
-    return (BLOCKS * loop->vectors + GRADIENT_WIDE + GRADIENT_ROWS) * rows * LANES;
+    return (BLOCKS * loop->vectors + GRADIENT_WIDE + GRADIENT_ROWS + INPUT_TILE) * rows * LANES;
 }
 
 INLINE void backward_units(const Loop *loop, int phase, long t, long part, long first, int rows, real *d_states,
@@ -278,13 +317,11 @@ INLINE void backward_units(const Loop *loop, int phase, long t, long part, long 
         backward_step(phase, &s);
         for (int i = 0; i < STATES; i++) OF(d_states, i) = s.d_state[i];
         for (int i = 0; i < PRODUCTS; i++) OF(slot, i) = s.d_product[i];
-        if (phase == 0)
-            for (int i = 0; i < GATES; i++)
 #ifdef OWN_PRODUCTS
-                store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_pre[i], lanes);
-#else
-                store(loop->d_pre + (at * GATES + i) * hidden + u, s.d_product[i], lanes);
+        for (int i = 0; i < GATES; i++) OF(slot, D_PRE + i) = s.d_pre[i];
 #endif
+        if (phase == 0 && loop->d_pre)
+            for (int i = 0; i < GATES; i++) store(loop->d_pre + (at * GATES + i) * hidden + u, OF(slot, D_PRE + i), lanes);
 #undef OF
     }
     for (int i = 0; i < UNITS; i++) store(d_units + i * hidden, s.d_unit[i], lanes);
@@ -338,6 +375,25 @@ static void weight_gradient(const Loop *loop, int phase, int steps, int rows, co
         }
 }
 
+// Adds d_pre^T times the inputs, and the 1 of the bias, in the steps of a segment: [tile][channel][INPUT_TILE][LANES].
+static void input_gradient(const Loop *loop, long t, int steps, long first, int rows, const real *slots, real *to) {
+    long channels = loop->channels;
+    const real *d_pre = slots + D_PRE * loop->vectors * rows * LANES;
+    for (long v = 0; v < COLUMNS(loop); v += INPUT_TILE, d_pre += INPUT_TILE * rows * LANES)
+        for (long c = 0; c <= channels; c++, to += INPUT_TILE * LANES) {
+            vec sum[INPUT_TILE] = {0};
+            for (int step = 0; step < steps; step++) {
+                const real *in = d_pre + step * slot_size(loop, rows);
+                const real *x = loop->x + ((t + step) * loop->batch + first) * channels + c;
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                    for (int i = 0; i < INPUT_TILE; i++)
+                        sum[i] += (c < channels ? x[r * channels] : 1) * *(const vec *)(in + (i * rows + r) * LANES);
+            }
+            for (int i = 0; i < INPUT_TILE; i++) *(vec *)(to + i * LANES) += sum[i];
+        }
+}
+
 static void backward_block(const Loop *loop, long part, long first, int rows, real *d_states, real *slots) {
     long hidden = loop->hidden, vectors = loop->vectors;
     for (int i = 0; i < STATES; i++)
@@ -355,6 +411,9 @@ static void backward_block(const Loop *loop, long part, long first, int rows, re
         for (int p = 0; p < PHASES; p++)
             weight_gradient(loop, p, steps, rows, slots,
                             loop->gradients[p] + part * panels(loop, p) * tiles(loop, p) * TILE);
+        if (loop->channels)
+            input_gradient(loop, t, steps, first, rows, slots,
+                           loop->d_input + part * (loop->channels + 1) * COLUMNS(loop) * LANES);
         close_span(&loop->sums, part, 1);
     }
     for (int i = 0; i < STATES; i++)
@@ -376,6 +435,10 @@ static void backward_parts(void *context, long part, long last) {
         for (int p = 0; p < PHASES; p++) {
             long size = panels(loop, p) * tiles(loop, p) * TILE;
             memset(loop->gradients[p] + part * size, 0, size * sizeof(real));
+        }
+        if (loop->channels) {
+            long size = (loop->channels + 1) * COLUMNS(loop) * LANES;
+            memset(loop->d_input + part * size, 0, size * sizeof(real));
         }
         long end = loop->batch * (part + 1) / loop->parts;
         for (long first = loop->batch * part / loop->parts, rows; first < end; first += rows) {
@@ -406,36 +469,52 @@ static void finish_gradients(void *context, long first, long last) {
                 }
 }
 
-int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
-            const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
-    Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .pre = pre,
+static void finish_input(const Loop *loop, real *d_weight, real *d_bias) {
+    long hidden = loop->hidden, channels = loop->channels, size = (channels + 1) * COLUMNS(loop) * LANES;
+    for (long n = 0; n < GATES * hidden; n++)
+        for (long c = 0; c <= channels; c++) {
+            long column = n / hidden * loop->vectors * LANES + n % hidden, tile = INPUT_TILE * LANES;
+            const real *from = loop->d_input + (column / tile * (channels + 1) + c) * tile + column % tile;
+            real sum = 0;
+            for (long part = 0; part < loop->parts; part++) sum += from[part * size];
+            if (c < channels) d_weight[n * channels + c] = sum;
+            else if (d_bias) d_bias[n] = sum;
+        }
+}
+
+int forward(long threads, long steps, long batch, long hidden, long anchor, long channels, const real *pre,
+            const real *weight, const real *bias, const real *const *parameters, const real *const *state, real *y,
+            real *const *final, real *tape) {
+    Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .channels = channels, .pre = pre, .x = pre,
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
                  .final = final, .tape = tape};
     (void)anchor;
     use_large_pages(y, steps * batch * hidden * sizeof(real));
     use_large_pages(tape, steps * batch * TAPE * hidden * sizeof(real));
-    loop.failed = pack(&loop, 0);
+    loop.failed = pack(&loop, 0) || (channels && pack_input(&loop, weight, bias));
     if (!loop.failed) parallel(threads, batch, forward_rows, &loop);
     release(&loop);
     return loop.failed;
 }
 
-int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+int backward(long threads, long steps, long batch, long hidden, long anchor, long channels, const real *pre,
              const real *const *parameters, const real *const *state, const real *y, const real *const *final,
-             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *const *d_parameters,
-             real *const *d_state) {
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_weight,
+             real *d_bias, real *const *d_parameters, real *const *d_state) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
-                 .parts = count_parts(batch), .parameters = parameters, .state = state, .y = (real *)y,
+                 .parts = count_parts(batch), .channels = channels, .x = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_parameters = d_parameters,
                  .d_state = d_state};
-    (void)anchor, (void)pre, (void)final;
-    use_large_pages(d_pre, steps * batch * GATES * hidden * sizeof(real));
+    (void)anchor, (void)final;
+    if (d_pre) use_large_pages(d_pre, steps * batch * GATES * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, loop.parts, UNITS * hidden) || pack(&loop, 1);
     for (int p = 0; p < PHASES; p++)
         loop.failed |= !(loop.gradients[p] = allocate(loop.parts * panels(&loop, p) * tiles(&loop, p) * TILE));
+    if (channels) loop.failed |= !(loop.d_input = allocate(loop.parts * (channels + 1) * COLUMNS(&loop) * LANES));
     if (!loop.failed) parallel(threads, loop.parts, backward_parts, &loop);
     if (!loop.failed) {
         finish_sums(&loop.sums, loop.parts, UNITS, hidden, d_parameters + PHASES);
+        if (channels) finish_input(&loop, d_weight, d_bias);
         parallel(threads, hidden, finish_gradients, &loop);
     }
     release(&loop);

@@ -187,24 +187,26 @@ static void backward_rows(void *context, long first, long last) {
     free(block.state[0]);
 }
 
-int forward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
-            const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
+int forward(long threads, long steps, long batch, long hidden, long anchor, long channels, const real *pre,
+            const real *weight, const real *bias, const real *const *parameters, const real *const *state, real *y, real *const *final, real *tape) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = y, .final = final,
                  .tape = tape};
+    (void)channels, (void)weight, (void)bias;
     use_large_pages(y, steps * batch * hidden * sizeof(real));
     parallel(threads, batch, forward_rows, &loop);
     return loop.failed;
 }
 
-int backward(long threads, long steps, long batch, long hidden, long anchor, const real *pre,
+int backward(long threads, long steps, long batch, long hidden, long anchor, long channels, const real *pre,
              const real *const *parameters, const real *const *state, const real *y, const real *const *final,
-             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *const *d_parameters,
-             real *const *d_state) {
+             const real *tape, const real *g_y, const real *const *g_final, real *d_pre, real *d_weight,
+             real *d_bias, real *const *d_parameters, real *const *d_state) {
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,
                  .d_state = d_state};
+    (void)channels, (void)d_weight, (void)d_bias;
     use_large_pages(d_pre, steps * batch * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, batch, UNITS * hidden);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);

@@ -1,9 +1,9 @@
 """One dispatcher for all operations: checks the arguments, picks the backend, calls it.
 
 A fused backend of an operation is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It
-gets what this module has checked: ``pre`` (T, B, gates * H); the parameters in the order of ``Operation.parameters``,
-scalars as (H,) tensors; every initial state as a (B, H) tensor; what is no tensor by keyword. It is differentiable in
-all of the tensors.
+gets what this module has checked: ``pre`` (T, B, gates * H), or the ``Input`` that makes it; the parameters in the
+order of ``Operation.parameters``, scalars as (H,) tensors; every initial state as a (B, H) tensor; what is no tensor by
+keyword. It is differentiable in all of the tensors but an ``Input``'s x.
 """
 
 import importlib
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from kernels.linear import Input, linear
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 OPERATIONS: dict[str, "Operation"] = {}
@@ -40,6 +42,7 @@ class Operation:
         cpu: the fused backend for CPU tensors.
         half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
             of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
+        dense: whether ``cpu`` takes an :class:`Input` in place of ``pre``.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Operation:
     gates: int = 1
     cpu: Callable | None = None
     half: bool = False
+    dense: bool = True
 
     def __post_init__(self):
         OPERATIONS[self.name] = self
@@ -107,13 +111,13 @@ def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None, **parameters):
+def run(name: str, backend: str, pre: Tensor | Input, state, options: dict | None = None, **parameters):
     """Checks the arguments of operation ``name``, and computes it on the backend that :func:`backend_for` gives.
 
     Args:
         name: the operation.
         backend: "auto", "reference", "cpu" or "triton".
-        pre: the input's contribution, (T, B, gates * H).
+        pre: the input's contribution, (T, B, gates * H), or an :class:`Input`.
         state: the initial state: None for zeros; a tensor where the operation has one state, else a tuple.
         options: arguments of the operation that are no tensors; backends take them by keyword.
         parameters: tensors and scalars, by the names of ``Operation.parameters``.
@@ -121,7 +125,13 @@ def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None
     Returns:
         The sequence (T, B, H) and the final state.
     """
-    operation, options = OPERATIONS[name], options or {}
+    operation, options, given = OPERATIONS[name], options or {}, pre
+    if isinstance(given, Input):
+        if operation.dense and given.narrow() and backend_for(name, given.x, backend) == "cpu":
+            pre = given.outline()
+        else:
+            # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
+            given = pre = linear(*given).to(given.weight.dtype)
     hidden = _check_pre(operation, pre)
     _check_parameters(operation, pre, hidden, parameters)
     initial = _initial(operation, pre, hidden, state)
@@ -138,7 +148,7 @@ def run(name: str, backend: str, pre: Tensor, state, options: dict | None = None
         for key, value in parameters.items()
     ]
     fused = operation.cpu if chosen == "cpu" else getattr(sys.modules[f"kernels.{name}.triton"], name)
-    sequence, *final = fused(pre, *values, *initial, **options)
+    sequence, *final = fused(given, *values, *initial, **options)
     return sequence, _packed(final)
 
 

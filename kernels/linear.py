@@ -1,5 +1,7 @@
 """The input's contribution for all steps, with a gradient that is quick where the input has few channels."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +30,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if narrow and torch.is_grad_enabled():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+class Input(NamedTuple):
+    """The input's contribution V x_n + b for every step, in place of the ``pre`` of an operation.
+
+    It is :func:`linear`, in the type of the weight. The C kernel of a dense cell computes it in its loop where x has up to
+    16 channels and needs no gradient: then neither ``pre`` nor its gradient is ever in memory.
+
+    Args:
+        x: (T, B, D).
+        weight: V, (gates * H, D).
+        bias: b, (gates * H,) or None.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def narrow(self) -> bool:
+        """Whether a C kernel may compute it."""
+        given = [t for t in self if t is not None]
+        return (
+            self.x.dim() == 3
+            and 1 <= self.x.shape[2] <= NARROW
+            and not self.x.requires_grad
+            and not torch.is_autocast_enabled("cpu")
+            and self.weight.shape[1:] == self.x.shape[2:]
+            and (self.bias is None or self.bias.shape == self.weight.shape[:1])
+            and all((t.device, t.dtype) == (self.x.device, self.x.dtype) for t in given)
+        )
+
+    def outline(self) -> Tensor:
+        """A tensor with the shape, type and device of :func:`linear`, and no memory."""
+        return self.weight.detach().new_zeros(()).expand(*self.x.shape[:2], len(self.weight))
 
 
 class _Linear(torch.autograd.Function):

@@ -148,9 +148,7 @@ class CoRNN(nn.Module):
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
         v, bias, w_y, w_z = self.weights()
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, v, bias).to(w_y.dtype)  # (T, B, hidden)
-        return kernels.cornn(pre, w_y, w_z, *self.dynamics(), state, self.damping)
+        return kernels.cornn(kernels.Input(x, v, bias), w_y, w_z, *self.dynamics(), state, self.damping)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V (hidden, inputs), b (hidden), W and W_z (hidden, hidden), which act on x, on y and on z."""

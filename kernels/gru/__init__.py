@@ -5,6 +5,7 @@ from torch import Tensor
 from kernels.cell import Cell
 from kernels.dispatch import Operation, documented, run
 from kernels.gru import reference
+from kernels.linear import Input
 
 CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4)
 
@@ -20,7 +21,9 @@ Operation("gru", reference.gru, parameters={"w_h": (3, 1), "b_n": (1,)}, states=
 def gru(
     pre: Tensor, w_h: Tensor, b_n: Tensor | None = None, state: Tensor | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    if b_n is None and isinstance(pre, Tensor) and pre.dim() == 3:
+    if b_n is None and isinstance(pre, Input):
+        b_n = pre.weight.new_zeros(len(pre.weight) // 3)
+    elif b_n is None and isinstance(pre, Tensor) and pre.dim() == 3:
         # What else pre may be is refused below.
         b_n = pre.new_zeros(pre.shape[2] // 3)
     return run("gru", backend, pre, state, w_h=w_h, b_n=b_n)

@@ -13,7 +13,7 @@ def cpu(pre, u, h):
     return CELL(pre, [u], [h])
 
 
-Operation("indrnn", reference.indrnn, parameters={"u": (1,)}, states=("h",), cpu=cpu, half=True)
+Operation("indrnn", reference.indrnn, parameters={"u": (1,)}, states=("h",), cpu=cpu, half=True, dense=False)
 
 
 @documented(reference.indrnn)

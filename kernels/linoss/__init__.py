@@ -22,6 +22,7 @@ Operation(
     parameters={"a": (1,), "dt": SCALAR},
     states=("y", "z"),
     cpu=cpu,
+    dense=False,
 )
 
 

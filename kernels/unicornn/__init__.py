@@ -19,6 +19,7 @@ Operation(
     parameters={"w": (1,), "c": (1,), "dt": SCALAR, "alpha": SCALAR},
     states=("y", "z"),
     cpu=cpu,
+    dense=False,
     half=True,
 )
 

@@ -10,12 +10,12 @@ import kernels
 from kernels.dispatch import OPERATIONS
 
 # The first parameter of a test that is one operation's. Beside each operation, what an option makes of one.
-EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn", "imex_linoss"]
+EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn", "imex_linoss", "input_cornn", "input_gru", "input_lem"]
 
 
 def operation_of(equation: str) -> str:
     """The function of ``kernels`` that computes an equation."""
-    return equation.removeprefix("gated_").removeprefix("implicit_").removeprefix("imex_")
+    return equation.removeprefix("input_").removeprefix("gated_").removeprefix("implicit_").removeprefix("imex_")
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Case:
 def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
     """Operation ``name`` in float64, with random arguments that are the same each time and fit into float32.
 
-    "implicit_cornn" is cornn with implicit damping, "imex_linoss" is linoss by symplectic Euler.
+    "implicit_cornn" is cornn with implicit damping, "imex_linoss" is linoss by symplectic Euler, "input_cornn" is cornn
+    of an Input of three channels.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -77,6 +78,17 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
             sequence.append(v - product(h))
             h = react(v)
         return torch.stack(sequence)
+
+    if name.startswith("input_"):
+        example = case(name.removeprefix("input_"), steps, batch, hidden, seed)
+        x, width = normal(steps, batch, 3).float().double(), example.inputs.pop("pre").shape[2]
+
+        def operation(weight: Tensor, bias: Tensor, **rest):
+            return getattr(kernels, operation_of(name))(kernels.Input(x.to(weight.dtype), weight, bias), **rest)
+
+        affine = {"weight": normal(width, 3), "bias": normal(width)}
+        affine = {key: value.float().double().requires_grad_() for key, value in affine.items()}
+        return Case(operation, affine | example.inputs, example.constants)
 
     constants = {}
     if name in ("cornn", "implicit_cornn"):

@@ -280,18 +280,20 @@ def test_denormal_gradients_are_flushed(name):
     assert (torch.tensor([1e-40]) * 1 > 0).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "input_cornn"])
 def test_operator_registration(name, monkeypatch):
     """The checks of torch.library: schema, fake kernel, autograd, and what torch.compile does with them."""
     call, given = kernels.cell.Cell.__call__, []
 
     def record(self, pre, parameters, state, anchor=0):
-        given.extend([*(t.detach().requires_grad_() for t in (pre, *parameters, *state)), anchor])
+        x, *affine = pre if isinstance(pre, kernels.Input) else (pre, None, None)
+        leaves = [t if t is None else t.detach().requires_grad_() for t in (*affine, *parameters, *state)]
+        given.extend([x.detach().requires_grad_(affine[0] is None), *leaves, anchor])
         return call(self, pre, parameters, state, anchor)
 
     monkeypatch.setattr(kernels.cell.Cell, "__call__", record)
     case(name, 3, 2, 5).to(torch.float32).run("cpu")
-    torch.library.opcheck(getattr(torch.ops.longwave, name).default, tuple(given))
+    torch.library.opcheck(getattr(torch.ops.longwave, name.removeprefix("input_")).default, tuple(given))
 
 
 @pytest.mark.parametrize("name", EVERY_EQUATION)
