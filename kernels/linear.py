@@ -35,8 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Input(NamedTuple):
     """The input's contribution V x_n + b for every step, in place of the ``pre`` of an operation.
 
-    It is :func:`linear`, in the type of the weight. The C kernel of a dense cell computes it in its loop where x has up to
-    16 channels and needs no gradient: then neither ``pre`` nor its gradient is ever in memory.
+    It is :func:`linear`, in the type of the weight. The C kernel of a dense cell computes it in its loop where x has up
+    to 16 channels and needs no gradient: then neither ``pre`` nor its gradient is ever in memory.
 
     Args:
         x: (T, B, D).
