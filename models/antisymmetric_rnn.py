@@ -61,8 +61,7 @@ class AntisymmetricRNN(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden) and the final one, from zeros or from ``state``."""
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.upper.dtype)
+        pre = kernels.Input(x, self.affine.weight, self.affine.bias)
         w = self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
         return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated)
 

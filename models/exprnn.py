@@ -99,9 +99,8 @@ class ExpRNN(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states (T, B, hidden) and the final one, (B, hidden), from zeros or from ``state``."""
-        pre = kernels.linear(x, self.input.weight).to(self.A.dtype)  # (T, B, hidden)
         # The operation's h W^T is this h B.
-        return kernels.modrelu_rnn(pre, self.B().T, self.bias, state)
+        return kernels.modrelu_rnn(kernels.Input(x, self.input.weight), self.B().T, self.bias, state)
 
     def updated(self, step: int) -> None:
         """Moves the base of dtriv, where it is time; the step alone says so, and a resumed run does the same."""

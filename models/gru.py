@@ -44,9 +44,7 @@ class GRU(nn.GRU):
         # The hidden bias of the gate m is multiplied by the reset gate; those of r and u are added as the input's are.
         b_r_u, b_m = self.bias_hh_l0.split([2 * self.hidden_size, self.hidden_size])
         bias = self.bias_ih_l0 + nn.functional.pad(b_r_u, (0, self.hidden_size))
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.weight_ih_l0, bias).to(self.weight_hh_l0.dtype)
-        return kernels.gru(pre, self.weight_hh_l0, b_m, state)
+        return kernels.gru(kernels.Input(x, self.weight_ih_l0, bias), self.weight_hh_l0, b_m, state)
 
     def backend(self) -> str:
         """What computes the time loop where the weights are now."""

@@ -55,9 +55,7 @@ class LEM(nn.Module):
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """y for every step, (T, B, hidden), and the final (y, z), from zeros or from ``state``."""
         bias = self.x.bias + torch.cat([self.y.bias, self.z.bias])
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.x.weight, bias).to(self.y.weight.dtype)  # (T, B, 4 hidden)
-        return kernels.lem(pre, self.y.weight, self.z.weight, self.dt, state)
+        return kernels.lem(kernels.Input(x, self.x.weight, bias), self.y.weight, self.z.weight, self.dt, state)
 
     def backend(self) -> str:
         """What computes the time loop where the weights are now."""

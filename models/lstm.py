@@ -63,8 +63,7 @@ class LSTM(nn.LSTM):
         if x.device.type == "cuda":
             sequence, (h, c) = super().forward(x, state and tuple(s.unsqueeze(0) for s in state))
             return sequence, (h[0], c[0])
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0).to(self.weight_hh_l0.dtype)
+        pre = kernels.Input(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
         return kernels.lstm(pre, self.weight_hh_l0, state)
 
     def backend(self) -> str:

@@ -41,8 +41,7 @@ class RNN(nn.RNN):
         if x.device.type == "cuda":
             sequence, h = super().forward(x, None if state is None else state.unsqueeze(0))
             return sequence, h[0]
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0).to(self.weight_hh_l0.dtype)
+        pre = kernels.Input(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
         return kernels.rnn(pre, self.weight_hh_l0, state)
 
     def backend(self) -> str:
