@@ -250,9 +250,12 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
     save()
     outcome = _outcome(settings, task, model, device, state, run)
     if len(tasks) > 1:
-        last = [entry for entry in state.history if f"curriculum/{task.metric}" in entry][-1]
-        length, value = last["curriculum/length"], last[f"curriculum/{task.metric}"]
-        outcome["curriculum"] = [*state.stages, _stage(state, length, task.metric, value)]
+        outcome["curriculum"] = state.stages.copy()
+        # Nothing was trained on the next length where the run ended with the one before.
+        if state.steps_at_length:
+            last = [entry for entry in state.history if f"curriculum/{task.metric}" in entry][-1]
+            length = tasks[len(state.stages)].length
+            outcome["curriculum"].append(_stage(state, length, task.metric, last[f"curriculum/{task.metric}"]))
     return outcome
 
 

@@ -163,6 +163,11 @@ def test_the_target_is_of_the_own_length(fit_here, monkeypatch):
     assert [(stage["length"], stage["mse"]) for stage in record["curriculum"]] == [(5, 0.5)]
 
 
+def test_a_run_that_ends_with_a_length(fit_here):
+    _, folder = fit_here(*SMALL, *GROW, "training.steps=4", "curriculum.most_steps=4")
+    assert [(stage["length"], stage["steps"]) for stage in record_of(folder)["curriculum"]] == [(5, 4)]
+
+
 def test_equals_training_on_each_length_by_itself(fit_here):
     """The weights are those of a loop that is written out."""
     from tasks.randomness import counted_seed
