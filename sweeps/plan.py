@@ -28,16 +28,18 @@ class Row:
     Args:
         recipe: as in ``conf/recipe``.
         overrides: as on the command line of ``train.py``, for this row alone; they win over the table's.
+        seeds: of this row, where they are not the table's.
     """
 
     recipe: str | None = None
     model: str | None = None
     task: str | None = None
     overrides: list[str] = field(default_factory=list)
+    seeds: Any = None
 
     @property
     def title(self) -> str:
-        return self.recipe or f"{self.model}/{self.task}"
+        return " ".join([self.recipe or f"{self.model}/{self.task}", *self.overrides])
 
     def selection(self) -> list[str]:
         if self.recipe is None:
@@ -161,7 +163,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
 
     Args:
         name: of the table, for messages.
-        seeds: instead of the table's, where not None.
+        seeds: instead of the table's and its rows', where not None.
         overrides: of all runs; they win over everything in the table.
 
     Raises:
@@ -169,7 +171,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
     """
     if not table.rows:
         raise UserError(f"table={name}: has no rows")
-    numbers = seeds_of(table.seeds if seeds is None else seeds)
+    common = seeds_of(table.seeds if seeds is None else seeds)
     for text in overrides:
         if key_of(text) in ("seed", "fresh"):
             raise UserError(
@@ -179,6 +181,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
     found: dict[str, Planned] = {}
     for index, row in enumerate(table.rows, start=1):
         try:
+            numbers = common if seeds is not None or row.seeds is None else seeds_of(row.seeds)
             for length in lengths:
                 longer = [] if length is None else [f"task.T={length}"]
                 chosen = merge(row.selection(), table.overrides, row.overrides, longer, overrides)

@@ -79,7 +79,8 @@ def starts(output: Path) -> dict[str, int]:
 def test_every_table_composes(name):
     table = compose_object("sweep", [f"table={name}"]).table
     runs = expand(name, table, None)
-    assert len(runs) == len(table.rows) * len(table.lengths or [1]) * len(seeds_of(table.seeds))
+    seeds = sum(len(seeds_of(table.seeds if row.seeds is None else row.seeds)) for row in table.rows)
+    assert len(runs) == len(table.lengths or [1]) * seeds
     # Of a recipe each, not of a model and a task that have none.
     assert all(row.recipe in choices("recipe") for row in table.rows)
 
@@ -104,9 +105,40 @@ def test_expansion():
     assert all(folder_of(compose_run(run.overrides)[0]) == run.folder for run in runs)
     # A length of the command line's wins over the table's, in the rows' titles too.
     runs = expand("test", table, 1, ["task.T=7"])
-    assert [(run.title, run.config.task.T) for run in runs] == [("cornn/adding", 7), ("lstm/adding", 7)]
+    titles = [("cornn/adding model.hidden=5", 7), ("lstm/adding", 7)]
+    assert [(run.title, run.config.task.T) for run in runs] == titles
     # Two rows that are the same run are one.
     assert len(expand("test", Table(rows=[rows[0], rows[0]]), 2)) == 2
+
+
+def test_a_row_may_have_seeds_of_its_own():
+    table = Table(
+        rows=[Row(recipe="cornn/adding"), Row(recipe="lstm/adding", seeds=[5])], overrides=["training.steps=9"]
+    )
+
+    def found(seeds):
+        return [(run.config.model.name, run.config.seed) for run in expand("test", table, seeds)]
+
+    assert found(None) == [("cornn", 0), ("cornn", 1), ("cornn", 2), ("lstm", 5)]
+    assert found(1) == [("cornn", 0), ("lstm", 0)]
+    table.rows[1].seeds = 0
+    with pytest.raises(UserError, match=r"^table=test, row 2 \(lstm/adding\): seeds=0: must be how many"):
+        found(None)
+
+
+def test_the_table_of_the_longest_adding_problem():
+    """Every model once with growing lengths and three seeds, once without and one seed, the same steps for all."""
+    runs = expand("adding_5000", compose_object("sweep", ["table=adding_5000"]).table, None)
+    grown, plain = ([r for r in runs if (r.config.curriculum.name != "none") == wanted] for wanted in (True, False))
+    for part, seeds in ((grown, [0, 1, 2]), (plain, [0])):
+        assert sorted((r.config.model.name, r.config.seed) for r in part) == [
+            (model, seed) for model in sorted(choices("model")) for seed in seeds
+        ]
+    assert {(r.config.task.T, r.config.training.target) for r in runs} == {(5000, 0.01)}
+    own = [r for r in grown if r.config.model.name == "cornn"]
+    assert {r.config.training.steps for r in runs if r not in own} == {5000}
+    # The headline's own run.
+    assert own[0].folder == folder_of(compose_run(["model=cornn", "task=adding", "task.T=5000"])[0])
 
 
 def test_seeds_and_merging():
