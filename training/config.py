@@ -48,6 +48,9 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 # Where the schemas of a group are.
 PACKAGES = {"model": models, "task": tasks, "transform": tasks.transforms}
 
+# Groups with one schema for all choices.
+SECTIONS = {"optimizer": Optimizer, "scheduler": Scheduler, "curriculum": Curriculum}
+
 # What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
 NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking", "diagnostics")
 
@@ -149,15 +152,18 @@ def choices(group: str) -> list[str]:
 
 
 def about(overrides: list[str]) -> str:
-    """What there is to know of the models, tasks and transforms that are chosen: the docstrings of their schemas."""
+    """The docstrings of the schemas of all groups that are chosen."""
     texts = []
     for override in overrides:
         group, _, name = override.partition("=")
-        if group in PACKAGES and name in choices(group) and name != "none":
-            schema = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
-            module = importlib.import_module(f"{PACKAGES[group].__name__}.{schema}")
-            text = inspect.getdoc(module.Config).replace("Args:", f"Keys, as {group}.<key>=<value>:")
-            texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
+        if group not in (*PACKAGES, *SECTIONS) or name not in choices(group) or name == "none":
+            continue
+        schema = SECTIONS.get(group)
+        if schema is None:
+            file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
+            schema = importlib.import_module(f"{PACKAGES[group].__name__}.{file}").Config
+        text = inspect.getdoc(schema).replace("Args:", f"Keys, as {group}.<key>=<value>:")
+        texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
     # The whole is a template, to Hydra.
     return "\n".join(texts).replace("$", "$$")
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from training.config import NOT_IDENTITY, about, changed_from_recipe, check, choices, compose_run
+from training.config import NOT_IDENTITY, SECTIONS, about, changed_from_recipe, check, choices, compose_run
 from training.errors import UserError
 
 WRONG = [
@@ -188,6 +188,16 @@ def test_help_says_what_the_keys_of_a_task_mean(task):
     config, _ = compose_run([f"task={task}", "recipe=none", "training.steps=1"])
     for key in {**vars(config.task), **vars(compose_run(["model=lem", "training.steps=1"])[0].model)}:
         assert key == "name" or f"    {key}: " in text
+
+
+@pytest.mark.parametrize("group", SECTIONS)
+def test_help_says_what_the_keys_of_a_section_mean(group):
+    choice = next(name for name in choices(group) if name != "none")
+    text = about([f"{group}={choice}", f"{group}=none"])
+    assert f"{group}={choice}: " in text
+    assert f"{group}=none" not in text
+    for key in vars(SECTIONS[group]()):
+        assert f"    {key}: " in text or f"{key}, " in text
 
 
 def test_help_of_a_task_without_a_recipe(train_process):
