@@ -347,6 +347,8 @@ def _table(table: tables.Table) -> str:
 def picture(rows: list[Row], length: int) -> bytes:
     """The test MSE on the adding problem against training steps, the median of the seeds, as PNG.
 
+    One row alone is drawn with each seed, and with the lengths that its first run was trained on.
+
     Args:
         length: T.
 
@@ -375,7 +377,16 @@ def picture(rows: list[Row], length: int) -> bytes:
     ax.set_yscale("log")
     ax.set_xlabel("training step")
     ax.set_ylabel(f"test MSE at T = {length:,}, median of the seeds")
-    ax.set_title(f"The adding problem, T = {length:,} (number of seeds in brackets)")
+    ax.set_title(f"Adding problem, T = {length:,} (number of seeds)")
+    if len(found) == 1:
+        for run in found[0].runs:
+            ax.plot(*curve([run], run["objective"]["key"]), color=style.colour(run["model"]), linewidth=0.8, alpha=0.4)
+        begin = 0
+        for stage in found[0].runs[0].get("curriculum") or ():
+            ax.axvline(begin, color="0.6", linestyle=":", linewidth=0.8)
+            ax.text(begin, 1.0, f" {stage['length']:,}", transform=ax.get_xaxis_transform(), rotation=90,
+                    va="top", ha="left", fontsize=8, color="0.4")  # fmt: skip
+            begin += stage["steps"]
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     return png(figure)
