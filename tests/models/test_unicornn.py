@@ -40,6 +40,10 @@ def test_parameters_are_the_papers(hidden, layers, inputs, outputs, parameters):
         ("alpha", -1.0, "alpha=-1.0: must be >= 0"),
         ("dropout", 1.0, r"dropout=1.0: must be in \[0, 1\)"),
         ("anchor", -1, "anchor=-1: must be 0"),
+        ("dt_spread", 0.5, "dt_spread=0.5: must be 1 or more"),
+        ("dt_spread", math.inf, "dt_spread=inf: must be 1 or more"),
+        ("input_initialisation", "broad", "input_initialisation=broad: must be one of released, wide"),
+        ("output", "velocity", "output=velocity: must be one of position, deviation"),
     ],
 )
 def test_values_out_of_range(key, value, message):
@@ -124,6 +128,94 @@ def test_initialisation():
     assert abs(model.readout.weight.std() / math.sqrt(2 / 400) - 1) < 0.02
     assert model.readout.weight.abs().max() > 3 * math.sqrt(2 / 400)
     assert not model.readout.bias.any()
+
+
+def test_spread_and_wide_initialisation():
+    torch.manual_seed(0)
+    model = Config(hidden=2000, layers=1, dt=0.5, dt_spread=100.0, input_initialisation="wide").build(2, 1)
+    layer = model.layer.layers[0]
+    d = (layer.dt * layer.c.sigmoid()).log10()
+    low, high = math.log10(0.005), math.log10(0.5)
+    assert low - 0.001 < d.min() < low + 0.02
+    assert high - 0.02 < d.max() < high
+    assert abs(d.mean() - (low + high) / 2) < 0.05
+    for parameter in (layer.affine.weight, layer.affine.bias):
+        assert 2.9 < parameter.abs().max() <= 3
+        assert abs(parameter.std() - math.sqrt(3)) < 0.1
+
+
+def test_the_new_options_are_off_by_default():
+    weights = []
+    for options in ({}, {"dt_spread": 1.0, "input_initialisation": "released", "output": "position"}):
+        torch.manual_seed(0)
+        weights.append(Config(hidden=5, **options).build(2, 1).state_dict())
+    assert list(weights[0]) == list(weights[1])
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    # Drawn first, and in the same order, so that a wide start has the same w.
+    torch.manual_seed(0)
+    other = Config(hidden=5, layers=1, dt_spread=10, input_initialisation="wide").build(2, 1).state_dict()
+    torch.manual_seed(0)
+    plain = Config(hidden=5, layers=1).build(2, 1).state_dict()
+    assert torch.equal(other["layer.layers.0.w"], plain["layer.layers.0.w"])
+
+
+def deviating(**options):
+    torch.manual_seed(0)
+    return Config(hidden=3, layers=2, dt=[0.9, 1.7], alpha=1.2, dropout=0, output="deviation", **options).build(2, 1)
+
+
+def test_a_deviation_is_from_the_response_to_the_mean_input():
+    model = deviating().double()
+    layer, x = model.layer.layers[0], torch.randn(7, 4, 2, dtype=torch.float64)
+    layer(x)
+    torch.testing.assert_close(layer.mean, x.mean((0, 1)))
+    layer(x + 1)
+    torch.testing.assert_close(layer.mean, x.mean((0, 1)) + 0.5)
+    mean = layer.mean.clone()
+    model.eval()
+    sequence, final = layer(x)
+    assert torch.equal(layer.mean, mean)
+    torch.testing.assert_close(sequence[-1], final[0])
+    plain = UnICORNNLayer(2, 3, 0.9, 1.2).double()
+    plain.load_state_dict(dict(layer.named_parameters()))
+    torch.testing.assert_close(sequence, plain(x)[0] - plain(mean.expand(7, 1, 2))[0])
+    # A constant mean input deviates by nothing.
+    assert not layer(mean.expand(7, 1, 2))[0].any()
+
+
+def test_deviations_may_be_cut_and_resumed():
+    model, x = deviating(residual=True).double(), torch.randn(9, 4, 2, dtype=torch.float64)
+    model(x)
+    model.eval()
+    whole, _ = model.advance(x)
+    _, state = model.advance(x[:4])
+    torch.testing.assert_close(model.advance(x[4:], state)[0], whole)
+
+
+def test_gradients_of_deviations_in_double():
+    model = deviating(anchor=2, dt_spread=3, input_initialisation="wide")
+    model(torch.randn(5, 4, 2))
+    checks.has_the_right_gradients(model.layer.eval(), torch.randn(5, 2, 2))
+
+
+def test_the_readout_of_deviations_is_standardised():
+    model, x = deviating(), torch.randn(5, 400, 2)
+    features = model.readout[0](model.layer(x)[1][0])
+    torch.testing.assert_close(features.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.var(0, unbiased=False), torch.ones(3))
+    model.reads = "every"
+    assert model(x).shape == (5, 400, 1)
+    model.reads, mode = "last", model.eval()
+    torch.testing.assert_close(mode(x)[:3], mode(x[:, :3]))
+
+
+def test_theory_of_deviations_changes_nothing():
+    model, x = deviating(), torch.randn(5, 4, 2)
+    model(x)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.layer.theory(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
 
 
 def test_learns_to_tell_two_tones_apart():
