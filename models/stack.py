@@ -62,9 +62,9 @@ def affine(inputs: int, hidden: int) -> nn.Linear:
     return linear
 
 
-def classifier(hidden: int, outputs: int) -> nn.Linear:
+def classifier(hidden: int, outputs: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """The readout of IndRNN and UnICORNN: N(0, 2 / hidden), bias 0."""
-    linear = nn.Linear(hidden, outputs)
+    linear = kind(hidden, outputs)
     nn.init.kaiming_normal_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear

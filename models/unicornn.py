@@ -86,11 +86,9 @@ class Config:
         layers = [
             kind(width, self.hidden, dt, self.alpha, self.anchor) for width, dt in zip(widths, steps, strict=True)
         ]
-        readout = classifier(self.hidden, outputs)
+        readout = classifier(self.hidden, outputs, StandardisedLinear if self.output == "deviation" else nn.Linear)
         for layer in layers:
             layer.start(self.dt_spread, self.input_initialisation)
-        if self.output == "deviation":
-            readout = nn.Sequential(Standardise(self.hidden), readout)
         return Network(UnICORNN(layers, self.dropout, self.residual), readout)
 
 
@@ -199,15 +197,23 @@ class DeviationLayer(UnICORNNLayer):
         return sequence[:, :-1] - sequence[:, -1:], (y[:-1] - y[-1:], y[:-1], z[:-1], y[-1:], z[-1:])
 
 
-class Standardise(nn.BatchNorm1d):
-    """Batch normalisation of the last dimension, without trained scale and shift."""
+class StandardisedLinear(nn.Linear):
+    """A linear map of standardised inputs (..., features): batch normalisation without trained scale and shift.
 
-    def __init__(self, features: int):
+    A batch of one is standardised by the running means, in training too.
+    """
+
+    def __init__(self, features: int, outputs: int):
+        super().__init__(features, outputs)
         # The deviation of a slow unit has a variance far below PyTorch's eps of 1e-5.
-        super().__init__(features, eps=1e-12, momentum=READOUT_MOMENTUM, affine=False)
+        self.standardise = nn.BatchNorm1d(features, eps=1e-12, momentum=READOUT_MOMENTUM, affine=False)
 
     def forward(self, y: Tensor) -> Tensor:
-        return super().forward(y.flatten(0, -2)).view_as(y)
+        rows, norm = y.flatten(0, -2), self.standardise
+        if len(rows) > 1:
+            return super().forward(norm(rows).view_as(y))
+        rows = nn.functional.batch_norm(rows, norm.running_mean, norm.running_var, eps=norm.eps)
+        return super().forward(rows.view_as(y))
 
 
 class UnICORNN(Stack):

@@ -32,7 +32,7 @@ _PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
 # Another size of its model, or another model; not how it starts, learns or is computed.
 _MODEL = (
     "hidden", "layers", "state", "blocks", "multiplier", "gated", "damping", "parametrisation", "train_dynamics",
-    "mode", "norm", "residual", "discretisation", "learned_step", "pooling", "depth", "tied", "repeat_last",
+    "mode", "norm", "residual", "discretisation", "learned_step", "pooling", "depth", "tied", "repeat_last", "output",
 )  # fmt: skip
 _SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
 
