@@ -3,14 +3,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-ARGS ?= model=cornn task=adding task.T=2000
+ARGS ?= model=cornn task=adding task.T=5000
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-train: setup  ## coRNN learns the adding problem, with its curve; any run with ARGS="model=lstm task=psmnist training.epochs=1"
+train: setup  ## A coRNN learns the adding problem at T = 5,000; any run with ARGS="model=lstm task=psmnist training.epochs=1"
 	@$(BIN)/python train.py $(ARGS)
-	@$(if $(filter command line,$(origin ARGS)),,$(BIN)/python -m results.report --runs outputs/runs --length 2000 --picture outputs/adding.png)
+	@$(if $(filter command line,$(origin ARGS)),,$(BIN)/python -m results.report --runs outputs/runs --picture outputs/adding.png)
 
 test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),-n auto --dist worksteal)
