@@ -22,7 +22,7 @@ GROWING = (
     "curriculum.lr_power=0.5", "curriculum.lr_decay=100",
 )  # fmt: skip
 PSMNIST = (
-    "model=cornn", "task=psmnist", "model.hidden=4", "training.batch_size=2", "training.steps=40",
+    "model=cornn", "task=psmnist", "model.hidden=4", "training.batch_size=2", "training.steps=150",
     "training.evaluate_every=15", "training.log_every=4", "training.limit_evaluation=1", "scheduler=cosine",
 )  # fmt: skip
 
@@ -65,17 +65,21 @@ def entries(folder) -> int:
 
 
 def kill_in_the_middle(train_process, arguments, rng) -> str | None:
-    """Starts the run and kills it at a random moment after it has logged something new; gives its output."""
+    """Starts the run and kills it at a random moment after it has logged something new; gives its output.
+
+    The moment is counted in lines of history rather than in seconds: a quick machine must not get to the end first.
+    """
     before = entries(train_process.runs()[0]) if train_process.runs() else 0
+    wanted = before + rng.randint(2, 6)
     process = train_process.start(*arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         runs = train_process.runs()
-        if runs and (runs[0] / "checkpoint.pt").exists() and entries(runs[0]) > before + 1:
+        if runs and (runs[0] / "checkpoint.pt").exists() and entries(runs[0]) >= wanted:
             break
-        time.sleep(0.01)
+        time.sleep(0.001)
     assert process.poll() is None, process.stdout.read()
-    time.sleep(rng.uniform(0, 0.3))
+    time.sleep(rng.uniform(0, 0.02))
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, "it had already ended: give it more steps"
