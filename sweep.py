@@ -17,19 +17,18 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import train
-from sweeps.command import Sweep, arguments
-from sweeps.launch import Launch, run_all
-from sweeps.plan import Estimate, expand
-from sweeps.show import say, show_plan, show_table
-from sweeps.trials import search
-from sweeps.watch import Watch
-from training import progress
-from training.config import CHECKOUT
-from training.errors import Interrupted, UserError
+from longwave import CONF, home, train
+from longwave.sweeps.command import Sweep, arguments
+from longwave.sweeps.launch import Launch, run_all
+from longwave.sweeps.plan import Estimate, expand
+from longwave.sweeps.show import say, show_plan, show_table
+from longwave.sweeps.trials import search
+from longwave.sweeps.watch import Watch
+from longwave.training import progress
+from longwave.training.errors import Interrupted, UserError
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="sweep")
 def main(cfg: DictConfig) -> None:
     try:
         sweep: Sweep = OmegaConf.to_object(cfg)
@@ -50,7 +49,7 @@ def sweep_table(name: str, sweep: Sweep, hydra_overrides: list[str]) -> int:
         The exit code: 1 where a run failed.
     """
     runs = expand(name, sweep.table, sweep.seeds, sweep.overrides)
-    estimate = Estimate(CHECKOUT / Path(runs[0].config.output).expanduser())
+    estimate = Estimate(home() / Path(runs[0].config.output).expanduser())
     if sweep.dry_run:
         show_plan(runs, estimate)
         return 0

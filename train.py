@@ -15,19 +15,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from results import published
-from results.tables import verdict_of
-from tasks.base import data_root, start_readout
-from tasks.randomness import counted_seed
-from training import progress
-from training.config import CHECKOUT, Config, check, recipe_of, resolve
-from training.errors import Interrupted, UserError
-from training.loop import fit, pick_device, set_up_process
-from training.progress import log
-from training.run import Run
+from longwave import CONF
+from longwave.results import published
+from longwave.results.tables import verdict_of
+from longwave.tasks.base import data_root, start_readout
+from longwave.tasks.randomness import counted_seed
+from longwave.training import progress
+from longwave.training.config import Config, check, recipe_of, resolve
+from longwave.training.errors import Interrupted, UserError
+from longwave.training.loop import fit, pick_device, set_up_process
+from longwave.training.progress import log
+from longwave.training.run import Run
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> float:
     return job(cfg)
 
@@ -59,7 +60,7 @@ def train(config: Config, recipe: str | None, command: str, on_score: Callable |
         config: checked.
         recipe: the name of the recipe it was composed from, or None.
         command: what to type to run it again.
-        on_score: as in :class:`training.run.Run`.
+        on_score: as in :class:`longwave.training.run.Run`.
 
     Raises:
         UserError: for what a user can mend.
@@ -74,7 +75,7 @@ def train(config: Config, recipe: str | None, command: str, on_score: Callable |
         return run.report(record)
     device = pick_device(config.device)
     set_up_process(config.threads)
-    root = data_root(config.data.root, os.environ, CHECKOUT)
+    root = data_root(config.data.root)
     try:
         task = config.task.build(config.seed, root)
     except OSError as error:

@@ -1,14 +1,14 @@
 """How far back the error is felt at initialisation, for several models: ``python -m benchmarks.gradients``.
 
-Draws the norm of dE/dh against the lag (:func:`training.diagnostics.gradient_norms`) on the training batch of step 0,
-each model as its recipe has it, or its defaults; and dashed, after training, where ``train.py`` left a checkpoint:
+Draws the norm of dE/dh against the lag (:func:`longwave.training.diagnostics.gradient_norms`) on the training batch
+of step 0, each model as its recipe has it, or its defaults; and dashed, after training, where ``train.py`` left a
+checkpoint:
 
     python train.py -m model=rnn,lstm,cornn,unicornn task=adding task.T=1000 training.steps=5000
     python -m benchmarks.gradients task=adding task.T=1000 training.steps=5000
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,20 +16,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tasks.base import data_root
-from tasks.randomness import counted_seed
-from training.config import CHECKOUT, compose_run
-from training.diagnostics import axes, gradient_norms, png
-from training.errors import UserError
-from training.loop import set_up_process
-from training.run import Run
+from longwave import home
+from longwave.tasks.base import data_root
+from longwave.tasks.randomness import counted_seed
+from longwave.training.config import compose_run
+from longwave.training.diagnostics import axes, gradient_norms, png
+from longwave.training.errors import UserError
+from longwave.training.loop import set_up_process
+from longwave.training.run import Run
 
 
 def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
     """The norm by lag of the run that ``overrides`` compose, at initialisation and, where it has been run, after it."""
     config, recipe = compose_run(overrides)
     set_up_process(config.threads)
-    task = config.task.build(config.seed, data_root(config.data.root, os.environ, CHECKOUT))
+    task = config.task.build(config.seed, data_root(config.data.root))
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)
     config.diagnostics.check(model)
@@ -55,7 +56,7 @@ def main() -> None:
     default = ["task=adding", "task.T=1000", "training.steps=5000"]
     parser.add_argument("overrides", nargs="*", default=default, help=f"as for train.py; {' '.join(default)}")
     parser.add_argument("--models", default="rnn,lstm,cornn,unicornn")
-    parser.add_argument("--output", type=Path, default=CHECKOUT / "docs" / "gradients.png")
+    parser.add_argument("--output", type=Path, default=home() / "docs" / "gradients.png")
     arguments = parser.parse_args()
     figure, ax = axes(" ".join(text for text in arguments.overrides if text.startswith("task")))
     table = Table("model", "", "lag", "norm")

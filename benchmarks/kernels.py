@@ -31,14 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import kernels
-from kernels.dispatch import OPERATIONS
-from models import linoss
+from longwave import PACKAGE, kernels
+from longwave.kernels.dispatch import OPERATIONS
+from longwave.models import linoss
+from longwave.training.environment import device_name, git
+from longwave.training.loop import set_up_process
 from tests.kernels.cases import EVERY_EQUATION, case, operation_of
-from training.environment import device_name, git
-from training.loop import set_up_process
 
-ROOT = Path(__file__).parent.parent
 DIAGONAL = ("unicornn", "indrnn", "linoss")
 # The cost of a time step is measured at these.
 LENGTHS = (250, 1_000, 4_000, 16_000)
@@ -198,14 +197,14 @@ def compiled(size: Size, limit: float, step: float) -> dict:
     if not limit:
         return result | {"no_compiled": "not tried"}
     late = result | {"no_compiled": f"not compiled within {limit:g} s"}
-    command = [sys.executable, "-m", "benchmarks.kernels", "--one-compiled", str(SIZES.index(size))]
+    command = [sys.executable, "-m", "longwave.benchmarks.kernels", "--one-compiled", str(SIZES.index(size))]
     command += ["--threads", str(torch.get_num_threads())]
     # What an earlier run has compiled would make this one look quick.
     environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     try:
         # Beside compilation, time for the start of a process and a few steps.
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit + 20 + 5 * step
+            command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=limit + 20 + 5 * step
         )
     except subprocess.TimeoutExpired:
         return late
@@ -240,7 +239,7 @@ SHARED = f"not ({tests_of(*map(operation_of, EVERY_EQUATION))})"
 def green(selection: str) -> bool:
     """Whether the tests that ``-k`` selects pass."""
     command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", "-k", selection]
-    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    return subprocess.run(command, cwd=PACKAGE, capture_output=True).returncode == 0
 
 
 def milliseconds(value: float | None) -> str:
@@ -320,7 +319,7 @@ def main():
     if lengths.rows:
         console.print(lengths)
     console.print(f"sgemm {sgemm / 1e9:.0f} Gflop/s, copy {copy / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
-    path = arguments.json or (None if arguments.only else ROOT / "benchmarks" / "kernels.json")
+    path = arguments.json or (None if arguments.only else PACKAGE / "benchmarks" / "kernels.json")
     if path is None:
         return
     environment = {
@@ -328,7 +327,7 @@ def main():
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "git": git(ROOT),
+        "git": git(),
         "options": {"only": arguments.only, "seconds": arguments.seconds, "compile": arguments.compile},
         "sgemm": sgemm,
         "copy": copy,

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.base import ArrayTask
-from tasks.transforms.log_signature import BACKENDS, Config
-from training.loop import set_up_process
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.transforms.log_signature import BACKENDS, Config
+from longwave.training.loop import set_up_process
 
 
 class Walks(ArrayTask):

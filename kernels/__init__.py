@@ -4,18 +4,18 @@ Each takes ``pre``, the input's contribution for every step, or an :class:`Input
 sequence and the final state.
 """
 
-from kernels.antisymmetric_rnn import antisymmetric_rnn
-from kernels.cornn import cornn
-from kernels.dispatch import backend_for
-from kernels.gru import gru
-from kernels.indrnn import indrnn
-from kernels.lem import lem
-from kernels.linear import Input, linear
-from kernels.linoss import linoss
-from kernels.lstm import lstm
-from kernels.modrelu_rnn import modrelu_rnn
-from kernels.rnn import rnn
-from kernels.unicornn import unicornn
+from longwave.kernels.antisymmetric_rnn import antisymmetric_rnn
+from longwave.kernels.cornn import cornn
+from longwave.kernels.dispatch import backend_for
+from longwave.kernels.gru import gru
+from longwave.kernels.indrnn import indrnn
+from longwave.kernels.lem import lem
+from longwave.kernels.linear import Input, linear
+from longwave.kernels.linoss import linoss
+from longwave.kernels.lstm import lstm
+from longwave.kernels.modrelu_rnn import modrelu_rnn
+from longwave.kernels.rnn import rnn
+from longwave.kernels.unicornn import unicornn
 
 __all__ = [
     "Input",

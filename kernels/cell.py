@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import compile
-from kernels.linear import Input
+from longwave.kernels import compile
+from longwave.kernels.linear import Input
 
 
 @dataclass(frozen=True)

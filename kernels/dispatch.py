@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.linear import Input, linear
+from longwave.kernels.linear import Input, linear
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 OPERATIONS: dict[str, "Operation"] = {}
@@ -89,7 +89,7 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
 # Whether a backend can run is decided while torch.compile traces, and is a constant of the graph.
 @torch.compiler.assume_constant_result
 def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
-    from kernels import compile
+    from longwave.kernels import compile
 
     if dtype not in compile.REAL:
         return f"the C kernels are for float32 and float64, not {dtype}"
@@ -107,7 +107,7 @@ def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the Triton kernels compute in float32, pre is float64"
     # Here, where torch.compile does not trace: it refuses to trace an import_module.
-    importlib.import_module(f"kernels.{name}.triton")
+    importlib.import_module(f"longwave.kernels.{name}.triton")
     return None
 
 
@@ -147,7 +147,7 @@ def run(name: str, backend: str, pre: Tensor | Input, state, options: dict | Non
         _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
         for key, value in parameters.items()
     ]
-    fused = operation.cpu if chosen == "cpu" else getattr(sys.modules[f"kernels.{name}.triton"], name)
+    fused = operation.cpu if chosen == "cpu" else getattr(sys.modules[f"longwave.kernels.{name}.triton"], name)
     sequence, *final = fused(given, *values, *initial, **options)
     return sequence, _packed(final)
 

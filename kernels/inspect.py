@@ -75,7 +75,7 @@ class Case:
 def cases() -> list[Case]:
     found = []
     for operation, tensors, outer in (("unicornn", (2, 3), (0,)), ("indrnn", (2, 3), ())):
-        module = importlib.import_module(f"kernels.{operation}.triton")
+        module = importlib.import_module(f"longwave.kernels.{operation}.triton")
         constants = {"BLOCK": module.BLOCK, "AHEAD": module.AHEAD}
         for dtype, size in (("fp32", 4), ("bf16", 2)):
             for direction, count in zip(("forward", "backward"), tensors, strict=True):
@@ -88,7 +88,7 @@ def cases() -> list[Case]:
                         label, operation, kernel, dtype, constants, {"num_warps": 1}, module.BLOCK, rounds, count * size
                     )
                 )
-    module = importlib.import_module("kernels.cornn.triton")
+    module = importlib.import_module("longwave.kernels.cornn.triton")
     for hidden in (32, 64, 128, 256):
         launch = module.tiling(hidden)
         constants = {key: value for key, value in launch.items() if key.isupper()}
@@ -111,7 +111,7 @@ def cases() -> list[Case]:
 
 def compiled(case: Case, gpu: GPU):
     """The kernel of ``case``, compiled as the launcher would have it compiled on ``gpu``."""
-    kernel = getattr(importlib.import_module(f"kernels.{case.operation}.triton"), case.kernel)
+    kernel = getattr(importlib.import_module(f"longwave.kernels.{case.operation}.triton"), case.kernel)
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in case.constants:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Config:
 
 
 class AntisymmetricRNN(nn.Module):
-    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.antisymmetric_rnn`.
+    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.antisymmetric_rnn`.
 
     The h (h - 1) / 2 entries of ``upper`` are all there is to the recurrent matrix, W - W^T with W strictly upper
     triangular, row by row. They are drawn from N(0, 1/h), and the maps of the input from N(0, 1/inputs), with bias 0:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Group, Network
+from longwave import kernels
+from longwave.models.network import Group, Network
 
 PARAMETRISATIONS = ("concatenated", "separate", "recurrent")
 DAMPINGS = ("explicit", "implicit")
@@ -96,7 +96,7 @@ class Config:
 
 
 class CoRNN(nn.Module):
-    """One coRNN layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.cornn`.
+    """One coRNN layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.cornn`.
 
     The affine map V x + b + W y + W_z z is made of one, two or three of PyTorch's Linears (``parametrisation``, see
     :class:`Config`; coRNN: {adding,sMNIST,psMNIST,noisy_CIFAR10,HAR-2,IMDB}/model.py). They compute the same and differ

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Group, Network
+from longwave import kernels
+from longwave.models.network import Group, Network
 
 
 @dataclass

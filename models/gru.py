@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Config:
 class GRU(nn.GRU):
     """One layer, (T, B, inputs) to (T, B, hidden), with the parameters, gates and initialisation of ``torch.nn.GRU``.
 
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`kernels.gru`.
+    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.gru`.
     """
 
     def __init__(self, inputs: int, hidden: int):

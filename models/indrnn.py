@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Group, Network
-from models.stack import Stack, affine, classifier
+from longwave import kernels
+from longwave.models.network import Group, Network
+from longwave.models.stack import Stack, affine, classifier
 
 NORMS = ("after", "before", "none")
 
@@ -68,10 +68,10 @@ class Config:
 
 
 class IndRNNLayer(nn.Module):
-    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.indrnn`.
+    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.indrnn`.
 
-    u ~ U(low, bound), the map of the input is :func:`models.stack.affine`, and the batch normalisation is torch's
-    (IndRNN_pytorch: pixelMNIST/).
+    u ~ U(low, bound), the map of the input is :func:`longwave.models.stack.affine`, and the batch normalisation is
+    torch's (IndRNN_pytorch: pixelMNIST/).
     """
 
     def __init__(self, inputs: int, hidden: int, bound: float, low: float = 0.0, norm: str = "none"):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Config:
 
 
 class LEM(nn.Module):
-    """One LEM layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.lem`.
+    """One LEM layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.lem`.
 
     Three affine maps, of x for all four parts of a step, of y for both step sizes and z, of z for y. Each has a bias,
     so that a part has two, and all are U(-1/sqrt(hidden), 1/sqrt(hidden)) (LEM: src/*/network.py).

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Config:
 class LSTM(nn.LSTM):
     """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and gates of ``torch.nn.LSTM``.
 
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`kernels.lstm`. The initialisation is PyTorch's, with
-    ``forget_bias`` and ``chrono`` as in :class:`Config`.
+    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.lstm`. The initialisation is PyTorch's,
+    with ``forget_bias`` and ``chrono`` as in :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, forget_bias: float | None = None, chrono: int | None = None):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.network import Group, Network
+from longwave.models.network import Group, Network
 
 # Explicit Runge-Kutta methods: for each stage the weights of the slopes before it, and the weights of all slopes. rk4
 # is the 3/8 rule, as in torchdiffeq.
@@ -93,8 +93,8 @@ def channels_of(inputs: int, depth: int) -> int:
 class NRDE(nn.Module):
     """h_0 = Linear(x_0), then dh/dt = F(h) logsig_k for one unit of time with each block k.
 
-    The sequence (T, B, inputs) is as :func:`tasks.transforms.log_signature.log_signatures` makes it: the first entry
-    holds x_0 in its first channels, the others log-signatures. The result is h_0 and h at the end of each block,
+    The sequence (T, B, inputs) is as :func:`longwave.tasks.transforms.log_signature.log_signatures` makes it: the first
+    entry holds x_0 in its first channels, the others log-signatures. The result is h_0 and h at the end of each block,
     (T, B, hidden), and h at the end. With a state given the first entry is a block like the others, so that a sequence
     may be cut and gone on with.
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
+from longwave import kernels
+from longwave.models.network import Network
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Config:
 class RNN(nn.RNN):
     """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and initialisation of ``torch.nn.RNN``.
 
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`kernels.rnn`.
+    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.rnn`.
     """
 
     def __init__(self, inputs: int, hidden: int):

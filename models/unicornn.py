@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import kernels
-from models.network import Network
-from models.stack import Stack, affine, classifier
+from longwave import kernels
+from longwave.models.network import Network
+from longwave.models.stack import Stack, affine, classifier
 
 INPUTS = ("released", "wide")
 OUTPUTS = ("position", "deviation")
@@ -39,7 +39,7 @@ class Config:
             0 stores none. The plain PyTorch loop stores all of them, and takes no notice.
         dt_spread: ratio of the largest to the smallest step size of a layer's units at the start, which are drawn
             log-uniformly from dt / dt_spread to dt; 1 is the released start, c ~ U(-0.1, 0.1).
-        input_initialisation: of V and b: released (:func:`models.stack.affine`) or wide, U(-3, 3).
+        input_initialisation: of V and b: released (:func:`longwave.models.stack.affine`) or wide, U(-3, 3).
         output: of a layer: position (y; the released code) or deviation (y minus the position of the same units driven
             by the mean input), with which the readout also standardises each unit by its running mean and variance.
     """
@@ -93,9 +93,10 @@ class Config:
 
 
 class UnICORNNLayer(nn.Module):
-    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`kernels.unicornn`.
+    """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.unicornn`.
 
-    w ~ U(0, 1), c ~ U(-0.1, 0.1), and the map of the input is :func:`models.stack.affine` (unicornn: */network.py).
+    w ~ U(0, 1), c ~ U(-0.1, 0.1), and the map of the input is :func:`longwave.models.stack.affine`
+    (unicornn: */network.py).
     """
 
     def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256):

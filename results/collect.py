@@ -8,22 +8,20 @@ import argparse
 import json
 from pathlib import Path
 
-from results import records
-from training.config import CHECKOUT
-from training.errors import UserError
-from training.files import write_atomic
+from longwave import home
+from longwave.results import records
+from longwave.training.errors import UserError
+from longwave.training.files import write_atomic
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.collect", description=__doc__)
     parser.add_argument("runs", nargs="*", help="names of runs, or the beginning of some; all where none is given")
-    parser.add_argument(
-        "--output", default="outputs", help="folder of the runs, relative to the checkout (%(default)s)"
-    )
+    parser.add_argument("--output", default="outputs", help="folder of the runs, in the checkout (%(default)s)")
     parser.add_argument("--into", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
     parser.add_argument("--force", action="store_true", help="take what would be refused")
     chosen = parser.parse_args(arguments)
-    source = CHECKOUT / Path(chosen.output).expanduser() / "runs"
+    source = home() / Path(chosen.output).expanduser() / "runs"
     try:
         for line in collect(source, chosen.into, tuple(chosen.runs), chosen.force):
             print(line)

@@ -8,11 +8,12 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from results import published, records, tables
-from results.published import Published
-from training.config import CHECKOUT, choices
-from training.errors import UserError
-from training.tracking import MODES, Tracking, open_run, pick_mode
+from longwave import home
+from longwave.results import published, records, tables
+from longwave.results.published import Published
+from longwave.training.config import choices
+from longwave.training.errors import UserError
+from longwave.training.tracking import MODES, Tracking, open_run, pick_mode
 
 COMMAND = "python -m results.publish_baselines"
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     tracking = Tracking(project=chosen.project, entity=chosen.entity, mode=chosen.mode)
     try:
         records.need_folder(chosen.runs)
-        for line in publish(tracking, CHECKOUT / Path(chosen.output).expanduser(), tuple(chosen.keys), chosen.runs):
+        for line in publish(tracking, home() / Path(chosen.output).expanduser(), tuple(chosen.keys), chosen.runs):
             print(line)
     except UserError as error:
         parser.exit(1, f"error: {error}\n")

@@ -22,10 +22,11 @@ from pydantic import (
     model_validator,
 )
 
-from training.config import NOT_IDENTITY
-from training.errors import UserError
+from longwave import home
+from longwave.training.config import NOT_IDENTITY
+from longwave.training.errors import UserError
 
-FOLDER = Path(__file__).parent / "runs"
+FOLDER = home() / "results" / "runs"
 
 # A curve keeps at most this many points.
 POINTS = 200

@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from results import records
-from training import environment
-from training.config import CHECKOUT, NOT_IDENTITY, compose_run
-from training.errors import UserError
-from training.run import folder_of
+from longwave import PACKAGE
+from longwave.results import records
+from longwave.training import environment
+from longwave.training.config import NOT_IDENTITY, compose_run
+from longwave.training.errors import UserError
+from longwave.training.run import folder_of
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -67,7 +68,7 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
     # Ctrl-C reaches the run as well, which saves before it ends; subprocess.run would kill it meanwhile.
     handler = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        done = subprocess.run([sys.executable, CHECKOUT / "train.py", *command])
+        done = subprocess.run([sys.executable, PACKAGE / "train.py", *command])
     finally:
         signal.signal(signal.SIGINT, handler)
     if done.returncode:
@@ -99,7 +100,7 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 def compare(then: dict, now: dict):
     """What differs between two machines or commits, and the scores of both."""
-    here = environment.git(CHECKOUT)
+    here = environment.git()
     about = {
         "commit": (then["git"] and then["git"]["commit"][:10], here and here["commit"][:10]),
         "torch": (then["packages"].get("torch"), now["packages"].get("torch")),

@@ -17,15 +17,16 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from results import published, records, tables
-from results.published import METRICS
-from results.tables import Row
-from results.verdict import NOT_RUN
-from training.diagnostics import FLOOR, PREFIX, png
-from training.errors import UserError
-from training.files import write_atomic
+from longwave import home
+from longwave.results import published, records, tables
+from longwave.results.published import METRICS
+from longwave.results.tables import Row
+from longwave.results.verdict import NOT_RUN
+from longwave.training.diagnostics import FLOOR, PREFIX, png
+from longwave.training.errors import UserError
+from longwave.training.files import write_atomic
 
-PATH = Path(__file__).parent / "report.html"
+PATH = home() / "results" / "report.html"
 PAGE = Path(__file__).parent / "page.html"
 COMMAND = "python -m results.report"
 

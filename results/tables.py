@@ -15,15 +15,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from results import published, records
-from results.published import METRICS, Published
-from results.records import Group
-from results.verdict import NO_NUMBER, NOT_RUN, OTHER_PROTOCOL, Verdict, judge
-from training.config import CONF, choices
-from training.errors import UserError
-from training.files import write_atomic
+from longwave import home
+from longwave.results import published, records
+from longwave.results.published import METRICS, Published
+from longwave.results.records import Group
+from longwave.results.verdict import NO_NUMBER, NOT_RUN, OTHER_PROTOCOL, Verdict, judge
+from longwave.training.config import CONF, choices
+from longwave.training.errors import UserError
+from longwave.training.files import write_atomic
 
-PATH = Path(__file__).parent / "TABLES.md"
+PATH = home() / "results" / "TABLES.md"
 COMMAND = "python -m results.tables"
 
 # Settings of a run that make it another protocol than its recipe's.

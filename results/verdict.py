@@ -26,7 +26,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from results.published import METRICS, Published
+from longwave.results.published import METRICS, Published
 
 REPRODUCED = "reproduced"
 EXCEEDS = "exceeds"

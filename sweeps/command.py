@@ -8,9 +8,9 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from sweeps.plan import is_sweep, key_of
-from training.config import choices, compose_object, keys_of_a_run, unknown_key
-from training.errors import UserError
+from longwave.sweeps.plan import is_sweep, key_of
+from longwave.training.config import choices, compose_object, keys_of_a_run, unknown_key
+from longwave.training.errors import UserError
 
 
 @dataclass

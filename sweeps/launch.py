@@ -10,10 +10,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from sweeps.plan import FINISHED, RUNNING, Planned, key_of
-from sweeps.show import say
-from sweeps.watch import SECONDS, Watch
-from training.errors import Taken, UserError
+from longwave.sweeps.plan import FINISHED, RUNNING, Planned, key_of
+from longwave.sweeps.show import say
+from longwave.sweeps.watch import SECONDS, Watch
+from longwave.training.errors import Taken, UserError
 
 
 class Launch:

@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from results import records
-from training.config import CONF, Config, choices, compose_run, recipe_overrides
-from training.errors import UserError
-from training.run import folder_of, is_locked, read_record
+from longwave.results import records
+from longwave.training.config import CONF, Config, choices, compose_run, recipe_overrides
+from longwave.training.errors import UserError
+from longwave.training.run import folder_of, is_locked, read_record
 
 FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING = "finished", "running", "failed", "interrupted", "missing"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from results.repeat import differences
-from training.config import NOT_IDENTITY, Config
-from training.errors import Pruned, UserError
+from longwave.results.repeat import differences
+from longwave.training.config import NOT_IDENTITY, Config
+from longwave.training.errors import Pruned, UserError
 
 DIRECTIONS = ("minimize", "maximize")
 

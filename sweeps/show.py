@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as Lines
 
-from results import records, tables
-from sweeps.plan import FINISHED, Estimate, Planned
-from training.progress import console
+from longwave.results import records, tables
+from longwave.sweeps.plan import FINISHED, Estimate, Planned
+from longwave.training.progress import console
 
 
 def show_plan(runs: list[Planned], estimate: Estimate) -> None:

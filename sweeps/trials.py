@@ -11,17 +11,18 @@ from hydra.core.utils import JobStatus
 from omegaconf import DictConfig
 from rich.table import Table as Lines
 
-from sweeps import search as searching
-from sweeps.command import Sweep
-from sweeps.launch import Launch
-from sweeps.plan import key_of, merge
-from sweeps.search import Search
-from sweeps.show import say, show
-from sweeps.watch import SECONDS
-from training.config import CHECKOUT, compose_run
-from training.errors import Pruned, UserError
-from training.progress import console
-from training.run import folder_of, is_locked
+from longwave import home
+from longwave.sweeps import search as searching
+from longwave.sweeps.command import Sweep
+from longwave.sweeps.launch import Launch
+from longwave.sweeps.plan import key_of, merge
+from longwave.sweeps.search import Search
+from longwave.sweeps.show import say, show
+from longwave.sweeps.watch import SECONDS
+from longwave.training.config import compose_run
+from longwave.training.errors import Pruned, UserError
+from longwave.training.progress import console
+from longwave.training.run import folder_of, is_locked
 
 
 def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -> int:
@@ -44,7 +45,7 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
         config = compose_run([*fixed, *searching.overrides_of(example)])[0]
     except UserError as error:
         raise UserError(f"search={name}: {error}") from error
-    path = CHECKOUT / Path(config.output).expanduser() / "searches" / f"{name}.log"
+    path = home() / Path(config.output).expanduser() / "searches" / f"{name}.log"
     total = sweep.trials or wanted.trials
     if sweep.dry_run and not path.exists():
         say(f"0 of {total} trials are done")

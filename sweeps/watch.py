@@ -6,9 +6,9 @@ from collections import Counter
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from results.tables import duration
-from sweeps.plan import FAILED, FINISHED, RUNNING, Estimate, Planned
-from training import progress
+from longwave.results.tables import duration
+from longwave.sweeps.plan import FAILED, FINISHED, RUNNING, Estimate, Planned
+from longwave.training import progress
 
 # Between two looks at the folders, and between two lines where the output is no terminal.
 SECONDS = 1.0

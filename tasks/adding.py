@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.base import ArrayTask, Task
-from tasks.randomness import generator
+from longwave.tasks.base import ArrayTask, Task
+from longwave.tasks.randomness import generator
 
 
 @dataclass(frozen=True)

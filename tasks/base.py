@@ -1,12 +1,14 @@
 """What every task gives to the training loop."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tasks.randomness import generator
+from longwave import home
+from longwave.tasks.randomness import generator
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 """x, its targets, and the lengths where they count."""
@@ -152,6 +154,6 @@ class ArrayTask(Task):
         return self.prepare(self.samples[indices]), self.targets[indices]
 
 
-def data_root(configured: str | None, environment: dict[str, str], checkout: Path) -> Path:
-    """Where data sets live: the configured path, else ``LONGWAVE_DATA``, else ``data/`` in the checkout."""
-    return checkout / Path(configured or environment.get("LONGWAVE_DATA") or "data").expanduser()
+def data_root(configured: str | None = None) -> Path:
+    """Folder of the data sets: the configured one, else ``LONGWAVE_DATA``, else ``data``; relative to the home."""
+    return home() / Path(configured or os.environ.get("LONGWAVE_DATA") or "data").expanduser()

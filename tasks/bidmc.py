@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks import series
-from tasks.eigenworms import nrde
-from tasks.series import SeriesTask, split_id
-from tasks.splits import by_seed, train_test
-from tasks.uea import seventy_fifteen_fifteen
+from longwave.tasks import series
+from longwave.tasks.eigenworms import nrde
+from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.splits import by_seed, train_test
+from longwave.tasks.uea import seventy_fifteen_fifteen
 
 LICENCE = "as its record on Zenodo says; the recordings are PhysioNet's"
 # The records that the papers used, then the newer ones.

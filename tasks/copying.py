@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import READOUTS, Task
-from tasks.randomness import generator
+from longwave.tasks.base import READOUTS, Task
+from longwave.tasks.randomness import generator
 
 
 @dataclass

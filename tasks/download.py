@@ -6,20 +6,17 @@ import logging
 import os
 import pkgutil
 import sys
-from pathlib import Path
 
-import tasks
-from tasks import uea
-from tasks.base import data_root
-from tasks.data import Source, fetch_all, readable
-
-CHECKOUT = Path(__file__).resolve().parent.parent
+from longwave import tasks
+from longwave.tasks import uea
+from longwave.tasks.base import data_root
+from longwave.tasks.data import Source, fetch_all, readable
 
 
 def known() -> dict[str, tuple[tuple[Source, ...], tuple[Source, ...]]]:
     """(sources, fallback) of every name in the ``SOURCES`` of the task files."""
     found = {}
-    for module in pkgutil.iter_modules(tasks.__path__, "tasks."):
+    for module in pkgutil.iter_modules(tasks.__path__, "longwave.tasks."):
         if module.name != __name__:
             loaded = importlib.import_module(module.name)
             fallbacks = getattr(loaded, "FALLBACKS", {})
@@ -36,7 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", help="where data sets live; otherwise LONGWAVE_DATA, or data/ in the checkout")
     options = parser.parse_args(arguments)
     # As data.root in train.py, but from where the user stands.
-    root = Path(options.root).expanduser().absolute() if options.root else data_root(None, os.environ, CHECKOUT)
+    root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     offered = known()
     if options.list:
         for name, (sources, _) in offered.items():

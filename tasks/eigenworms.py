@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import series
-from tasks.series import SeriesTask, split_id
-from tasks.splits import train_test
-from tasks.uea import seventy_fifteen_fifteen
+from longwave.tasks import series
+from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.splits import train_test
+from longwave.tasks.uea import seventy_fifteen_fifteen
 
 log = logging.getLogger("longwave")
 

@@ -9,9 +9,9 @@ import scipy
 import torch
 from torch import Tensor
 
-from tasks.base import ArrayTask
-from tasks.data import cached, log
-from tasks.randomness import generator
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.data import cached, log
+from longwave.tasks.randomness import generator
 
 # v' = v - v^3/3 - w + I, w' = (v + a - b w) EPSILON, at POINTS times in [0, END].
 A, B, EPSILON, CURRENT = 0.7, 0.8, 1 / 50, 0.5

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import ArrayTask
-from tasks.data import Source, cached, fetch, unpack
-from tasks.splits import hold_out, index_hash
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.data import Source, cached, fetch, unpack
+from longwave.tasks.splits import hold_out, index_hash
 
 SOURCES = {
     "har2": (

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import Batch, Task
-from tasks.data import Source, cached, digest, fetch, log
-from tasks.randomness import generator
-from tasks.splits import hold_out, index_hash
+from longwave.tasks.base import Batch, Task
+from longwave.tasks.data import Source, cached, digest, fetch, log
+from longwave.tasks.randomness import generator
+from longwave.tasks.splits import hold_out, index_hash
 
 SOURCES = {
     "imdb": (

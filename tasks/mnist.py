@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import MNIST
 
-from tasks.base import ArrayTask
-from tasks.data import Source, fetch, write_atomic
-from tasks.splits import hold_out, index_hash
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.data import Source, fetch, write_atomic
+from longwave.tasks.splits import hold_out, index_hash
 
 # Each paper's permutation: which generator draws it, from which seed, and the first 16 digits of the sha256 of the
 # 784 indices as little-endian int64. UnICORNN and LEM name the seed of expRNN, but draw from another generator.

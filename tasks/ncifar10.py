@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
 
-from tasks.base import ArrayTask
-from tasks.data import Source, fetch, unpack
-from tasks.randomness import generator
-from tasks.splits import hold_out, index_hash
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.data import Source, fetch, unpack
+from longwave.tasks.randomness import generator
+from longwave.tasks.splits import hold_out, index_hash
 
 SOURCES = {
     "ncifar10": (

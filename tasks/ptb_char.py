@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks.base import READOUTS, Task
-from tasks.data import Source, cached, fetch, unpack
-from tasks.randomness import generator
+from longwave.tasks.base import READOUTS, Task
+from longwave.tasks.data import Source, cached, fetch, unpack
+from longwave.tasks.randomness import generator
 
 SOURCES = {
     "ptb_char": (

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks import formats
-from tasks.base import ArrayTask
-from tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
-from tasks.splits import fingerprint
+from longwave.tasks import formats
+from longwave.tasks.base import ArrayTask
+from longwave.tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
+from longwave.tasks.splits import fingerprint
 
 PARTS = ("TRAIN", "TEST")
 MISSING = ("refuse", "interpolate")
@@ -64,7 +64,7 @@ def load(root: Path, name: str, sources: Sequence[Source], fallback: Sequence[So
     """A data set from ``<name>_TRAIN`` and ``<name>_TEST``, ``.ts`` or ``.arff``: files in ``root/uea``, or in a zip.
 
     Args:
-        sources, fallback: as in :func:`tasks.data.fetch_all`.
+        sources, fallback: as in :func:`longwave.tasks.data.fetch_all`.
         missing: "refuse" missing values, or "interpolate" them: linearly between neighbours in time, at the ends the
             nearest value.
 

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from tasks import mnist
-from tasks.base import Task, data_root
+from longwave import CONF, home
+from longwave.tasks import mnist
+from longwave.tasks.base import Task, data_root
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-TASKS = CHECKOUT / "conf" / "task"
+TASKS = CONF / "task"
 
 EXAMPLES = 4
 # More channels than that are drawn as an image.
@@ -39,7 +39,7 @@ def configure(name: str, overrides: list[str]) -> Any:
         raise ValueError(f"{name}: no such task; there are {known}")
     settings = OmegaConf.load(path)
     schema = settings.pop("defaults")[0].removeprefix("/schema/task/").removesuffix("@_here_")
-    config = OmegaConf.structured(importlib.import_module(f"tasks.{schema}").Config)
+    config = OmegaConf.structured(importlib.import_module(f"longwave.tasks.{schema}").Config)
     try:
         given = OmegaConf.from_dotlist([text.removeprefix("task.") for text in overrides])
         return OmegaConf.to_object(OmegaConf.merge(config, settings, given))
@@ -148,14 +148,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--root", help="where data sets live; otherwise LONGWAVE_DATA, or data/ in the checkout")
     parser.add_argument("--out", type=Path, help="the PNG; otherwise outputs/show/<task>.png in the checkout")
     options = parser.parse_args(arguments)
-    root = Path(options.root).expanduser().absolute() if options.root else data_root(None, os.environ, CHECKOUT)
+    root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     try:
         config = configure(options.task, options.overrides)
     except ValueError as error:
         sys.exit(f"error: {error}")
     try:
         task = config.build(options.seed, root)
-        out = options.out or CHECKOUT / "outputs" / "show" / f"{options.task}.png"
+        out = options.out or home() / "outputs" / "show" / f"{options.task}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(config, task).savefig(out, dpi=100)
     except OSError as error:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.randomness import generator
+from longwave.tasks.randomness import generator
 
 
 def train_test(

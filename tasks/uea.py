@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks import series
-from tasks.series import SeriesTask, split_id
-from tasks.splits import by_seed
+from longwave.tasks import series
+from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.splits import by_seed
 
 # The regression sets of the Monash, UEA and UCR archive (2020), of which each has a record of its own on Zenodo.
 ZENODO = {

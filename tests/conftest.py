@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import tasks.fitzhugh_nagumo
-import tasks.imdb
-import tasks.mnist
-import tasks.ncifar10
-import train
-from tasks.base import data_root
+from longwave import PACKAGE, train
+from longwave.tasks import fitzhugh_nagumo, imdb, mnist, ncifar10
+from longwave.tasks.base import data_root
+from longwave.training.config import compose_run
 from tests import archives, stand_ins
-from training.config import CHECKOUT, compose_run
 
 # One thread: several small processes on a few cores otherwise wait for each other.
 torch.set_num_threads(1)
@@ -50,7 +47,7 @@ class TrainProcess:
         self.folder = folder
 
     def arguments(self, *overrides: str) -> list[str]:
-        return [sys.executable, str(CHECKOUT / "train.py"), f"output={self.output}", "threads=1", *overrides]
+        return [sys.executable, str(PACKAGE / "train.py"), f"output={self.output}", "threads=1", *overrides]
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
@@ -83,8 +80,8 @@ def train_process(tmp_path) -> TrainProcess:
 @pytest.fixture(scope="session")
 def mnist_root() -> Path:
     """The data root with the real MNIST; skips where it is not there."""
-    root = data_root(None, os.environ, CHECKOUT)
-    if not all((root / "MNIST" / "raw" / name).exists() for name in tasks.mnist.SHA256):
+    root = data_root()
+    if not all((root / "MNIST" / "raw" / name).exists() for name in mnist.SHA256):
         pytest.skip(f"MNIST is not in {root}: set LONGWAVE_DATA, or run `python train.py task=smnist` once online")
     return root
 
@@ -113,14 +110,14 @@ def fake_mnist_files(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 @pytest.fixture
 def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
     root, sums = fake_mnist_files
-    monkeypatch.setattr(tasks.mnist, "SHA256", sums)
+    monkeypatch.setattr(mnist, "SHA256", sums)
     return root
 
 
 @pytest.fixture(scope="session")
 def uea_root(tmp_path_factory) -> Path:
     """A data root with a few real data sets of the archives; skips where they are not there."""
-    real = data_root(None, os.environ, CHECKOUT) / "uea_small"
+    real = data_root() / "uea_small"
     if not real.exists():
         pytest.skip(f"no real data sets of the archives in {real}")
     root = tmp_path_factory.mktemp("uea")
@@ -132,7 +129,7 @@ def uea_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The data root with the real data sets; what is not there is skipped by the test that needs it."""
-    return data_root(None, os.environ, CHECKOUT)
+    return data_root()
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +143,7 @@ def cifar10_images() -> torch.Tensor:
 def fake_cifar10(cifar10_images, monkeypatch, tmp_path) -> Path:
     """Those images with labels i mod 10, in place of the files, which would be 184 MB."""
     found = cifar10_images, torch.arange(60_000) % 10, ()
-    monkeypatch.setattr(tasks.ncifar10, "read", lambda root: found)
+    monkeypatch.setattr(ncifar10, "read", lambda root: found)
     return tmp_path
 
 
@@ -177,7 +174,7 @@ def imdb_files(tmp_path_factory) -> Path:
 @pytest.fixture
 def fake_imdb(imdb_files, monkeypatch) -> Path:
     """60 training and 60 test reviews, and vectors of width 50 and 100 of some of their words."""
-    monkeypatch.setattr(tasks.imdb, "REVIEWS", 30)
+    monkeypatch.setattr(imdb, "REVIEWS", 30)
     return imdb_files
 
 
@@ -196,5 +193,5 @@ def neurons_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def few_neurons(neurons_root, monkeypatch) -> Path:
     """FitzHugh-Nagumo with 4, 3 and 5 series, which are kept."""
-    monkeypatch.setattr(tasks.fitzhugh_nagumo, "SIZES", {"train": 4, "validation": 3, "test": 5})
+    monkeypatch.setattr(fitzhugh_nagumo, "SIZES", {"train": 4, "validation": 3, "test": 5})
     return neurons_root

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from longwave.training.config import choices
+from longwave.training.errors import UserError
 from tests.stand_ins import FIXTURES, SHORT
-from training.config import choices
-from training.errors import UserError
 
 # An output at every step, words, or lengths that differ.
 NO_LOG_SIGNATURE = ("copying", "fitzhugh_nagumo", "imdb", "ptb_char")
@@ -24,8 +24,8 @@ NO_PATH = r"^transform=log_signature: is for tasks with one output a sequence"
 @pytest.mark.parametrize("task", choices("task"))
 @pytest.mark.parametrize("model", choices("model"))
 def test_runs(model, task, fit_here, request, monkeypatch):
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
-    monkeypatch.setattr("tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
     root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))
     arguments = [f"model={model}", f"task={task}", "recipe=none", "debug=fast", f"data.root={root}", "model.hidden=4"]
     arguments += ["training.batch_size=3", *SHORT.get(task, [])]

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from results import published
+from longwave.results import published
+from longwave.training.config import CONF, changed_from_recipe, choices, compose_run
+from longwave.training.errors import UserError
 from tests.stand_ins import FIXTURES, SHORT
-from training.config import CONF, changed_from_recipe, choices, compose_run
-from training.errors import UserError
 
 RECIPES = [name for name in choices("recipe") if name != "none"]
 
@@ -37,8 +37,8 @@ def test_composes_by_itself(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_trains(recipe, fit_here, request, monkeypatch):
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
-    monkeypatch.setattr("tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
     # Narrow, short, and few samples: what is tested is that the parts fit.
     task = compose_run(selection(recipe))[0].task.name
     root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-import training.loop
-from training.config import choices
-from training.errors import Interrupted
+from longwave.training import loop
+from longwave.training.config import choices
+from longwave.training.errors import Interrupted
 
 ADDING = (
     "model=cornn", "task=adding", "task.T=20", "model.hidden=8", "training.batch_size=4", "task.test_samples=50",
@@ -140,7 +140,7 @@ SETTINGS = {
 
 
 def die_and_resume(fit_here, arguments, output, step, monkeypatch):
-    train_step = training.loop._train_step
+    train_step = loop._train_step
 
     def dying(config, task, model, device, optimizer, state):
         if state.step == step:
@@ -148,7 +148,7 @@ def die_and_resume(fit_here, arguments, output, step, monkeypatch):
         return train_step(config, task, model, device, optimizer, state)
 
     with monkeypatch.context() as m:
-        m.setattr("training.loop._train_step", dying)
+        m.setattr("longwave.training.loop._train_step", dying)
         with pytest.raises(KeyboardInterrupt):
             fit_here(*arguments, output=output)
     return fit_here(*arguments, output=output)[1]
@@ -190,7 +190,7 @@ def test_every_model_resumes(model, fit_here, tmp_path, monkeypatch):
 
 
 def test_resuming_with_the_best_weights(fit_here, fake_mnist, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
     arguments = (
         f"data.root={fake_mnist}", "model=lstm", "task=psmnist", "model.hidden=3", "training.batch_size=2",
         "training.steps=9", "training.evaluate_every=2", "training.log_every=3", "training.limit_evaluation=1",
@@ -222,13 +222,13 @@ def test_resuming_with_a_carried_state(model, fit_here, fake_ptb, tmp_path, monk
 @pytest.mark.parametrize("call", range(1, 4))
 def test_told_to_stop_while_it_evaluates(call, fit_here, fake_mnist, tmp_path, monkeypatch):
     """In the first, the second and the last evaluation; the last is of the test set."""
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
     arguments = (
         f"data.root={fake_mnist}", "model=lstm", "task=smnist", "model.hidden=3", "training.batch_size=2",
         "training.steps=4", "training.evaluate_every=2", "training.limit_evaluation=2", "training.selection=best",
     )  # fmt: skip
     whole = outcome(fit_here(*arguments)[1])
-    evaluate = training.loop.evaluate
+    evaluate = loop.evaluate
     calls = []
 
     def signalled(model, task, split, device, settings, run, step):
@@ -239,7 +239,7 @@ def test_told_to_stop_while_it_evaluates(call, fit_here, fake_mnist, tmp_path, m
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as m:
-        m.setattr("training.loop.evaluate", signalled)
+        m.setattr("longwave.training.loop.evaluate", signalled)
         with pytest.raises(Interrupted, match=f"interrupted at step {min(2 * call, 4)}"):
             fit_here(*arguments, output=tmp_path / "stopped")
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -256,7 +256,7 @@ def test_killed_before_its_first_checkpoint_it_was_a_session_all_the_same(fit_he
 @pytest.mark.parametrize(("step", "dirty"), [(0, False), (1, True)])
 def test_what_a_dirty_tree_has_trained_stays_so(step, dirty, fit_here, tmp_path, monkeypatch):
     trees = iter([{"commit": "a" * 40, "dirty": True}, {"commit": "b" * 40, "dirty": False}])
-    monkeypatch.setattr("training.environment.git", lambda _: next(trees))
+    monkeypatch.setattr("longwave.training.environment.git", lambda: next(trees))
     arguments = (
         "task.T=6", "model.hidden=3", "training.batch_size=2", "training.steps=4", "task.test_samples=10",
         "training.checkpoint_seconds=0",

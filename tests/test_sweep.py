@@ -15,23 +15,21 @@ import yaml
 from hydra import initialize_config_dir
 from rich.console import Console
 
-import sweep
-import sweeps.search
-import sweeps.trials
-import training.loop
-from results import records, tables
-from sweeps.command import Sweep, arguments
-from sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
-from sweeps.search import Range, Search
-from sweeps.show import show_table
-from sweeps.watch import Watch
+from longwave import CONF, PACKAGE, sweep
+from longwave.results import records, tables
+from longwave.sweeps import search, trials
+from longwave.sweeps.command import Sweep, arguments
+from longwave.sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
+from longwave.sweeps.search import Range, Search
+from longwave.sweeps.show import show_table
+from longwave.sweeps.watch import Watch
+from longwave.training import loop, progress
+from longwave.training.config import choices, compose_object, compose_run
+from longwave.training.errors import UserError
+from longwave.training.run import folder_of
 from tests.conftest import TrainProcess
 from tests.results.cases import make_record
 from tests.test_multirun import LAUNCHERS, installed
-from training import progress
-from training.config import CHECKOUT, CONF, choices, compose_object, compose_run
-from training.errors import UserError
-from training.run import folder_of
 
 TINY = (
     "task.T=8", "task.test_samples=20", "model.hidden=3", "training.batch_size=2", "training.steps=6",
@@ -41,7 +39,7 @@ TINY = (
 
 class SweepProcess(TrainProcess):
     def arguments(self, *overrides: str) -> list[str]:
-        return [sys.executable, str(CHECKOUT / "sweep.py"), f"output={self.output}", *overrides]
+        return [sys.executable, str(PACKAGE / "sweep.py"), f"output={self.output}", *overrides]
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def sweep_here(tmp_path, monkeypatch):
         wanted.overrides = [*wanted.overrides, f"output={output}"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if wanted.table is None:
-                return sweeps.trials.search("test", wanted, sweep.job, [])
+                return trials.search("test", wanted, sweep.job, [])
             return sweep.sweep_table("test", wanted, [])
 
     return call
@@ -225,8 +223,8 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
     ]
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr("sweeps.show.console", console)
-    monkeypatch.setattr("sweeps.show.records.read_run", lambda record: record)
+    monkeypatch.setattr("longwave.sweeps.show.console", console)
+    monkeypatch.setattr("longwave.sweeps.show.records.read_run", lambda record: record)
     show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
     lines = out.getvalue().splitlines()
     (table,) = tables.tables([row for row in tables.rows(made) if row.runs])
@@ -306,7 +304,7 @@ def test_one_failure_does_not_stop_the_others_and_what_is_finished_is_left_out(s
 
 
 def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path / "none")
+    monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path / "none")
     assert sweep_here(Sweep(table=Table(rows=ROWS[:1]), seeds=1, overrides=list(TINY))) == 0
     capsys.readouterr()
     wanted = Sweep(table=Table(rows=ROWS[::2]), seeds=2, overrides=list(TINY), dry_run=True)
@@ -324,7 +322,7 @@ def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
 
 
 def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path)
+    monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path)
 
     def earlier(name, T, seconds, batch=50, **training):
         config = {
@@ -352,7 +350,7 @@ def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
 
 
 def test_a_sweep_estimates_by_what_it_has_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr("sweeps.plan.records.FOLDER", tmp_path / "none")
+    monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path / "none")
     runs = expand("test", Table(rows=ROWS[:1], overrides=["training.steps=50"]), 2)
     for run in runs:
         run.folder = tmp_path / run.name
@@ -435,12 +433,12 @@ SEARCH = Search(
 
 
 def study_in(output: Path):
-    return sweeps.search.open_study(output / "searches" / "test.log", "test", SEARCH)
+    return search.open_study(output / "searches" / "test.log", "test", SEARCH)
 
 
 def test_a_search_goes_on_where_it_was_interrupted(sweep_here, tmp_path, monkeypatch, capsys):
     output = tmp_path / "outputs"
-    train_step, count = training.loop._train_step, 0
+    train_step, count = loop._train_step, 0
 
     def dying(*given):
         nonlocal count
@@ -451,7 +449,7 @@ def test_a_search_goes_on_where_it_was_interrupted(sweep_here, tmp_path, monkeyp
         return train_step(*given)
 
     with monkeypatch.context() as m:
-        m.setattr("training.loop._train_step", dying)
+        m.setattr("longwave.training.loop._train_step", dying)
         with pytest.raises(KeyboardInterrupt):
             sweep_here(Sweep(search=SEARCH))
     states = [trial.state.name for trial in study_in(output).trials]
@@ -481,8 +479,8 @@ def test_a_search_prunes(sweep_here, tmp_path):
 
     output = tmp_path / "outputs"
     wanted = Search(SEARCH.overrides, SEARCH.space, trials=12, startup=10)
-    study = sweeps.search.open_study(output / "searches" / "test.log", "test", wanted)
-    space = sweeps.search.distributions(wanted)
+    study = search.open_study(output / "searches" / "test.log", "test", wanted)
+    space = search.distributions(wanted)
     for lr in range(10):
         # Far better than anything that six steps can reach.
         params = {"optimizer.lr": 0.01 + lr / 1000, "model.hidden": 3}
@@ -513,7 +511,7 @@ def test_a_search_that_cannot_be_is_refused(sweep_here, tmp_path):
         wanted = Search([*SEARCH.overrides, f"task.T={T}"], SEARCH.space)
         config = compose_run([*wanted.overrides, "optimizer.lr=0.01"])[0]
         path = tmp_path / "empty.log"
-        sweeps.search.hold_to(sweeps.search.open_study(path, "test", wanted), path, wanted, config)
+        search.hold_to(search.open_study(path, "test", wanted), path, wanted, config)
     # Trials of another length are not to be compared with, nor those of another space.
     longer = Search(["model=cornn", "task=adding", *TINY, "task.T=9"], SEARCH.space)
     with pytest.raises(UserError, match=r"b/searches/test.log is of another search: task.T was 8 and is 9; choose"):
@@ -536,11 +534,11 @@ def test_every_search_composes(name):
     found = compose_object("sweep", [f"search={name}"]).search
     for end in ("low", "high"):
         params = {key: getattr(values, end) for key, values in found.space.items()}
-        compose_run([*found.overrides, *sweeps.search.overrides_of(params)])
+        compose_run([*found.overrides, *search.overrides_of(params)])
 
 
 @pytest.mark.parametrize("name", ["cornn_adding"])
-def test_sweeps_of_wandb_have_overrides_of_train(name):
+def test_sweeps_of_wandb_have_overrides_of_train(name, tmp_path):
     path = CONF / "wandb" / f"{name}.yaml"
     found = yaml.safe_load(path.read_text())
     assert found["program"] == "train.py"
@@ -548,7 +546,7 @@ def test_sweeps_of_wandb_have_overrides_of_train(name):
     for end in ("min", "max"):
         values = {key: value.get("value", value.get(end)) for key, value in found["parameters"].items()}
         config, _ = compose_run([f"{key}={value}" for key, value in values.items()])
-    task = config.task.build(0, CHECKOUT)
+    task = config.task.build(0, tmp_path)
     assert found["metric"]["name"] == f"{task.monitor}/{task.metric}"
     assert (found["metric"]["goal"] == "maximize") == task.higher_is_better
     if path.stem in choices("search"):

@@ -30,23 +30,19 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-import models
-import tasks
-import tasks.transforms
-from training.curriculum import Curriculum
-from training.diagnostics import Diagnostics
-from training.errors import UserError
-from training.loop import Training
-from training.optimizers import Optimizer, Scheduler
-from training.tracking import Tracking
-
-CHECKOUT = Path(__file__).resolve().parent.parent
-CONF = CHECKOUT / "conf"
+from longwave import CONF, home, models, tasks
+from longwave.tasks import transforms
+from longwave.training.curriculum import Curriculum
+from longwave.training.diagnostics import Diagnostics
+from longwave.training.errors import UserError
+from longwave.training.loop import Training
+from longwave.training.optimizers import Optimizer, Scheduler
+from longwave.training.tracking import Tracking
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 # Where the schemas of a group are.
-PACKAGES = {"model": models, "task": tasks, "transform": tasks.transforms}
+PACKAGES = {"model": models, "task": tasks, "transform": transforms}
 
 # Groups with one schema for all choices.
 SECTIONS = {"optimizer": Optimizer, "scheduler": Scheduler, "curriculum": Curriculum}
@@ -63,7 +59,7 @@ class Data:
     """Where data sets live.
 
     Args:
-        root: a folder, relative to the checkout; null is the environment's ``LONGWAVE_DATA``, else ``data``.
+        root: a folder, relative to :func:`longwave.home`; null is the environment's ``LONGWAVE_DATA``, else ``data``.
     """
 
     root: str | None = None
@@ -77,7 +73,7 @@ class Config:
         transform: of the inputs of the task; None is none.
         seed: of everything that is random; 0 or more.
         published: key of the published value that the run aims at, ``<paper>/<cell>``, as in ``results/published``.
-        output: folder of all runs, relative to the checkout.
+        output: folder of all runs, relative to :func:`longwave.home`.
         device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
         threads: CPU threads; null is torch's default.
         fresh: start over where the run has already been started or finished. The old folder is kept beside the new.
@@ -142,7 +138,7 @@ def register() -> None:
                 store.store(group=f"schema/{kind}", name=module.name.rsplit(".", 1)[1], node=schema)
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
     OmegaConf.register_new_resolver("about", about, replace=True)
-    OmegaConf.register_new_resolver("checkout", lambda path: str(CHECKOUT / Path(path).expanduser()), replace=True)
+    OmegaConf.register_new_resolver("home", lambda path: str(home() / Path(path).expanduser()), replace=True)
 
 
 def choices(group: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from tasks.base import Task
-from training.errors import UserError
+from longwave.tasks.base import Task
+from longwave.training.errors import UserError
 
 # The keys that only one kind of curriculum reads.
 KINDS = {"none": (), "grow": ("start", "factor"), "lengths": ("lengths",)}

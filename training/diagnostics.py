@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from models.network import Network
-from tasks.base import Task
-from training.errors import UserError
-from training.progress import log
+from longwave.models.network import Network
+from longwave.tasks.base import Task
+from longwave.training.errors import UserError
+from longwave.training.progress import log
 
 
 @dataclass

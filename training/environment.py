@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from longwave import PACKAGE
+
 PACKAGES = ("torch", "torchvision", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "wandb")
 
 
@@ -25,11 +27,14 @@ def packages() -> dict[str, str]:
     return found
 
 
-def git(checkout: Path) -> dict | None:
-    """The commit, and whether files differ from it or are new; None outside a repository."""
+def git() -> dict | None:
+    """Commit of the code, and whether files differ from it or are new; None where it is no checkout."""
+    # An installed wheel may lie in the repository of something else.
+    if not (PACKAGE / ".git").exists():
+        return None
 
     def call(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, text=True, timeout=30)
         done.check_returncode()
         return done.stdout.strip()
 

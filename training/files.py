@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training.errors import UserError
+from longwave.training.errors import UserError
 
 
 def write_atomic(path: Path, content: bytes) -> None:

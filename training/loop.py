@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Task
-from tasks.randomness import counted_seed
-from training.curriculum import Curriculum
-from training.errors import Diverged, Interrupted, Pruned, UserError
-from training.progress import ProgressBar, log
+from longwave.tasks.base import Task
+from longwave.tasks.randomness import counted_seed
+from longwave.training.curriculum import Curriculum
+from longwave.training.errors import Diverged, Interrupted, Pruned, UserError
+from longwave.training.progress import ProgressBar, log
 
 
 @dataclass
@@ -159,8 +159,8 @@ def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict
     """Trains ``model`` to the end of its budget, resuming where ``run`` has a checkpoint, and tests it.
 
     Args:
-        config: the :class:`training.config.Config`.
-        run: the :class:`training.run.Run`, entered.
+        config: the :class:`longwave.training.config.Config`.
+        run: the :class:`longwave.training.run.Run`, entered.
 
     Returns:
         What the record says of the outcome: ``metrics``, ``objective``, ``selected_step``, ``stopped``, ...

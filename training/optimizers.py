@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import lr_scheduler
 
-from models.network import Network
+from longwave.models.network import Network
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,

@@ -14,14 +14,15 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from tasks.base import Task
-from training import diagnostics, environment
-from training.config import CHECKOUT, Config, changed_from_recipe, compose_run, recipe_overrides
-from training.errors import Diverged, Interrupted, Pruned, Taken, UserError
-from training.files import load_checkpoint, save_checkpoint, write_atomic
-from training.loop import State
-from training.progress import log
-from training.tracking import NoTracker, WandbTracker
+from longwave import home
+from longwave.tasks.base import Task
+from longwave.training import diagnostics, environment
+from longwave.training.config import Config, changed_from_recipe, compose_run, recipe_overrides
+from longwave.training.errors import Diverged, Interrupted, Pruned, Taken, UserError
+from longwave.training.files import load_checkpoint, save_checkpoint, write_atomic
+from longwave.training.loop import State
+from longwave.training.progress import log
+from longwave.training.tracking import NoTracker, WandbTracker
 
 # Whoever looks whether a run is locked holds its lock for a moment.
 LOCK_SECONDS = 0.5
@@ -30,7 +31,7 @@ LOCK_SECONDS = 0.5
 def folder_of(config: Config) -> Path:
     """Where the run of this configuration is kept; its name is the run's."""
     name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
-    return CHECKOUT / Path(config.output).expanduser() / "runs" / name
+    return home() / Path(config.output).expanduser() / "runs" / name
 
 
 # What a finished run is reported by.
@@ -74,7 +75,7 @@ class Run:
         published: ``{"key", "value", "source", ...}`` of the published value it aims at, or None.
         command: what to type to run it again.
         on_score: called with this run, the step and the metric on the monitored split at every evaluation, those of
-            earlier processes too; may raise :class:`training.errors.Pruned`.
+            earlier processes too; may raise :class:`longwave.training.errors.Pruned`.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Run:
             "budget": {"steps_done": 0, "steps": None, "steps_in_recipe": None},
             "sessions": 1,
             "packages": environment.packages(),
-            "git": environment.git(CHECKOUT),
+            "git": environment.git(),
         }
         self._signal: int | None = None
         self._verdict: str | None = None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.errors import UserError
-from training.progress import log
+from longwave.training.errors import UserError
+from longwave.training.progress import log
 
 MODES = ("auto", "online", "offline")
 

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
-from kernels.antisymmetric_rnn import reference
-from kernels.cell import Cell
-from kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.antisymmetric_rnn import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import SCALAR, Operation, documented, run
 
 PLAIN = Cell("antisymmetric_rnn", states=1, parameters=2, tape=1)
 # Both gates take the same product.

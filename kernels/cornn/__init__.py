@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.cornn import reference
-from kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.cell import Cell
+from longwave.kernels.cornn import reference
+from longwave.kernels.dispatch import SCALAR, Operation, documented, run
 
 CELL = Cell("cornn", states=2, parameters=5, tape=2)
 

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.cornn.reference import z_step
-from kernels.device import tanh
+from longwave.kernels.cornn.reference import z_step
+from longwave.kernels.device import tanh
 
 # Rows are independent; tl.dot takes no fewer than 16, of rows or of terms.
 BLOCK_B = 16
@@ -281,7 +281,7 @@ def cornn(
     z_0: Tensor,
     damping: str = "explicit",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fused coRNN recurrence; the equations are at :func:`kernels.cornn`.
+    """The fused coRNN recurrence; the equations are at :func:`longwave.kernels.cornn`.
 
     Args:
         pre: (T, B, H); float32, bfloat16 or float16, computed in float32 throughout.

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import Operation, documented, run
-from kernels.gru import reference
-from kernels.linear import Input
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.gru import reference
+from longwave.kernels.linear import Input
 
 CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4)
 

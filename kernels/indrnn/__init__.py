@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import Operation, documented, run
-from kernels.indrnn import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.indrnn import reference
 
 CELL = Cell("indrnn", states=1, parameters=1)
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device import load_steps
+from longwave.kernels.device import load_steps
 
 BLOCK = 32
 AHEAD = 8
@@ -151,7 +151,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def indrnn(pre: Tensor, u: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
-    """The fused IndRNN recurrence; the equation is at :func:`kernels.indrnn`.
+    """The fused IndRNN recurrence; the equation is at :func:`longwave.kernels.indrnn`.
 
     Args:
         pre: (T, B, H); float32, bfloat16 or float16.

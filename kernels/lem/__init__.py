@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import SCALAR, Operation, documented, run
-from kernels.lem import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.lem import reference
 
 # Two products a step: y_{n-1} for both gates and z, then the new z for y.
 CELL = Cell("lem", states=2, parameters=3, gates=4, tape=5)

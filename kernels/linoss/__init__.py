@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import SCALAR, Operation, documented, run
-from kernels.linoss import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.linoss import reference
 
 CELL = Cell("linoss", states=2, parameters=3, incremental=True)
 

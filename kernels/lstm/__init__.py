@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import Operation, documented, run
-from kernels.lstm import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.lstm import reference
 
 CELL = Cell("lstm", states=2, parameters=1, gates=4, tape=5)
 

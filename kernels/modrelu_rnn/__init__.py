@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import Operation, documented, run
-from kernels.modrelu_rnn import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.modrelu_rnn import reference
 
 CELL = Cell("modrelu_rnn", states=1, parameters=2, tape=1)
 

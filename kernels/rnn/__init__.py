@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import Operation, documented, run
-from kernels.rnn import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.rnn import reference
 
 CELL = Cell("rnn", states=1, parameters=1, tape=1)
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kernels.cell import Cell
-from kernels.dispatch import SCALAR, Operation, documented, run
-from kernels.unicornn import reference
+from longwave.kernels.cell import Cell
+from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.unicornn import reference
 
 CELL = Cell("unicornn", states=2, parameters=3, reversible=True)
 

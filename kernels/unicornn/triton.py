@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device import load_steps, tanh
+from longwave.kernels.device import load_steps, tanh
 
 # One warp a program spreads few columns over many multiprocessors; 32 such programs on each saturate its schedulers.
 BLOCK = 32
@@ -221,7 +221,7 @@ forward.register_autograd(_differentiate, setup_context=_save)
 def unicornn(
     pre: Tensor, w: Tensor, c: Tensor, dt: Tensor, alpha: Tensor, y_0: Tensor, z_0: Tensor, anchor: int = 256
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fused UnICORNN recurrence; the equations are at :func:`kernels.unicornn`.
+    """The fused UnICORNN recurrence; the equations are at :func:`longwave.kernels.unicornn`.
 
     The state is float32 throughout, whatever the dtype of ``pre``, since a rounded one could not be run backwards.
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.base import ArrayTask, Task
-from tasks.data import cached
+from longwave.tasks.base import ArrayTask, Task
+from longwave.tasks.data import cached
 
 # Numbers that are worked on at once: memory is bounded however long or many the sequences are.
 CHUNK = 1 << 20

@@ -1,7 +1,7 @@
 import json
 import sys
 
-from benchmarks import gradients
+from longwave.benchmarks import gradients
 
 
 def test_at_initialisation_and_after_training(fit_here, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import kernels as benchmark
+from longwave.benchmarks import kernels as benchmark
 from tests.kernels.cases import EVERY_EQUATION
 
 SIZES = [benchmark.Size("indrnn", 3, 2, 4), benchmark.Size("cornn", 3, 2, 4, target=2, by_length=True)]
@@ -19,7 +19,7 @@ def run(monkeypatch, capsys, tmp_path):
     path = tmp_path / "kernels.json"
     (tmp_path / "benchmarks").mkdir()
     default = tmp_path / "benchmarks" / "kernels.json"
-    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(benchmark, "PACKAGE", tmp_path)
     monkeypatch.setattr(benchmark, "SIZES", SIZES)
     monkeypatch.setattr(benchmark, "LENGTHS", (2, 3))
     monkeypatch.setattr(benchmark, "rates", lambda: (1e9, 1e9))
@@ -46,7 +46,7 @@ def make_red(monkeypatch, *selections: str):
         return subprocess.CompletedProcess(command, 1 if command[-1] in selections else 0)
 
     monkeypatch.setattr(benchmark.subprocess, "run", pytest_run)
-    monkeypatch.setattr(benchmark, "git", lambda checkout: None)
+    monkeypatch.setattr(benchmark, "git", lambda: None)
 
 
 def test_no_speed_where_the_tests_of_the_operation_are_red(run, monkeypatch):
@@ -72,7 +72,7 @@ def test_no_speed_where_shared_tests_are_red(run, monkeypatch):
 
 def selected(selection: str) -> set[str]:
     command = [sys.executable, "-m", "pytest", "tests/kernels", "--collect-only", "-k", selection]
-    done = subprocess.run(command, cwd=benchmark.ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=benchmark.PACKAGE, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return {line.removeprefix("tests/kernels/") for line in done.stdout.splitlines() if "::" in line}
 
@@ -118,7 +118,7 @@ def test_only_writes_nothing_by_itself(run, monkeypatch):
 
 def test_where_it_was_measured_is_written(run, monkeypatch):
     make_red(monkeypatch)
-    monkeypatch.setattr(benchmark, "git", lambda checkout: {"commit": "abc", "dirty": False})
+    monkeypatch.setattr(benchmark, "git", lambda: {"commit": "abc", "dirty": False})
     _, written = run("--compile", "0", "--only", "cornn")
     environment = written["environment"]
     assert environment["device"].startswith("cpu (")

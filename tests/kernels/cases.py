@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import kernels
-from kernels.dispatch import OPERATIONS
+from longwave import kernels
+from longwave.kernels.dispatch import OPERATIONS
 
 # The first parameter of a test that is one operation's. Beside each operation, what an option makes of one.
 EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn", "imex_linoss", "input_cornn", "input_gru", "input_lem"]

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-import kernels
-from kernels.dispatch import OPERATIONS
+from longwave import kernels
+from longwave.kernels.dispatch import OPERATIONS
 from tests.kernels.cases import case
 
 ALL = sorted(OPERATIONS)

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-import kernels
-from kernels import compile
+from longwave import kernels
+from longwave.kernels import compile
 
 
 @pytest.fixture

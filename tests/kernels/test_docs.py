@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_example_is_a_cell(tmp_path):
     """The files as printed pass the tests that every operation passes: values and gradients against the reference."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LONGWAVE_CACHE": str(tmp_path / "cache")}
+    tmp_path = tmp_path / "longwave"
+    environment["PYTHONPATH"] = f"{tmp_path.parent}{os.pathsep}{tmp_path}"
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    shutil.copy(ROOT / "__init__.py", tmp_path)
     shutil.copytree(ROOT / "tests" / "kernels", tmp_path / "tests" / "kernels")
     (tmp_path / "tests" / "__init__.py").touch()
     # A block belongs to the file that the line before it names.
@@ -30,8 +34,18 @@ def test_the_example_is_a_cell(tmp_path):
     for name, code in printed.items():
         (tmp_path / name).write_text(code)
 
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/kernels", "-k", "leaky"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "LONGWAVE_CACHE": str(tmp_path / "cache")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        "tests/kernels",
+        "-k",
+        "leaky",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     for test in ("float64_equals_reference[leaky-(257, 3, 5)]", "gradcheck[leaky]"):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels
-from kernels.dispatch import OPERATIONS
-from kernels.linear import NARROW
+from longwave import kernels
+from longwave.kernels.dispatch import OPERATIONS
+from longwave.kernels.linear import NARROW
 from tests.kernels.cases import Case, case
 
 DENSE = sorted(name for name, operation in OPERATIONS.items() if operation.dense)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import kernels
+from longwave import kernels
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 3), (64, 4), (500, 5)])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import kernels
-import kernels.cell
-from kernels.dispatch import OPERATIONS
+from longwave import kernels
+from longwave.kernels import cell
+from longwave.kernels.dispatch import OPERATIONS
 from tests.kernels.cases import EVERY_EQUATION, Case, case
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +283,7 @@ def test_denormal_gradients_are_flushed(name):
 @pytest.mark.parametrize("name", [*ALL, "input_cornn"])
 def test_operator_registration(name, monkeypatch):
     """The checks of torch.library: schema, fake kernel, autograd, and what torch.compile does with them."""
-    call, given = kernels.cell.Cell.__call__, []
+    call, given = cell.Cell.__call__, []
 
     def record(self, pre, parameters, state, anchor=0):
         x, *affine = pre if isinstance(pre, kernels.Input) else (pre, None, None)
@@ -291,7 +291,7 @@ def test_operator_registration(name, monkeypatch):
         given.extend([x.detach().requires_grad_(affine[0] is None), *leaves, anchor])
         return call(self, pre, parameters, state, anchor)
 
-    monkeypatch.setattr(kernels.cell.Cell, "__call__", record)
+    monkeypatch.setattr(cell.Cell, "__call__", record)
     case(name, 3, 2, 5).to(torch.float32).run("cpu")
     torch.library.opcheck(getattr(torch.ops.longwave, name.removeprefix("input_")).default, tuple(given))
 
@@ -397,8 +397,8 @@ def test_unicornn_keeps_little():
 
 BACKWARD_MEMORY = """
 import torch
-import kernels
-from training.environment import peak_memory_bytes, reset_peak_memory
+from longwave import kernels
+from longwave.training.environment import peak_memory_bytes, reset_peak_memory
 
 torch.set_num_threads(1)
 steps, device = {steps}, torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import kernels
-from kernels.dispatch import OPERATIONS
+from longwave import kernels
+from longwave.kernels.dispatch import OPERATIONS
 
 pytest.importorskip("triton")
 
@@ -37,7 +37,7 @@ def interpreter():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         for name in SIZES:
-            importlib.import_module(f"kernels.{name}.triton")
+            importlib.import_module(f"longwave.kernels.{name}.triton")
         yield
 
 
@@ -288,7 +288,7 @@ def test_compile_keeps_the_graph(name):
     grads = cotangents(name, given)
     eager = run(name, given, grads, "triton")
 
-    fused = getattr(importlib.import_module(f"kernels.{name}.triton"), name)
+    fused = getattr(importlib.import_module(f"longwave.kernels.{name}.triton"), name)
     leaves = {key: value.clone().requires_grad_() for key, value in given.items()}
     results = torch.compile(fused, backend="aot_eager", fullgraph=True)(*leaves.values())
     pulled = torch.autograd.grad(results, list(leaves.values()), [g.float() for g in grads])
@@ -343,13 +343,13 @@ def test_operator_registration(name):
         given = {key: given[key] for key in ("pre", "w_y", "w_z", "dt", "dt_z", "gamma", "epsilon", "y", "z")}
     leaves = [value.requires_grad_() for value in given.values()]
     options = [2] if name == "unicornn" else []
-    torch.library.opcheck(importlib.import_module(f"kernels.{name}.triton").forward, (*leaves, *options))
+    torch.library.opcheck(importlib.import_module(f"longwave.kernels.{name}.triton").forward, (*leaves, *options))
 
 
 def test_compiles_ahead_of_time_without_spills():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.inspect"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "longwave.kernels.inspect"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     for name in SIZES:

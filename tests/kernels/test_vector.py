@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import compile
+from longwave.kernels import compile
 
 # With denormal numbers flushed, as in the threads of the kernels.
 PROBE = """

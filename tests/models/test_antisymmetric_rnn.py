@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.antisymmetric_rnn import AntisymmetricRNN, Config
+from longwave.models.antisymmetric_rnn import AntisymmetricRNN, Config
 from tests.models import checks
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves as states
 
-import kernels.dispatch
-from models import antisymmetric_rnn, cornn, exprnn, gru, indrnn, lem, lstm, rnn, unicornn
-from models.network import Network
-from training.config import choices
+from longwave import kernels
+from longwave.kernels import dispatch
+from longwave.models import antisymmetric_rnn, cornn, exprnn, gru, indrnn, lem, lstm, rnn, unicornn
+from longwave.models.network import Network
+from longwave.training.config import choices
 
 COUPLED = {"hidden": 12, "dt": 0.5, "gamma": 1.0, "epsilon": 1.0}
 CONFIGS = {
@@ -77,7 +78,7 @@ def test_weights_load_across_backends(name, monkeypatch):
     torch.manual_seed(1)
     other = CONFIGS[name].build(2, 1).eval()
     assert not torch.allclose(other(x), expected)
-    monkeypatch.setattr(kernels.dispatch, "_cpu_obstacle", lambda name, dtype: "no compiler")
+    monkeypatch.setattr(dispatch, "_cpu_obstacle", lambda name, dtype: "no compiler")
     other.load_state_dict(model.state_dict())
     assert other.layer.backend() == "reference"
     torch.testing.assert_close(other(x), expected)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import kernels
-from models.cornn import DAMPINGS, PARAMETRISATIONS, Config, CoRNN
+from longwave import kernels
+from longwave.models.cornn import DAMPINGS, PARAMETRISATIONS, Config, CoRNN
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.exprnn import Config, ExpRNN
-from tasks.adding import Config as Adding
+from longwave.models.exprnn import Config, ExpRNN
+from longwave.tasks.adding import Config as Adding
+from longwave.training.optimizers import Optimizer
 from tests.test_resume import assert_same, die_and_resume, outcome
-from training.optimizers import Optimizer
 
 
 def exponential(matrix: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.gru import GRU, Config
+from longwave.models.gru import GRU, Config
 
 
 # The papers say 201k (psMNIST) and 88k (noisy CIFAR-10).

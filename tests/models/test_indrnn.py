@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.indrnn import Config, IndRNNLayer
+from longwave.models.indrnn import Config, IndRNNLayer
+from longwave.training.optimizers import Optimizer
 from tests.models import checks
-from training.optimizers import Optimizer
 
 
 def test_parameters_are_the_papers():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.lem import LEM, Config
+from longwave.models.lem import LEM, Config
 
 
 @pytest.mark.parametrize(

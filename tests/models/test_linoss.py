@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-import kernels
-from models.linoss import SSM, Config, scan, step
-from tasks.adding import Config as Adding
-from training.optimizers import Optimizer
+from longwave import kernels
+from longwave.models.linoss import SSM, Config, scan, step
+from longwave.tasks.adding import Config as Adding
+from longwave.training.optimizers import Optimizer
 
 
 def loop(M: np.ndarray, f: np.ndarray, x: np.ndarray) -> np.ndarray:

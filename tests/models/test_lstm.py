@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.lstm import LSTM, Config
+from longwave.models.lstm import LSTM, Config
 
 
 # The papers say 267k (psMNIST), 116k (noisy CIFAR-10), 67k (adding).

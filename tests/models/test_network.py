@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.cornn import CoRNN
-from models.lstm import LSTM
-from models.network import Network
+from longwave.models.cornn import CoRNN
+from longwave.models.lstm import LSTM
+from longwave.models.network import Network
 
 LAYERS = {"cornn": lambda: CoRNN(2, 5, 0.5, 1.0, 1.0), "lstm": lambda: LSTM(2, 5)}
 

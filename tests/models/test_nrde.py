@@ -7,8 +7,8 @@ import torch
 import torchdiffeq
 from torch import nn
 
-from models.nrde import SOLVERS, Config, channels_of
-from tasks.transforms.log_signature import log_signatures, lyndon_words
+from longwave.models.nrde import SOLVERS, Config, channels_of
+from longwave.tasks.transforms.log_signature import log_signatures, lyndon_words
 
 PAPER = {"tied": True, "repeat_last": True, "readout_lr": 10}
 

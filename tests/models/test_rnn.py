@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.rnn import RNN, Config
+from longwave.models.rnn import RNN, Config
 
 
 def test_parameters():

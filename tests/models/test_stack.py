@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from models.stack import Stack
+from longwave.models.stack import Stack
 
 
 class Plain(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.unicornn import Config, UnICORNNLayer
+from longwave.models.unicornn import Config, UnICORNNLayer
 from tests.models import checks
 
 

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-import train
-from results import collect, records
+from longwave import home, train
+from longwave.results import collect, records
+from longwave.training.config import compose_run
+from longwave.training.errors import UserError
 from tests.results.cases import make_record
-from training.config import compose_run
-from training.errors import UserError
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
@@ -46,7 +46,7 @@ CLEAN = {"commit": "c" * 40, "dirty": False}
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
     """Runs here are of a commit, whatever the state of the tree."""
-    monkeypatch.setattr("training.environment.git", lambda _: CLEAN)
+    monkeypatch.setattr("longwave.training.environment.git", lambda: CLEAN)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def trained(tmp_path_factory):
     """The folder of a run that was trained once."""
     config, recipe = compose_run([*SMALL, "tracking=none", f"output={tmp_path_factory.mktemp('once')}"])
     train.train(config, recipe, "python train.py " + shlex.join(SMALL))
-    (folder,) = (train.CHECKOUT / config.output / "runs").iterdir()
+    (folder,) = (home() / config.output / "runs").iterdir()
     alter(folder, git=CLEAN)
     return folder
 
@@ -234,7 +234,7 @@ def test_curves_are_thinned_evenly_and_keep_their_ends():
 
 def test_epochs(fit_here, into, fake_mnist, monkeypatch):
     monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
     _, folder = fit_here("model=cornn", "task=smnist", "debug=fast", "model.hidden=2", "training.batch_size=64")
     collect.collect(folder.parent, into, force=True)
     record = records.read(into / f"{folder.name}.json")

@@ -3,11 +3,11 @@ import re
 import pytest
 import wandb
 
-from results import publish_baselines, published
+from longwave.results import publish_baselines, published
+from longwave.training.errors import UserError
+from longwave.training.tracking import Tracking
 from tests.results.cases import make_record
 from tests.training.test_tracking import FakeRun, read
-from training.errors import UserError
-from training.tracking import Tracking
 
 KEY = "cornn/psmnist_256"
 
@@ -105,7 +105,7 @@ def test_a_key_that_is_none(tmp_path):
     ],
 )
 def test_a_folder_that_is_not_to_be_had(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(publish_baselines, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("LONGWAVE_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f").write_text("")
     with pytest.raises(SystemExit) as stopped:

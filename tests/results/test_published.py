@@ -3,9 +3,9 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from results import published
-from results.published import Published
-from training.config import CONF, choices
+from longwave.results import published
+from longwave.results.published import Published
+from longwave.training.config import CONF, choices
 
 FILES = [*published.papers(), published.UNVERIFIED]
 RECIPES = [name for name in choices("recipe") if name != "none"]

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from results import collect, records, repeat
-from training.errors import UserError
+from longwave.results import collect, records, repeat
+from longwave.training.errors import UserError
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=2",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from results import records, tables
-from results.published import Published
+from longwave.results import records, tables
+from longwave.results.published import Published
+from longwave.training.config import choices
 from tests.results.cases import make_record
-from training.config import choices
 
 ROOT = Path(__file__).parents[2]
 

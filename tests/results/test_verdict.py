@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from results import verdict
-from results.published import Published
-from results.verdict import judge
+from longwave.results import verdict
+from longwave.results.published import Published
+from longwave.results.verdict import judge
 
 
 def published(value, kind="mean", metric="accuracy", **more) -> Published:
@@ -173,4 +173,4 @@ def test_nothing_is_read_or_written():
     tree = ast.parse(inspect.getsource(verdict))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"math", "statistics", "collections.abc", "dataclasses", "results.published"}
+    assert imported == {"math", "statistics", "collections.abc", "dataclasses", "longwave.results.published"}

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from tasks.adding import Adding, Config
+from longwave.tasks.adding import Adding, Config
 
 
 def adding(seed=0, **options) -> Adding:

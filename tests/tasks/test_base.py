@@ -4,16 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.base import data_root, start_readout
-from training.config import compose_run
+from longwave.tasks.base import data_root, start_readout
+from longwave.training.config import compose_run
 
 
-def test_data_root():
-    checkout, home = Path("/checkout"), Path.home()
-    assert data_root(None, {}, checkout) == checkout / "data"
-    assert data_root(None, {"LONGWAVE_DATA": "~/sets"}, checkout) == home / "sets"
-    assert data_root(None, {"LONGWAVE_DATA": ""}, checkout) == checkout / "data"
-    assert data_root("here", {"LONGWAVE_DATA": "/there"}, checkout) == checkout / "here"
+def test_data_root(monkeypatch):
+    monkeypatch.setenv("LONGWAVE_HOME", "/home")
+    for given, expected in (("~/sets", Path.home() / "sets"), ("", Path("/home/data")), ("/there", Path("/there"))):
+        monkeypatch.setenv("LONGWAVE_DATA", given)
+        assert data_root() == expected
+        assert data_root("here") == Path("/home/here")
+    monkeypatch.delenv("LONGWAVE_DATA")
+    assert data_root() == Path("/home/data")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from longwave.training.config import choices, compose_run
 from tests.stand_ins import FIXTURES, SHORT
-from training.config import choices, compose_run
 
 
 def calls(task, batch_size: int) -> int:

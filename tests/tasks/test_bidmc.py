@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.bidmc import SOURCES, Config
+from longwave.tasks.bidmc import SOURCES, Config
 from tests.archives import bidmc
 
 # scikit-learn 1.9.1 and torch, as the released codes call them: sizes, and the first of each part.

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tasks.copying import Config
+from longwave.tasks.copying import Config
 
 
 @pytest.mark.parametrize(("K", "L", "alphabet"), [(10, 1000, 8), (1, 1, 1), (3, 7, 5)])

@@ -18,8 +18,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tasks import data
-from tasks.data import Source, cached, digest, fetch, fetch_all, open_archive, unpack
+from longwave.tasks import data
+from longwave.tasks.data import Source, cached, digest, fetch, fetch_all, open_archive, unpack
 from tests.server import Page, Server
 
 CONTENT = random.Random(0).randbytes(5_000_003)

@@ -1,7 +1,7 @@
 import pytest
 
-from tasks import download, series
-from tasks.data import Source
+from longwave.tasks import download, series
+from longwave.tasks.data import Source
 from tests.server import Page, Server
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.eigenworms import Config
+from longwave.tasks.eigenworms import Config
 from tests.archives import read_plainly, write_ts, zipped
 
 # scikit-learn 1.9.1: train_test_split, as the released codes call it: sizes, and the first six of each part.

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import fitzhugh_nagumo
-from tasks.fitzhugh_nagumo import Config, series
+from longwave.tasks import fitzhugh_nagumo
+from longwave.tasks.fitzhugh_nagumo import Config, series
 
 
 def runge_kutta(v0: float, steps: int) -> np.ndarray:

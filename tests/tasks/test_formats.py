@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from tasks.formats import numbers, read
+from longwave.tasks.formats import numbers, read
 from tests.archives import write_arff, write_ts
 
 HEADER = "@problemName X\n@timeStamps false\n@equalLength {equal}\n@classLabel true a b\n@data\n"

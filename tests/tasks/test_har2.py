@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import har2
-from tasks.har2 import Config, read
+from longwave.tasks import har2
+from longwave.tasks.har2 import Config, read
 from tests import stand_ins
 
 

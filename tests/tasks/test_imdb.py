@@ -7,8 +7,8 @@ import zipfile
 import pytest
 import torch
 
-from tasks import imdb
-from tasks.imdb import PADDING, TOKEN, UNKNOWN, Config, WordEmbedding, read, read_vectors
+from longwave.tasks import imdb
+from longwave.tasks.imdb import PADDING, TOKEN, UNKNOWN, Config, WordEmbedding, read, read_vectors
 from tests import stand_ins
 
 TEXTS = stand_ins.POSITIVE, stand_ins.NEGATIVE

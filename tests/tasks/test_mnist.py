@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import mnist
-from tasks.data import Source
-from tasks.mnist import Config, permutation, read_checked
+from longwave.tasks import mnist
+from longwave.tasks.data import Source
+from longwave.tasks.mnist import Config, permutation, read_checked
+from longwave.training.errors import UserError
+from longwave.training.loop import Training
 from tests.server import Page, Server
-from training.errors import UserError
-from training.loop import Training
 
 # paper_facts of each released code: the first twelve indices.
 FIRST = {
@@ -118,7 +118,9 @@ def test_held_out_by_the_key(fake_mnist):
 def test_exprnn_reports_the_best_test_epoch(fake_mnist, fit_here, monkeypatch):
     monkeypatch.setattr(mnist.SequentialMNIST, "evaluation_batch", 10)
     accuracies = iter([0.3, 0.6, 0.5])
-    monkeypatch.setattr("training.loop.evaluate", lambda *_: {"accuracy": next(accuracies), "cross_entropy": 1.0})
+    monkeypatch.setattr(
+        "longwave.training.loop.evaluate", lambda *_: {"accuracy": next(accuracies), "cross_entropy": 1.0}
+    )
     arguments = (
         f"data.root={fake_mnist}", "model=lstm", "task=smnist", "task.protocol=exprnn", "model.hidden=1",
         "training.batch_size=2", "training.steps=3", "training.evaluate_every=1", "training.selection=best",

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from tasks import ncifar10
-from tasks.ncifar10 import Config, read
+from longwave.tasks import ncifar10
+from longwave.tasks.ncifar10 import Config, read
 from tests import stand_ins
 
 

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from tasks import ptb_char
-from tasks.ptb_char import Config, read
+from longwave.tasks import ptb_char
+from longwave.tasks.ptb_char import Config, read
 from tests import stand_ins
 
 

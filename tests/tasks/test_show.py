@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import mnist, show
+from longwave.tasks import mnist, show
+from longwave.training.config import choices
 from tests.archives import write_ts
 from tests.stand_ins import FIXTURES, SHORT
-from training.config import choices
 
 
 def panels(figure) -> dict[str, object]:
@@ -78,7 +78,7 @@ def test_a_stream(tmp_path):
 
 @pytest.mark.parametrize("name", choices("task"))
 def test_every_task(name, request, monkeypatch):
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
     root = request.getfixturevalue(FIXTURES.get(name, "tmp_path"))
     short = [text for text in SHORT.get(name, []) if not text.startswith("transform")]
     _task, found = figure(name, root, *short)
@@ -110,7 +110,7 @@ def test_writes_a_png_and_says_where(ragged, tmp_path, capsys):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, arguments, message, monkeypatch):
-    monkeypatch.setattr("tasks.data.urllib.request.urlopen", _offline)
+    monkeypatch.setattr("longwave.tasks.data.urllib.request.urlopen", _offline)
     with pytest.raises(SystemExit, match=message) as caught:
         show.main([*arguments, "--root", str(tmp_path)])
     assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.splits import hold_out
+from longwave.tasks.splits import hold_out
 
 # Samples of the data set, held out, and the first of both parts for seed 0.
 DRAWN = {

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import tasks.formats
-from models.cornn import Config as CoRNN
-from tasks import series
-from tasks.data import Source
-from tasks.series import SeriesTask
-from tasks.uea import Config, sources
+from longwave.models.cornn import Config as CoRNN
+from longwave.tasks import formats, series
+from longwave.tasks.data import Source
+from longwave.tasks.series import SeriesTask
+from longwave.tasks.uea import Config, sources
 from tests.archives import read_plainly, write_arff, write_ts, zipped
 from tests.server import Page, Server
 
@@ -120,7 +119,7 @@ def test_addresses():
 
 def test_parsed_once(ragged, monkeypatch):
     first = build(ragged)
-    monkeypatch.setattr(tasks.formats, "read", None)
+    monkeypatch.setattr(formats, "read", None)
     assert torch.equal(build(ragged).samples, first.samples)
 
 
@@ -301,10 +300,11 @@ def test_rmse_through_the_loop(regression, fit_here, monkeypatch):
     root, targets = regression
     monkeypatch.setenv("LONGWAVE_DATA", str(root))
     # Batches of 3 and 1: the root is of the mean over all, not a mean of roots.
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 3)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 3)
     # A model that says 0 for ever.
     monkeypatch.setattr(
-        "models.network.Network.advance", lambda self, x, *_: (self.readout.weight[:1, :1] * x[0, :, :1] * 0, None)
+        "longwave.models.network.Network.advance",
+        lambda self, x, *_: (self.readout.weight[:1, :1] * x[0, :, :1] * 0, None),
     )
     objective, folder = fit_here(
         "model=cornn", "task=uea", "task.dataset=X", "task.validation=0", "training.steps=1", "training.batch_size=4"
@@ -376,6 +376,6 @@ def test_real_arff_holds_what_the_ts_holds(uea_root, tmp_path):
 
 def test_real_time_stamps(uea_root):
     with open(uea_root / "uea" / "UnitTestTimeStamps_TRAIN.ts", "rb") as file:
-        part = tasks.formats.read(file, "UnitTestTimeStamps_TRAIN.ts")
+        part = formats.read(file, "UnitTestTimeStamps_TRAIN.ts")
     assert part.series[0][:, 0].tolist() == pytest.approx([241.97, 241.75, 241.64, 241.71])
     assert part.labels == ["1", "1", "2", "2"]

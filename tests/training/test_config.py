@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from training.config import NOT_IDENTITY, SECTIONS, about, changed_from_recipe, check, choices, compose_run
-from training.errors import UserError
+from longwave.training.config import NOT_IDENTITY, SECTIONS, about, changed_from_recipe, check, choices, compose_run
+from longwave.training.errors import UserError
 
 WRONG = [
     # A misspelt key in every section, with and without Hydra's plus.

@@ -4,12 +4,12 @@ import re
 import pytest
 import torch
 
-import training.loop
-from tasks import adding, copying
-from tasks.transforms import log_signature
-from training.config import changed_from_recipe, compose_run
-from training.curriculum import Curriculum
-from training.errors import UserError
+from longwave.tasks import adding, copying
+from longwave.tasks.transforms import log_signature
+from longwave.training import loop
+from longwave.training.config import changed_from_recipe, compose_run
+from longwave.training.curriculum import Curriculum
+from longwave.training.errors import UserError
 
 SMALL = (
     "model=lstm", "task=adding", "task.T=20", "model.hidden=6", "training.batch_size=4", "task.test_samples=40",
@@ -145,7 +145,7 @@ def test_a_length_ends_when_its_bound_has_held(fit_here, monkeypatch):
     def planned(model, task, split, *more):
         return {"mse": next(at_length[task.T]) if task.T in at_length else 0.5}
 
-    monkeypatch.setattr("training.loop.evaluate", planned)
+    monkeypatch.setattr("longwave.training.loop.evaluate", planned)
     _, folder = fit_here(
         *SMALL, *GROW, "training.steps=40", "curriculum.bound=0.2", "curriculum.least_steps=6", "training.patience=3"
     )  # fmt: skip
@@ -156,7 +156,9 @@ def test_a_length_ends_when_its_bound_has_held(fit_here, monkeypatch):
 
 def test_the_target_is_of_the_own_length(fit_here, monkeypatch):
     """It ends a run while lengths grow, too."""
-    monkeypatch.setattr("training.loop.evaluate", lambda model, task, *more: {"mse": 0.5 if task.T < 20 else 0.05})
+    monkeypatch.setattr(
+        "longwave.training.loop.evaluate", lambda model, task, *more: {"mse": 0.5 if task.T < 20 else 0.05}
+    )
     _, folder = fit_here(*SMALL, *GROW, "training.steps=40", "training.target=0.1", "training.target_evaluations=2")
     record = record_of(folder)
     assert (record["stopped"], record["budget"]["steps_done"]) == ("target", 4)
@@ -170,7 +172,7 @@ def test_a_run_that_ends_with_a_length(fit_here):
 
 def test_equals_training_on_each_length_by_itself(fit_here):
     """The weights are those of a loop that is written out."""
-    from tasks.randomness import counted_seed
+    from longwave.tasks.randomness import counted_seed
 
     _, folder = fit_here(*SMALL, *GROW, "training.steps=6", "curriculum.most_steps=2", "curriculum.lr_power=1",
                          "training.clip_norm=null")  # fmt: skip
@@ -249,7 +251,7 @@ def test_interrupted_in_an_evaluation_it_evaluates_again(fit_here, monkeypatch):
     """Between the evaluation at the own length and that at the present one nothing may have changed."""
     settings = (*SMALL, *GROW, "training.steps=6", "curriculum.most_steps=2")
     whole = record_of(fit_here(*settings)[1])
-    evaluate, calls = training.loop.evaluate, []
+    evaluate, calls = loop.evaluate, []
 
     def interrupted(model, task, *more):
         calls.append(task.T)
@@ -258,7 +260,7 @@ def test_interrupted_in_an_evaluation_it_evaluates_again(fit_here, monkeypatch):
         return evaluate(model, task, *more)
 
     with monkeypatch.context() as m:
-        m.setattr("training.loop.evaluate", interrupted)
+        m.setattr("longwave.training.loop.evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit_here(*settings, "fresh=true")
     again = record_of(fit_here(*settings)[1])

@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models.cornn
-import models.lstm
-import tasks.imdb
-import tasks.ptb_char
-from models.network import Network
-from tasks.adding import Adding
-from tasks.randomness import counted_seed
+from longwave import kernels
+from longwave.models import cornn, lstm
+from longwave.models.network import Network
+from longwave.tasks import imdb, ptb_char
+from longwave.tasks.adding import Adding
+from longwave.tasks.randomness import counted_seed
+from longwave.training.config import choices, compose_run
+from longwave.training.diagnostics import Diagnostics, gradient_norms, lags, picture
+from longwave.training.errors import UserError
 from tests.test_resume import assert_same, die_and_resume, outcome
-from training.config import choices, compose_run
-from training.diagnostics import Diagnostics, gradient_norms, lags, picture
-from training.errors import UserError
 
 SMALL = (
     "task.T=9", "model.hidden=3", "training.batch_size=4", "task.test_samples=10", "training.steps=6",
@@ -84,8 +83,8 @@ def norms_by_loop(step, state, x, readout, target) -> dict[int, float]:
 @pytest.mark.parametrize("name", ["lstm", "cornn"])
 def test_autograd_through_a_loop(name, backend, T, monkeypatch):
     if backend == "reference":
-        kernel = getattr(models.cornn.kernels, name)
-        monkeypatch.setattr(models.cornn.kernels, name, lambda *arguments: kernel(*arguments, backend="reference"))
+        kernel = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *arguments: kernel(*arguments, backend="reference"))
     torch.manual_seed(T)
     recipe = {"lstm": "lstm/adding", "cornn": "cornn/adding_paper"}[name]
     config, _ = compose_run([f"model={name}", "task=adding", f"recipe={recipe}", "model.hidden=5"])
@@ -211,7 +210,7 @@ def test_resumed_it_measures_the_same(fit_here, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["lstm", "cornn"])
 def test_a_run_is_bit_for_bit_the_same_with_and_without(model, fit_here, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.cornn.CoRNN, "theory", lambda self, x: {"mean": x.mean()}, raising=False)
+    monkeypatch.setattr(cornn.CoRNN, "theory", lambda self, x: {"mean": x.mean()}, raising=False)
     found = {}
     for name in ("none", "all"):
         objective, folder = fit_here(*SMALL, f"model={model}", f"diagnostics={name}", output=tmp_path / name)
@@ -275,7 +274,7 @@ class Closed(nn.Module):
 
 
 def test_what_does_not_go_with_a_model(fit_here, monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(models.cornn.Config, "build", lambda self, inputs, outputs: Network(Closed(), nn.Linear(2, 1)))
+    monkeypatch.setattr(cornn.Config, "build", lambda self, inputs, outputs: Network(Closed(), nn.Linear(2, 1)))
     with pytest.raises(UserError, match=r"^diagnostics\.gradients=true: Closed takes no state back.*theory$"):
         fit_here(*SMALL, "diagnostics=all")
     assert not (tmp_path / "outputs").exists()
@@ -290,7 +289,7 @@ def test_a_model_without_theory_trains(fit_here, caplog):
 
 def test_what_is_not_finite_is_told_and_left_out(fit_here, monkeypatch, caplog):
     found = {"r": math.inf, "eta": 0.5, "drift": torch.tensor(math.nan)}
-    monkeypatch.setattr(models.cornn.CoRNN, "theory", lambda self, x: found, raising=False)
+    monkeypatch.setattr(cornn.CoRNN, "theory", lambda self, x: found, raising=False)
     _, folder = fit_here(*SMALL, "diagnostics=theory")
     entries = [
         json.loads(line, parse_constant=pytest.fail) for line in (folder / "history.jsonl").read_text().splitlines()
@@ -320,13 +319,13 @@ def probed(config, root, batch_size):
     """A task, an LSTM joined with it, and what is measured."""
     task = config.build(0, root)
     torch.manual_seed(0)
-    model = models.lstm.Config(hidden=3).build(task.inputs, task.outputs)
+    model = lstm.Config(hidden=3).build(task.inputs, task.outputs)
     model.reads, model.embedding = task.read, task.embedding()
     return task, model, Diagnostics(gradients=True).probe(model, task, batch_size, torch.device("cpu"))()
 
 
 def test_where_every_step_is_read_it_is_the_error_of_the_last(fake_ptb):
-    task, model, found = probed(tasks.ptb_char.Config(T=20, embedding=4), fake_ptb, 5)
+    task, model, found = probed(ptb_char.Config(T=20, embedding=4), fake_ptb, 5)
     x, target = task.batch(0, 5)
 
     def error(output):
@@ -337,7 +336,7 @@ def test_where_every_step_is_read_it_is_the_error_of_the_last(fake_ptb):
 
 
 def test_where_lengths_differ_it_goes_to_the_end_of_the_shortest(fake_imdb):
-    config = tasks.imdb.Config(vectors="glove.6B.50d", lengths="respected", bucketing=False)
+    config = imdb.Config(vectors="glove.6B.50d", lengths="respected", bucketing=False)
     task, model, found = probed(config, fake_imdb, 8)
     x, target, lengths = task.batch(0, 8)
     assert lengths.min() < len(x)

@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
-from training.errors import UserError
-from training.files import load_checkpoint, previous, save_checkpoint, write_atomic
+from longwave.training.errors import UserError
+from longwave.training.files import load_checkpoint, previous, save_checkpoint, write_atomic
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-import training.loop
-from models.cornn import CoRNN
-from tasks.adding import Adding
-from tasks.mnist import SequentialMNIST
-from training.errors import Diverged, Interrupted, UserError
-from training.loop import evaluate
+from longwave.models.cornn import CoRNN
+from longwave.tasks.adding import Adding
+from longwave.tasks.mnist import SequentialMNIST
+from longwave.training import loop
+from longwave.training.errors import Diverged, Interrupted, UserError
+from longwave.training.loop import evaluate
 
 SMALL = ("task.T=8", "model.hidden=6", "training.batch_size=4", "task.test_samples=40", "training.target=null")
 
@@ -31,8 +31,8 @@ def weights_of(folder, name="checkpoint.pt"):
 
 def test_equals_a_loop_written_out(fit_here):
     """Five steps of Adam on the task's batches, from the seed's initialisation."""
-    from tasks.adding import Config
-    from tasks.randomness import counted_seed
+    from longwave.tasks.adding import Config
+    from longwave.tasks.randomness import counted_seed
 
     settings = ("recipe=cornn/adding_paper", "seed=3", "training.steps=5", "training.log_every=1", "optimizer.lr=0.01")
     _, folder = fit_here(*SMALL, *settings)
@@ -115,7 +115,7 @@ def test_selection_best_tests_the_weights_of_the_best_validation(fit_here, fake_
         seen[value] = seen.get(value, model.state_dict()["readout.bias"].clone())
         return {"accuracy": value, "cross_entropy": 1.0}
 
-    monkeypatch.setattr("training.loop.evaluate", planned)
+    monkeypatch.setattr("longwave.training.loop.evaluate", planned)
     arguments = (
         f"data.root={fake_mnist}", "model=lstm", "task=smnist", "model.hidden=2", "training.batch_size=2",
         "training.steps=5", "training.evaluate_every=1", "training.limit_evaluation=1", "optimizer.lr=0.1",
@@ -135,7 +135,7 @@ def test_selection_best_tests_the_weights_of_the_best_validation(fit_here, fake_
 
 def test_a_target_must_hold(fit_here, monkeypatch):
     values = iter([0.5, 0.009, 0.02, 0.01, 0.005, 0.0005, 0.004, 0.003])
-    monkeypatch.setattr("training.loop.evaluate", lambda *_: {"mse": next(values)})
+    monkeypatch.setattr("longwave.training.loop.evaluate", lambda *_: {"mse": next(values)})
     _, folder = fit_here(*SMALL, "training.steps=8", "training.evaluate_every=1", "training.target=0.01")
     record = record_of(folder)
     assert (record["stopped"], record["budget"]["steps_done"]) == ("target", 6)
@@ -184,7 +184,7 @@ def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeypatch):
-    train_step = training.loop._train_step
+    train_step = loop._train_step
 
     def overflowing(config, task, model, device, optimizer, state):
         found = train_step(config, task, model, device, optimizer, state)
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeyp
             model.readout.bias.data.fill_(math.inf)
         return found
 
-    monkeypatch.setattr("training.loop._train_step", overflowing)
+    monkeypatch.setattr("longwave.training.loop._train_step", overflowing)
     with pytest.raises(Diverged, match="largest weight is inf at step 4"):
         fit_here(*SMALL, "training.steps=9", "training.checkpoint_seconds=0")
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
@@ -285,7 +285,7 @@ def test_a_device_that_is_not_here_is_refused(fit_here, tmp_path):
 def test_denormals_are_flushed_in_every_thread():
     code = """
 import torch
-from training.loop import set_up_process
+from longwave.training.loop import set_up_process
 set_up_process(2)
 x = torch.full((1_000_000,), 1e-30)
 assert (x * 1e-10 == 0).all()
@@ -300,8 +300,8 @@ def test_the_peak_of_memory_is_that_of_the_job():
     """A process keeps what it freed, of which the next job's peak knows nothing."""
     code = """
 import torch
-from training.environment import peak_memory_bytes, reset_peak_memory
-from training.loop import set_up_process
+from longwave.training.environment import peak_memory_bytes, reset_peak_memory
+from longwave.training.loop import set_up_process
 set_up_process(1)
 device = torch.device("cpu")
 peaks = []
@@ -320,8 +320,8 @@ assert peaks[2] < peaks[0] + 100, peaks
 
 def test_the_state_is_carried_and_its_gradient_is_not(fit_here, fake_ptb):
     """Written out: chunk after chunk from the detached state, from zeros at the beginning of an epoch."""
-    from tasks.ptb_char import Config
-    from tasks.randomness import counted_seed
+    from longwave.tasks.ptb_char import Config
+    from longwave.tasks.randomness import counted_seed
 
     arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "optimizer=sgd")
     _, folder = fit_here(
@@ -358,7 +358,7 @@ def test_overfit_starts_from_zeros_every_time(fit_here, fake_ptb):
 
 def test_lengths_reach_the_model(fit_here, fake_imdb):
     """The reviews of one batch, with more padding or less: their lengths decide what is read."""
-    from tasks.imdb import Config
+    from longwave.tasks.imdb import Config
 
     arguments = ("model=lstm", "task=imdb", "task.vectors=glove.6B.50d", "model.hidden=3", "recipe=none")
     _, folder = fit_here(

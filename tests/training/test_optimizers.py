@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.network import Group, Network
-from training.optimizers import OPTIMIZERS, Optimizer, Scheduler
+from longwave.models.network import Group, Network
+from longwave.training.optimizers import OPTIMIZERS, Optimizer, Scheduler
 
 
 class Last(nn.Linear):

@@ -1,7 +1,7 @@
 from rich.console import Console
 
-from training import progress
-from training.progress import ProgressBar
+from longwave.training import progress
+from longwave.training.progress import ProgressBar
 
 
 def draw(monkeypatch, width: int) -> str:

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from training.errors import UserError
+from longwave.training.errors import UserError
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=4",
@@ -123,7 +123,7 @@ def test_a_bug_leaves_a_record_with_its_traceback(fit_here, tmp_path, monkeypatc
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("training.loop.evaluate", broken)
+    monkeypatch.setattr("longwave.training.loop.evaluate", broken)
     with pytest.raises(ZeroDivisionError):
         fit_here(*SMALL)
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from training.errors import UserError
+from longwave.training.errors import UserError
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
@@ -38,6 +38,14 @@ def records(path):
 def read(folder):
     """What a dashboard would show of one offline run."""
     (path,) = folder.glob("*.wandb")
+    # W&B's process writes the end of the file after it has answered.
+    deadline = time.monotonic() + 3
+    while (found := _read(path)).exit is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _read(path):
     found = SimpleNamespace(history=[], summary={}, config={}, metrics={}, artifacts=[], exit=None)
     for record in records(path):
         kind = record.WhichOneof("record_type")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import adding
-from tasks.base import ArrayTask, Task
-from tasks.transforms import log_signature as module
-from tasks.transforms.log_signature import Config, log_signatures, lyndon_words
-from training.errors import UserError
+from longwave.tasks import adding
+from longwave.tasks.base import ArrayTask, Task
+from longwave.tasks.transforms import log_signature as module
+from longwave.tasks.transforms.log_signature import Config, log_signatures, lyndon_words
+from longwave.training.errors import UserError
 
 needs_signatory = pytest.mark.skipif(
     importlib.util.find_spec("signatory") is None, reason="signatory is not installed: `make signatory` builds it"
@@ -350,7 +350,7 @@ def test_wrong_settings(key, value, allowed):
 )
 def test_any_model_trains_on_it(model, task, step, fit_here, fake_mnist, monkeypatch):
     monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
-    monkeypatch.setattr("tasks.base.ArrayTask.evaluation_batch", 5)
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 5)
     chosen = [f"model={model}", f"task={task}", "recipe=none", "transform=log_signature", f"transform.step={step}"]
     small = ["model.hidden=4", "training.batch_size=3", "debug=fast", "transform.depth=2"]
     _, folder = fit_here(*chosen, *small)
