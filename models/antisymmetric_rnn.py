@@ -8,32 +8,25 @@ from torch import Tensor, nn
 
 from longwave import kernels
 from longwave.models.network import Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Section
 
 
 @dataclass
-class Config:
+class Config(Section):
     """AntisymmetricRNN.
 
     Args:
         hidden: number of units.
         gated: whether a gate scales each step of each unit.
-        epsilon: step size, > 0.
-        gamma: diffusion, the damping without which Euler's steps would grow; >= 0.
+        epsilon: step size.
+        gamma: diffusion, the damping without which Euler's steps would grow.
     """
 
     name: str = "antisymmetric_rnn"
-    hidden: int = 128
-    gated: bool = False
-    epsilon: float = 0.1
-    gamma: float = 0.01
-
-    def __post_init__(self):
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden}: must be 1 or more")
-        if not self.epsilon > 0:
-            raise ValueError(f"epsilon={self.epsilon}: must be > 0")
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma={self.gamma}: must be >= 0")
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    gated: Annotated[bool, MODEL] = False
+    epsilon: Annotated[float, Gt(0), Le(100)] = 0.1
+    gamma: Annotated[float, Ge(0), Le(100)] = 0.01
 
     def build(self, inputs: int, outputs: int) -> Network:
         layer = AntisymmetricRNN(inputs, self.hidden, self.gated, self.epsilon, self.gamma)
