@@ -1,5 +1,6 @@
-"""One run: compose, build task and model, fit, write the record. ``python train.py --help`` says what can be chosen."""
+"""One run: compose, build task and model, fit, write the record. ``python train.py --help`` lists the choices."""
 
+import logging.config
 import os
 import shlex
 import signal
@@ -9,42 +10,47 @@ from collections.abc import Callable
 # Hydra then hands errors on, and they are shown here, in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-import hydra
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+import yaml
 from omegaconf import DictConfig
 
 from longwave import CONF
-from longwave.results import published
-from longwave.results.tables import verdict_of
-from longwave.tasks.base import data_root, start_readout
-from longwave.tasks.randomness import counted_seed
-from longwave.training import progress
-from longwave.training.config import Config, check, recipe_of, resolve
+from longwave.training import config as configuration
 from longwave.training.errors import Interrupted, UserError
-from longwave.training.loop import fit, pick_device, set_up_process
 from longwave.training.progress import log
-from longwave.training.run import Run
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(cfg: DictConfig) -> float:
-    return job(cfg)
+def main() -> None:
+    command = configuration.parse(sys.argv[1:])
+    if command.config is not None:
+        logging.config.dictConfig(yaml.safe_load((CONF / "hydra" / "job_logging" / "longwave.yaml").read_text()))
+        train(command.config, command.recipe, command_of(command.overrides))
+        return
+    import hydra
+
+    sys.argv[1:] = command.arguments
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+
+
+def command_of(overrides: list[str]) -> str:
+    """The command that makes the run again; repeating it does not start it over."""
+    return shlex.join(["python", "train.py", *(text for text in overrides if not text.startswith("fresh="))])
 
 
 def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
-    """Trains and tests; gives the metric on the monitored split, for sweepers; ``on_score`` as in Run."""
+    """One job of a multirun; gives the metric on the monitored split, for sweepers; ``on_score`` as in train."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from longwave.training import progress
+
     about = HydraConfig.get()
     if about.mode == RunMode.MULTIRUN and not about.launcher._target_.endswith("BasicLauncher"):
         # Several bars on one terminal write over each other.
         progress.plain = True
     try:
-        config = resolve(cfg, about.runtime.choices)
-        # Repeating a run is not starting it afresh.
-        overrides = [text for text in about.overrides.task if not text.startswith("fresh=")]
-        command = shlex.join(["python", "train.py", *overrides])
-        return train(config, recipe_of(about.runtime.choices), command, on_score)
+        config = configuration.resolve(cfg, about.runtime.choices)
+        recipe = configuration.recipe_of(about.runtime.choices)
+        return train(config, recipe, command_of(about.overrides.task), on_score)
     except UserError as error:
         if about.mode == RunMode.MULTIRUN:
             log.error("job %s failed: %s", about.job.num, error)
@@ -53,56 +59,61 @@ def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
         sys.exit(f"error: {error}")
 
 
-def train(config: Config, recipe: str | None, command: str, on_score: Callable | None = None) -> float:
+def train(config: configuration.Config, recipe: str | None, command: str, on_score: Callable | None = None) -> float:
     """Runs, resumes or reports one run; gives its objective.
 
     Args:
         config: checked.
-        recipe: the name of the recipe it was composed from, or None.
+        recipe: name of the recipe it was composed from, or None.
         command: what to type to run it again.
-        on_score: as in :class:`longwave.training.run.Run`.
+        on_score: called with the run, the task, the step and the metric on the monitored split at every evaluation.
 
     Raises:
-        UserError: for what a user can mend.
+        UserError: for what a user can fix.
     """
+    from longwave.results import published
+    from longwave.results.tables import verdict_of
+    from longwave.training import environment
+    from longwave.training.build import build
+    from longwave.training.loop import Signals, Trainer
+    from longwave.training.report import report
+    from longwave.training.run import Run
+    from longwave.training.tracking import track
+
     try:
-        run = Run(config, recipe, published.lookup(config.published), command, on_score)
+        target = published.lookup(config.published)
     except ValueError as error:
         raise UserError(str(error)) from error
-    record = run.record()
-    if record is not None and record["status"] == "finished" and not config.fresh:
+    about = {"published": target}
+    if recipe is not None:
+        whole, following = configuration.compose_recipe(recipe, config)
+        about |= {"recipe": recipe, "changed": configuration.changed_from_recipe(config, whole, following)}
+    run = Run(config, command, **about)
+    if run.is_finished() and not config.fresh:
         log.info("%s is finished already; fresh=true runs it again", run.name)
-        return run.report(record)
-    device = pick_device(config.device)
-    set_up_process(config.threads)
-    root = data_root(config.data.root)
-    try:
-        task = config.task.build(config.seed, root)
-    except OSError as error:
-        raise UserError(str(error)) from error
-    if config.transform is not None:
-        try:
-            task = config.transform.apply(task, root)
-        except (OSError, ValueError) as error:
-            raise UserError(str(error)) from error
-    config.training.check(task)
-    torch.manual_seed(counted_seed(config.seed, "init"))
-    model = config.model.build(task.inputs, task.outputs)
-    model.reads, model.embedding = task.read, task.embedding()
-    start_readout(model.readout, task.readout)
-    config.diagnostics.check(model)
+        return report(run.earlier(), run.folder)
+    device = environment.pick_device(config.device)
+    environment.set_up_process(config.threads)
+    task, model = build(config)
+    run.describe(task, model, device, steps_in_recipe=whole.training.total_steps(task) if recipe else None)
     with run:
-        run.describe(task, model, device)
-        run.finish(fit(config, task, model, device, run), verdict_of)
-    return run.report(run.record())
+        signals = run.enter(Signals())
+        environment.reset_peak_memory()
+        trainer = Trainer(config, task, model, device, run, signals)
+        if on_score is not None:
+            trainer.on_score = lambda step, value: on_score(run, task, step, value)
+        trainer.restore()
+        trainer.tracker = run.enter(track(run, task, verdict_of))
+        trainer.announce()
+        run.finish(trainer.fit())
+    return report(run.record, run.folder)
 
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = check(sys.argv[1:])
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:
-        print(error if str(error) else "interrupted; the same command goes on", file=sys.stderr)
+        print(error if str(error) else "interrupted; the same command resumes", file=sys.stderr)
         sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))

@@ -21,8 +21,8 @@ from longwave.tasks.base import data_root
 from longwave.tasks.randomness import counted_seed
 from longwave.training.config import compose_run
 from longwave.training.diagnostics import axes, gradient_norms, png
+from longwave.training.environment import set_up_process
 from longwave.training.errors import UserError
-from longwave.training.loop import set_up_process
 from longwave.training.run import Run
 
 

@@ -34,8 +34,7 @@ from torch import Tensor
 from longwave import PACKAGE, kernels
 from longwave.kernels.dispatch import OPERATIONS
 from longwave.models import linoss
-from longwave.training.environment import device_name, git
-from longwave.training.loop import set_up_process
+from longwave.training.environment import device_name, git, set_up_process
 from tests.kernels.cases import EVERY_EQUATION, case, operation_of
 
 DIAGONAL = ("unicornn", "indrnn", "linoss")
@@ -327,7 +326,7 @@ def main():
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "git": git(),
+        "git": (commit := git()) and commit.model_dump(),
         "options": {"only": arguments.only, "seconds": arguments.seconds, "compile": arguments.compile},
         "sgemm": sgemm,
         "copy": copy,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longwave.tasks.base import ArrayTask
 from longwave.tasks.transforms.log_signature import BACKENDS, Config
-from longwave.training.loop import set_up_process
+from longwave.training.environment import set_up_process
 
 
 class Walks(ArrayTask):

@@ -12,6 +12,7 @@ from longwave import home
 from longwave.results import records
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
+from longwave.training.record import FINISHED, Record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,41 +67,42 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
     try:
         record = records.read_run(folder)
         reasons = refusals(record)
-        content = encode(record | ({"forced": reasons} if reasons else {}))
+        if reasons:
+            record.forced = reasons
     except ValueError as error:
         return "damaged", str(error)
     if reasons and not force:
         return "refused", ", ".join(reasons)
     if not target.exists():
         outcome = "collected"
-    elif target.read_bytes() == content:
+    elif _read(target) == record:
         return "unchanged", ""
-    elif reasons and _is_unforced(target):
+    elif reasons and (there := _read(target)) and not there.forced:
         return "refused", f"{', '.join(reasons)}; the record that is there needed no force"
     else:
         outcome = "updated"
-    write_atomic(target, content)
+    write_atomic(target, encode(record))
     return outcome, f"forced ({', '.join(reasons)})" if reasons else ""
 
 
-def _is_unforced(target: Path) -> bool:
-    """Whether a record is there that needed no force; a damaged one is none."""
+def _read(target: Path) -> Record | None:
+    """The record that is there; a damaged one is none."""
     try:
-        return "forced" not in records.read(target)
+        return records.read(target)
     except ValueError:
-        return False
+        return None
 
 
-def refusals(record: dict) -> list[str]:
+def refusals(record: Record) -> list[str]:
     """Why a record is no result; empty where it is one."""
     reasons = []
-    if record["status"] != "finished":
-        reasons.append(record["status"] + (f" ({record['error']})" if record.get("error") else ""))
-    if record.get("git") is None:
+    if record.status != FINISHED:
+        reasons.append(record.status + (f" ({record.error})" if record.error else ""))
+    if record.git is None:
         reasons.append("of an unknown commit")
-    elif record["git"]["dirty"]:
+    elif record.git.dirty:
         reasons.append("from a dirty tree")
-    training = record["config"]["training"]
+    training = record.config["training"]
     if training.get("overfit"):
         reasons.append("trained on one batch")
     if training.get("limit_evaluation") is not None:
@@ -108,10 +110,11 @@ def refusals(record: dict) -> list[str]:
     return reasons
 
 
-def encode(record: dict) -> bytes:
+def encode(record: Record) -> bytes:
     """A line a key and a curve: short, and readable in a difference."""
-    body = {key: json.dumps(value, allow_nan=False) for key, value in record.items() if key != "curves"}
-    drawn = [f"  {json.dumps(key)}: {json.dumps(curve, allow_nan=False)}" for key, curve in record["curves"].items()]
+    kept = record.dump()
+    body = {key: json.dumps(value, allow_nan=False) for key, value in kept.items() if key != "curves"}
+    drawn = [f"  {json.dumps(key)}: {json.dumps(curve, allow_nan=False)}" for key, curve in kept["curves"].items()]
     body["curves"] = "{\n" + ",\n".join(drawn) + "\n}" if drawn else "{}"
     return ("{\n" + ",\n".join(f"{json.dumps(key)}: {text}" for key, text in body.items()) + "\n}\n").encode()
 

@@ -132,7 +132,7 @@ def _lengths(runs: Path) -> dict[str, int]:
     """The steps of the longest run of each task."""
     found: dict[str, int] = {}
     for record in records.load(runs)[0]:
-        steps = record["budget"].get("steps") or 0
+        steps = record.budget.steps or 0
         task = tables.task_of(record)
         found[task] = max(found.get(task, 0), steps)
     return {task: steps for task, steps in found.items() if steps}

@@ -5,7 +5,6 @@ The run goes to ``outputs/repeats``. Further overrides that cannot change its nu
 """
 
 import argparse
-import json
 import shlex
 import signal
 import subprocess
@@ -15,8 +14,9 @@ from pathlib import Path
 from longwave import PACKAGE
 from longwave.results import records
 from longwave.training import environment
-from longwave.training.config import NOT_IDENTITY, compose_run
+from longwave.training.config import compose_run, numbers
 from longwave.training.errors import UserError
+from longwave.training.record import Record, read
 from longwave.training.run import folder_of
 
 
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
 
 
-def find(name: str) -> dict:
+def find(name: str) -> Record:
     """The record in a file, or of that name in ``results/runs``."""
     path = Path(name)
     if not path.exists():
@@ -46,22 +46,22 @@ def find(name: str) -> dict:
         raise ValueError(f"{name}: {error}") from error
 
 
-def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str]:
+def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[str]:
     """Trains, and gives the lines that compare what came out with the record.
 
     Raises:
         UserError: where the command now means another run than it did, or the run fails.
     """
-    own = [*shlex.split(record["command"])[2:], "output=outputs/repeats"]
+    own = [*shlex.split(record.command)[2:], "output=outputs/repeats"]
     command = [*own, *overrides]
     config, _ = compose_run(command)
-    moved = differences(record["config"], config.as_dict())
-    then = record["git"]["commit"][:10] if record.get("git") else "an unknown commit"
+    moved = differences(record.config, config.as_dict())
+    then = record.git.commit[:10] if record.git else "an unknown commit"
     if moved and not anyway:
-        if not differences(record["config"], compose_run(own)[0].as_dict()):
+        if not differences(record.config, compose_run(own)[0].as_dict()):
             raise UserError(f"{' '.join(overrides)}: makes another run: {', '.join(moved)}. Or add --anyway")
         raise UserError(
-            f"{record['command']} now means another run than at {then}: {', '.join(moved)}. "
+            f"{record.command} now means another run than at {then}: {', '.join(moved)}. "
             "Check that commit out, or add --anyway"
         )
     print(shlex.join(["python", "train.py", *command]), flush=True)
@@ -73,21 +73,17 @@ def repeat(record: dict, overrides: list[str], anyway: bool = False) -> list[str
         signal.signal(signal.SIGINT, handler)
     if done.returncode:
         raise UserError(f"the run ended with exit code {done.returncode}")
-    now = json.loads((folder_of(config) / "record.json").read_text(encoding="utf-8"))
-    return list(compare(record, now))
+    return list(compare(record, read(folder_of(config))))
 
 
 def differences(before: dict, after: dict) -> list[str]:
     """The settings of two configurations that differ, of those that can change the numbers."""
-    # A section that is None is as good as absent: an older record has no curriculum.
-    before, after = (
-        _flat({k: v for k, v in c.items() if k not in NOT_IDENTITY and v is not None}) for c in (before, after)
-    )
+    before, after = _flat(numbers(before)), _flat(numbers(after))
     missing = object()
     return [
         f"{key} was {before.get(key, 'not there')} and is {after.get(key, 'not there')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, missing) != after.get(key, missing) and key != "training.checkpoint_seconds"
+        if before.get(key, missing) != after.get(key, missing)
     ]
 
 
@@ -98,21 +94,21 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def compare(then: dict, now: dict):
+def compare(then: Record, now: Record):
     """What differs between two machines or commits, and the scores of both."""
     here = environment.git()
     about = {
-        "commit": (then["git"] and then["git"]["commit"][:10], here and here["commit"][:10]),
-        "torch": (then["packages"].get("torch"), now["packages"].get("torch")),
-        "device": (then.get("device"), now.get("device")),
-        "time loop": (then.get("backend"), now.get("backend")),
+        "commit": (then.git and then.git.commit[:10], here and here.commit[:10]),
+        "torch": (then.packages.get("torch"), now.packages.get("torch")),
+        "device": (then.device, now.device),
+        "time loop": (then.backend, now.backend),
     }
     for key, (before, after) in about.items():
         if before != after:
             yield f"{key}: {before} then, {after} now"
-    for split, scores in then["metrics"].items():
+    for split, scores in then.metrics.items():
         for key, before in scores.items():
-            after = now["metrics"][split][key]
+            after = now.metrics[split][key]
             yield f"{split} {key}: {before:.6g} then, {after:.6g} now" + (", the same" if before == after else "")
 
 

@@ -6,7 +6,6 @@ cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.
 """
 
 import argparse
-import html
 import json
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from longwave import home
@@ -25,6 +25,7 @@ from longwave.results.verdict import NOT_RUN
 from longwave.training.diagnostics import FLOOR, PREFIX, png
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
+from longwave.training.record import Record
 
 PATH = home() / "results" / "report.html"
 PAGE = Path(__file__).parent / "page.html"
@@ -76,24 +77,19 @@ def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
         "gradients": [_by_lag(title, group, style) for title, group in _titles(rows, _has_gradients)],
     }
     charts = [chart for found in sections.values() for chart in found]
-    tasks = sorted({row.task for row in rows} | {task for task, _, _ in charts})
-    content = {
-        "summary": html.escape(
-            f"{sum(len(row.runs) for row in rows)} runs. Rows of the tables: {tables.summary(rows)}."
-        ),
-        "unrun": "" if any(row.runs for row in rows) else "checked",
-        "damaged": "".join(f"<li>{html.escape(line)}</li>" for line in damaged),
-        "models": "".join(_chip("model", model, style.colour(model)) for model in style.models),
-        "tasks": "".join(_chip("task", task) for task in tasks),
-        "tables": "".join(map(_table, tables.tables(rows))),
-        **{name: _cards(name, found) for name, found in sections.items()},
-        "charts": json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("</", "<\\/"),
-        "plotly": get_plotlyjs(),
-    }
-    text = PAGE.read_text(encoding="utf-8")
-    for name, value in content.items():
-        text = text.replace("{{" + name + "}}", value, 1)
-    return text
+    environment = Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(PAGE.name).render(
+        summary=f"{sum(len(row.runs) for row in rows)} runs. Rows of the tables: {tables.summary(rows)}.",
+        any_run=any(row.runs for row in rows),
+        damaged=list(damaged),
+        models=[{"name": model, "colour": style.colour(model)} for model in style.models],
+        tasks=sorted({row.task for row in rows} | {task for task, _, _ in charts}),
+        tables=tables.tables(rows),
+        not_run=NOT_RUN,
+        charts=json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("</", "<\\/"),
+        plotly=get_plotlyjs(),
+        **sections,
+    )
 
 
 class Style:
@@ -117,13 +113,13 @@ class Style:
         return {"color": self.colour(model), "symbol": symbol, "size": 10} | more
 
 
-def curve(runs: list[dict], key: str) -> tuple[list, list]:
+def curve(runs: list[Record], key: str) -> tuple[list, list]:
     """The median over the seeds at each step; a run that ended early keeps its last value."""
-    found = [run["curves"][key] for run in runs if run["curves"].get(key, {}).get("step")]
+    found = [run.curves[key] for run in runs if key in run.curves and run.curves[key].step]
     if not found:
         return [], []
-    steps = np.unique(np.concatenate([np.asarray(one["step"]) for one in found]))
-    values = np.median([np.interp(steps, one["step"], one["value"]) for one in found], axis=0)
+    steps = np.unique(np.concatenate([np.asarray(one.step) for one in found]))
+    values = np.median([np.interp(steps, one.step, one.value) for one in found], axis=0)
     return steps.tolist(), [float(f"{value:.5g}") for value in values]
 
 
@@ -151,28 +147,28 @@ def _titles(rows: list[Row], keep) -> list[tuple[str, list[Row]]]:
 
 
 def _has_no_epochs(row: Row) -> bool:
-    return bool(row.runs) and not row.runs[0].get("steps_per_epoch")
+    return bool(row.runs) and not row.runs[0].steps_per_epoch
 
 
 def _has_gradients(row: Row) -> bool:
-    return any(key.startswith(PREFIX) for run in row.runs for key in run["curves"])
+    return any(key.startswith(PREFIX) for run in row.runs for key in run.curves)
 
 
 def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
     figure, metric = _figure("training step", rows[0].metric), rows[0].metric
     scale = _scale(metric)
     for row, label in zip(rows, labels(rows), strict=True):
-        key = row.runs[0]["objective"]["key"]
+        key = row.runs[0].objective.key
         # Each seed, pale; a gap between one and the next.
-        each = [run["curves"][key] for run in row.runs if key in run["curves"]]
+        each = [run.curves[key] for run in row.runs if key in run.curves]
         if len(each) > 1:
-            x = [step for one in each for step in (*one["step"], None)]
-            y = [value and value * scale for one in each for value in (*one["value"], None)]
+            x = [step for one in each for step in (*one.step, None)]
+            y = [value and value * scale for one in each for value in (*one.value, None)]
             pale = style.line(row.model, width=1)
             _add(figure, row.model, label, x, y, line=pale, opacity=0.3, showlegend=False, hoverinfo="skip")
         steps, values = curve(row.runs, key)
         _add(figure, row.model, label, steps, [value * scale for value in values], line=style.line(row.model))
-    trivial = [run.get("baseline", {}).get(metric) for row in rows for run in row.runs]
+    trivial = [run.baseline.get(metric) for row in rows for run in row.runs]
     level = next((value for value in trivial if value), None)
     if level:
         last = max((trace.x[-1] for trace in figure.data if trace.x and trace.x[-1]), default=1)
@@ -196,7 +192,7 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
     for row in rows:
         if row.runs and not _has_no_epochs(row):
             # What is measured on batches is drawn beside what is measured on all: the curves say the same.
-            ours.setdefault((row.task, row.runs[0]["objective"]["key"].partition("/")[2]), []).append(row)
+            ours.setdefault((row.task, row.runs[0].objective.metric), []).append(row)
     theirs: dict[tuple[str, str], list] = {}
     for key, record in _trajectories():
         theirs.setdefault((record.task, record.metric), []).append((key, record))
@@ -205,8 +201,8 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
         figure, scale = _figure("epoch", f"validation {metric}"), _scale(metric)
         group = ours.get((task, metric), [])
         for row, label in zip(group, labels(group), strict=True):
-            steps, values = curve(row.runs, row.runs[0]["objective"]["key"])
-            epochs = [round(step / row.runs[0]["steps_per_epoch"], 3) for step in steps]
+            steps, values = curve(row.runs, row.runs[0].objective.key)
+            epochs = [round(step / row.runs[0].steps_per_epoch, 3) for step in steps]
             _add(figure, row.model, label, epochs, [value * scale for value in values], line=style.line(row.model))
         drawn: Counter[str] = Counter()
         for key, record in theirs.get((task, metric), []):
@@ -231,11 +227,11 @@ def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
     unit = "1,000 steps" if _has_no_epochs(rows[0]) else "epoch"
     figure = _figure(f"seconds per {unit}", f"test {metric}")
     for row, label in zip(rows, labels(rows), strict=True):
-        done = sum(run["budget"]["steps_done"] for run in row.runs)
+        done = sum(run.budget.steps_done for run in row.runs)
         # Another batch makes another epoch.
-        steps = row.runs[0].get("steps_per_epoch") or 1000
-        seconds = sum(run["wall_seconds"] for run in row.runs) / done * steps if done else None
-        memories = [run["peak_memory_bytes"] / 1e6 for run in row.runs if run.get("peak_memory_bytes")]
+        steps = row.runs[0].steps_per_epoch or 1000
+        seconds = sum(run.wall_seconds for run in row.runs) / done * steps if done else None
+        memories = [run.peak_memory_bytes / 1e6 for run in row.runs if run.peak_memory_bytes]
         memory = float(np.mean(memories)) if memories else None
         mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
         costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
@@ -261,12 +257,12 @@ def _by_lag(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fig
     ticks = [0.5, *(10**i for i in range(6))]
     for row, label in zip(rows, labels(rows), strict=True):
         lags = sorted(
-            {int(key.removeprefix(PREFIX)) for run in row.runs for key in run["curves"] if key.startswith(PREFIX)}
+            {int(key.removeprefix(PREFIX)) for run in row.runs for key in run.curves if key.startswith(PREFIX)}
         )
         for name, which, line in (("", -1, {}), (", before training", 0, {"dash": "dot", "width": 1})):
             x, y = [], []
             for lag in lags:
-                at = [run["curves"].get(f"{PREFIX}{lag}", {}).get("value") for run in row.runs]
+                at = [run.curves[f"{PREFIX}{lag}"].value for run in row.runs if f"{PREFIX}{lag}" in run.curves]
                 norm = float(np.median([values[which] for values in at if values] or [0.0]))
                 if norm > FLOOR:
                     # A logarithmic axis has no place for lag 0.
@@ -306,45 +302,6 @@ def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, **m
     figure.add_trace(go.Scatter(x=x, y=y, **options))
 
 
-def _cards(section: str, charts: list[tuple[str, str, go.Figure]]) -> str:
-    if not charts:
-        return '<p class="none">No records of this yet.</p>'
-    cards = (
-        f'<figure data-task="{html.escape(task)}"><figcaption>{html.escape(caption)}</figcaption>'
-        f'<div class="chart" role="img" aria-label="{html.escape(caption)}" data-section="{section}"></div></figure>'
-        for task, caption, _ in charts
-    )
-    return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _chip(kind: str, name: str, colour: str | None = None) -> str:
-    swatch = f'<i style="background:{colour}"></i>' if colour else ""
-    name = html.escape(name)
-    return f'<label><input type="checkbox" data-filter="{kind}" value="{name}" checked>{swatch}{name}</label>'
-
-
-def _table(table: tables.Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.header)
-    body = ""
-    for row, cells in zip(table.rows, table.cells, strict=True):
-        state = row.verdict.name.replace(" ", "-")
-        shown = "".join(
-            f'<td class="verdict {state}">{html.escape(text)}</td>' if name == "verdict" and text
-            else f'<td class="changed">{html.escape(text)}</td>' if name == "changed"
-            else f"<td>{html.escape(text).replace('/', '/<wbr>').replace('_', '_<wbr>')}</td>" if name == "recipe"
-            else f"<td>{html.escape(text)}</td>"
-            for name, text in zip(table.header, cells, strict=True)
-        )  # fmt: skip
-        run = "no" if row.verdict.name == NOT_RUN else "yes"
-        body += f'<tr data-model="{html.escape(row.model)}" data-run="{run}">{shown}</tr>'
-    notes = "".join(f"<li>{html.escape(f'{name}: {note}.')}</li>" for name, note in table.notes)
-    return (
-        f'<section class="table" data-task="{html.escape(table.rows[0].task)}"><h3>{html.escape(table.title)}</h3>'
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        + (f'<ul class="notes">{notes}</ul>' if notes else "") + "</section>"
-    )  # fmt: skip
-
-
 def picture(rows: list[Row], length: int) -> bytes:
     """The test MSE on the adding problem against training steps, the median of the seeds, as PNG.
 
@@ -368,12 +325,12 @@ def picture(rows: list[Row], length: int) -> bytes:
         line = style.line(row.model)
         dash = {"solid": "-", "dash": "--", "dot": ":"}[line["dash"]]
         drawn = ax.plot(
-            *curve(row.runs, row.runs[0]["objective"]["key"]), color=line["color"], linestyle=dash, linewidth=1.6,
+            *curve(row.runs, row.runs[0].objective.key), color=line["color"], linestyle=dash, linewidth=1.6,
             label=f"{label} ({len(row.runs)})",
         )  # fmt: skip
         if not tables.lengths(row) and any(other.model == row.model and tables.lengths(other) for other in found):
             drawn[0].set(linewidth=0.9, alpha=0.7)
-    level = next((run["baseline"]["mse"] for row in found for run in row.runs if run.get("baseline")), 1 / 6)
+    level = next((run.baseline["mse"] for row in found for run in row.runs if run.baseline), 1 / 6)
     ax.axhline(level, color="0.4", linestyle="--", linewidth=1, label="always predicting 1")
     ax.set_yscale("log")
     ax.set_xlabel("training step")
@@ -381,13 +338,13 @@ def picture(rows: list[Row], length: int) -> bytes:
     ax.set_title(f"Adding problem, T = {length:,} (number of seeds)")
     if len(found) == 1:
         for run in found[0].runs:
-            ax.plot(*curve([run], run["objective"]["key"]), color=style.colour(run["model"]), linewidth=0.8, alpha=0.4)
+            ax.plot(*curve([run], run.objective.key), color=style.colour(run.model), linewidth=0.8, alpha=0.4)
         begin = 0
-        for stage in found[0].runs[0].get("curriculum") or ():
+        for stage in found[0].runs[0].curriculum:
             ax.axvline(begin, color="0.6", linestyle=":", linewidth=0.8)
-            ax.text(begin, 1.0, f" {stage['length']:,}", transform=ax.get_xaxis_transform(), rotation=90,
+            ax.text(begin, 1.0, f" {stage.length:,}", transform=ax.get_xaxis_transform(), rotation=90,
                     va="top", ha="left", fontsize=8, color="0.4")  # fmt: skip
-            begin += stage["steps"]
+            begin += stage.steps
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     return png(figure)

@@ -20,9 +20,11 @@ from longwave.results import published, records
 from longwave.results.published import METRICS, Published
 from longwave.results.records import Group
 from longwave.results.verdict import NO_NUMBER, NOT_RUN, OTHER_PROTOCOL, Verdict, judge
-from longwave.training.config import CONF, choices
+from longwave.schema import MODEL, marked
+from longwave.training.config import CONF, choices, schemas
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
+from longwave.training.record import Record
 
 PATH = home() / "results" / "TABLES.md"
 COMMAND = "python -m results.tables"
@@ -30,11 +32,6 @@ COMMAND = "python -m results.tables"
 # Settings of a run that make it another protocol than its recipe's.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
 _PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
-# Another size of its model, or another model; not how it starts, learns or is computed.
-_MODEL = (
-    "hidden", "layers", "state", "blocks", "multiplier", "gated", "damping", "parametrisation", "train_dynamics",
-    "mode", "norm", "residual", "discretisation", "learned_step", "pooling", "depth", "tied", "repeat_last", "output",
-)  # fmt: skip
 _SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
 
 
@@ -69,7 +66,7 @@ class Row:
     parameters: int | None = None
     passed: dict[str, list[int | None]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    runs: list[dict] = field(default_factory=list)
+    runs: list[Record] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -130,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(1, f"error: {error}\n")
 
 
-def rows(ours: list[dict]) -> list[Row]:
+def rows(ours: list[Record]) -> list[Row]:
     """A row for each group of the records, and one for each recipe with a published number at which none aims."""
     cache: dict[str, Published | None] = {None: None}
     found = [_row(group, cache) for group in records.groups(ours)]
@@ -145,7 +142,7 @@ def rows(ours: list[dict]) -> list[Row]:
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
 
-def verdict_of(record: dict) -> Verdict:
+def verdict_of(record: Record) -> Verdict:
     """What can be said of one finished run alone."""
     return _row(Group([record]), {None: None}).verdict
 
@@ -170,9 +167,9 @@ def _aim(key: str | None, config: dict) -> str | None:
     return key
 
 
-def task_of(record: dict) -> str:
+def task_of(record: Record) -> str:
     """The task of a run; a data set of the archives by its own name, as the published records have it."""
-    return record["config"]["task"].get("dataset") or record["task"]
+    return record.config["task"].get("dataset") or record.task
 
 
 def _title(task: str, settings: dict) -> str:
@@ -192,88 +189,92 @@ def _published(key: str | None, cache: dict) -> Published | None:
 
 def _row(group: Group, cache: dict) -> Row:
     any_run = group.any
-    key = (any_run.get("published") or {}).get("key")
+    key = any_run.published.key if any_run.published else None
     target = _published(key, cache)
     metric = target.metric if target else _own_metric(any_run)
     differs = differences(any_run, key)
-    scores = [run["metrics"]["test"] for run in group.runs]
+    scores = [run.metrics["test"] for run in group.runs]
     if not all(metric in score for score in scores):
         differs.append(f"no {metric} measured")
         metric = _own_metric(any_run)
     values = [score[metric] for score in scores]
     row = Row(
-        title=_title(task_of(any_run), any_run["config"]["task"]),
-        model=any_run["model"],
+        title=_title(task_of(any_run), any_run.config["task"]),
+        model=any_run.model,
         task=task_of(any_run),
         metric=metric,
-        recipe=any_run.get("recipe"),
-        changed={name: value for name, value in any_run["changed"].items() if name != "task.T"} | _cell(any_run),
+        recipe=any_run.recipe,
+        changed={name: value for name, value in any_run.changed.items() if name != "task.T"} | _cell(any_run),
         values=values,
         key=key,
         published=target,
         verdict=judge(values, target, budget(group.runs), differs),
-        steps_in_recipe=any_run["budget"]["steps_in_recipe"],
-        parameters=any_run.get("parameters"),
+        steps_in_recipe=any_run.budget.steps_in_recipe,
+        parameters=any_run.parameters,
         runs=group.runs,
     )
     if group.runs:
-        row.steps = statistics.fmean(run["budget"]["steps_done"] for run in group.runs)
-        row.seconds = statistics.fmean(run["wall_seconds"] for run in group.runs)
-        row.stopped = ", ".join(sorted({run["stopped"] for run in group.runs}))
-        for bounds in any_run.get("first_passed", {}).values():
+        row.steps = statistics.fmean(run.budget.steps_done for run in group.runs)
+        row.seconds = statistics.fmean(run.wall_seconds for run in group.runs)
+        row.stopped = ", ".join(sorted({run.stopped for run in group.runs}))
+        for bounds in any_run.first_passed.values():
             for bound in bounds:
-                row.passed[bound] = [steps[bound] for run in group.runs for steps in run["first_passed"].values()]
+                row.passed[bound] = [steps[bound] for run in group.runs for steps in run.first_passed.values()]
     row.notes = [*row.verdict.notes]
-    odd = [run["status"] for run in group.unfinished]
-    odd += [f"collected by force ({', '.join(run['forced'])})" for run in group.runs if run.get("forced")]
+    odd = [run.status for run in group.unfinished]
+    odd += [f"collected by force ({', '.join(run.forced)})" for run in group.runs if run.forced]
     row.notes += [f"{count} {'run' if count == 1 else 'runs'} {what}" for what, count in Counter(odd).items()]
     return row
 
 
-def _own_metric(record: dict) -> str:
+def _own_metric(record: Record) -> str:
     """What the run itself was selected by; a failed one may not have come to it."""
-    return (record.get("objective") or {"key": "test/loss"})["key"].partition("/")[2]
+    return record.objective.metric if record.objective else "loss"
 
 
-def _cell(record: dict) -> dict:
+def _cell(record: Record) -> dict:
     """The settings by which a run aims at another cell than its recipe as it is."""
-    recipe = _recipe(record.get("recipe") or "")
+    recipe = _recipe(record.recipe or "")
     found = {}
     for name in _SETTING.findall(recipe.get("published") or ""):
         section, _, setting = name.partition(".")
-        value = record["config"].get(section, {}).get(setting)
+        value = record.config.get(section, {}).get(setting)
         if value != recipe.get(section, {}).get(setting):
             found[name] = value
     return found
 
 
-def differences(record: dict, key: str | None) -> list[str]:
+def differences(record: Record, key: str | None) -> list[str]:
     """What a run does not have of the protocol of the published value ``key``: that of the recipe that aims at it."""
-    recipe = record.get("recipe")
+    recipe = record.recipe
     if recipe is None:
         return ["no recipe"]
-    if _aim(_recipe(recipe).get("published"), record["config"]) != key:
+    if _aim(_recipe(recipe).get("published"), record.config) != key:
         return [f"recipe {recipe} does not aim at {key}"]
+    model = {("model", key) for key in _structural(record.model)}
     return [
         f"{name}={value}"
-        for name, value in record["changed"].items()
-        if name in _PROTOCOL
-        or name.startswith(_PROTOCOL_SECTIONS)
-        or (name.startswith("model.") and name.removeprefix("model.") in _MODEL)
+        for name, value in record.changed.items()
+        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS) or name.partition(".")[::2] in model
     ]
 
 
-def budget(runs: list[dict]) -> float | None:
+def _structural(model: str) -> frozenset[str]:
+    """Settings that make it another model, or another size of it."""
+    return marked(dict(schemas("model"))[model], MODEL) if model in choices("model") else frozenset()
+
+
+def budget(runs: list[Record]) -> float | None:
     """The share of the recipe's steps that runs had at most; None where that is all that the recipe gives them.
 
     A target ends a run for our convenience; no published protocol has one. Patience is a recipe's own, unless changed.
     """
     shares = []
     for run in runs:
-        steps, whole = run["budget"]["steps"], run["budget"]["steps_in_recipe"]
-        early = run["stopped"] == "target" or (run["stopped"] == "patience" and "training.patience" in run["changed"])
+        steps, whole = run.budget.steps, run.budget.steps_in_recipe
+        early = run.stopped == "target" or (run.stopped == "patience" and "training.patience" in run.changed)
         if whole is not None:
-            shares.append((run["budget"]["steps_done"] if early else steps) / whole)
+            shares.append((run.budget.steps_done if early else steps) / whole)
     return max(shares) if shares and max(shares) != 1 else None
 
 
@@ -307,7 +308,7 @@ def _table(title: str, metric: str, group: list[Row]) -> Table:
 
 def lengths(row: Row) -> str:
     """The lengths of the curriculum; empty where there was none."""
-    reached = {tuple(stage["length"] for stage in run.get("curriculum") or ()) for run in row.runs}
+    reached = {tuple(stage.length for stage in run.curriculum) for run in row.runs}
     return ", ".join(f"{length:,}" for length in max(reached, key=len, default=()))
 
 
@@ -384,6 +385,8 @@ def summary(found: list[Row]) -> str:
 
 
 def as_markdown(found: list[Table]) -> str:
+    from tabulate import tabulate
+
     everything = [row for table in found for row in table.rows]
     lines = [
         "# Results",
@@ -395,36 +398,22 @@ def as_markdown(found: list[Table]) -> str:
     if everything:
         lines += ["", f"In all: {summary(everything)}."]
     for table in found:
-        lines += ["", f"## {table.title}", "", _line(table.header), "|" + "---|" * len(table.header)]
-        lines += [_line(cells) for cells in table.cells]
+        cells = [[cell.replace("|", "\\|") for cell in cells] for cells in table.cells]
+        lines += ["", f"## {table.title}", "", tabulate(cells, table.header, tablefmt="pipe", disable_numparse=True)]
         if table.notes:
             lines += ["", *(f"- {name}: {note}." for name, note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-}  # fmt: skip
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
 def as_latex(found: list[Table]) -> str:
     r"""Floats with ``tabular`` and the rules of ``\usepackage{booktabs}``."""
+    from tabulate import LATEX_ESCAPE_RULES, tabulate
+
     lines = []
     for table in found:
-        lines += [r"\begin{table}", rf"\caption{{{_escape(table.title)}}}"]
-        lines += [rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule"]
-        lines += [" & ".join(map(_escape, table.header)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(_escape, cells)) + r" \\" for cells in table.cells]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+        caption = "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in table.title)
+        body = tabulate(table.cells, table.header, tablefmt="latex_booktabs", disable_numparse=True)
+        lines += [r"\begin{table}", rf"\caption{{{caption}}}", body, r"\end{table}", ""]
     return "\n".join(lines)
 
 

@@ -40,14 +40,6 @@ NO_NUMBER = "no published number"
 # A deviation of fewer says next to nothing.
 MIN_SEEDS = 3
 
-# One-sided 5 % points of Student's t for 1, 2, ..., 30 degrees of freedom, then of the normal distribution.
-_T = (
-    6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812,
-    1.796, 1.782, 1.771, 1.761, 1.753, 1.746, 1.740, 1.734, 1.729, 1.725,
-    1.721, 1.717, 1.714, 1.711, 1.708, 1.706, 1.703, 1.701, 1.699, 1.697,
-)  # fmt: skip
-_NORMAL = 1.645
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -153,11 +145,13 @@ def _sample_deviation(published: Published) -> float | None:
 
 def _student(terms: list[tuple[float, float]]) -> float:
     """The one-sided 5 % point for a sum of variances (Welch and Satterthwaite)."""
+    # Imported here, since most commands judge nothing.
+    from scipy.special import stdtrit
+
     denominator = sum(v**2 / freedom for v, freedom in terms)
-    if not denominator:
-        return _NORMAL
-    freedom = math.floor(sum(v for v, _ in terms) ** 2 / denominator + 1e-9)
-    return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
+    freedom = sum(v for v, _ in terms) ** 2 / denominator if denominator else math.inf
+    # At infinity stdtrit is not defined, and Student's distribution is the normal one.
+    return float(stdtrit(min(freedom, 1e9), 0.95))
 
 
 def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from longwave.sweeps.plan import FINISHED, RUNNING, Planned, key_of
+from longwave.sweeps.plan import RUNNING, Planned, key_of
 from longwave.sweeps.show import say
 from longwave.sweeps.watch import SECONDS, Watch
 from longwave.training.errors import Taken, UserError
+from longwave.training.record import FINISHED
 
 
 class Launch:
@@ -61,13 +62,13 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
             time.sleep(SECONDS)
             continue
         batch = free[: launch.at_once]
-        before = {run.name: (run.record() or {}).get("written") for run in batch}
+        before = {run.name: _written(run) for run in batch}
         try:
             returns = launch([run.overrides for run in batch])
         except Exception as error:
             # A worker died. Whoever was at work then may be the reason, and has one more try.
             reason = f"a worker died ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            suspects = [run for run in batch if (run.record() or {}).get("written") != before[run.name]]
+            suspects = [run for run in batch if _written(run) != before[run.name]]
             suspects = [run for run in suspects if run.state() != FINISHED]
             say(reason)
             for run in suspects or batch:
@@ -84,3 +85,9 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
                 watch.failed(run.name, f"{kind}{error}")
             elif run.state() != FINISHED:
                 watch.failed(run.name, "it left no finished record")
+
+
+def _written(run: Planned) -> str | None:
+    """Time of the run's record, if there is one."""
+    record = run.record()
+    return record and record.written

@@ -1,7 +1,6 @@
 """A table (``conf/table/*.yaml``) as runs: rows x lengths x seeds, each a command line of ``train.py``."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from longwave.results import records
+from longwave.training import record
 from longwave.training.config import CONF, Config, choices, compose_run, recipe_overrides
 from longwave.training.errors import UserError
-from longwave.training.run import folder_of, is_locked, read_record
+from longwave.training.record import FINISHED, Record
+from longwave.training.run import folder_of, is_locked
 
-FINISHED, RUNNING, FAILED, INTERRUPTED, MISSING = "finished", "running", "failed", "interrupted", "missing"
+# States of a run beside those of its record.
+RUNNING, MISSING = "running", "missing"
 
 
 @dataclass
@@ -88,21 +90,18 @@ class Planned:
     def name(self) -> str:
         return self.folder.name
 
-    def record(self) -> dict | None:
-        """What the run has left so far; None where there is nothing, or nothing that can be read."""
-        try:
-            return read_record(self.folder)
-        except (OSError, ValueError):
-            return None
+    def record(self) -> Record | None:
+        """The run's record so far; None where there is none that can be read."""
+        return _read(self.folder / "record.json")
 
     def state(self) -> str:
         """finished, running (in any process), failed, interrupted or missing."""
-        status = (self.record() or {}).get("status")
-        if status == FINISHED:
+        found = self.record()
+        if found is not None and found.status == FINISHED:
             return FINISHED
         if is_locked(self.folder):
             return RUNNING
-        return status if status in (FAILED, INTERRUPTED) else MISSING
+        return MISSING if found is None else found.status
 
 
 def seeds_of(seeds: Any) -> list[int]:
@@ -200,22 +199,22 @@ class Estimate:
     """How long runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
 
     def __init__(self, output: Path):
-        self.earlier: list[dict] = []
-        self._nearest: dict[str, dict | None] = {}
+        self.earlier: list[Record] = []
+        self._nearest: dict[str, Record | None] = {}
         for path in [*records.FOLDER.glob("*.json"), *output.glob("runs/*/record.json")]:
             self.learn(path)
 
     def learn(self, path: Path) -> None:
         """Takes in one more record; of two that are as near, the later one counts."""
-        record = _read(path)
-        if record is not None:
-            self.earlier.insert(0, record)
+        found = _read(path)
+        if found is not None and found.budget.steps_done and found.wall_seconds:
+            self.earlier.insert(0, found)
             self._nearest.clear()
 
-    def nearest(self, config: Config) -> dict | None:
+    def nearest(self, config: Config) -> Record | None:
         """The run of the same model and task whose length, batch and size are nearest."""
-        same = [r for r in self.earlier if (r["model"], r["task"]) == (config.model.name, config.task.name)]
-        return min(same, key=lambda record: _distance(config.as_dict(), record["config"]), default=None)
+        same = [r for r in self.earlier if (r.model, r.task) == (config.model.name, config.task.name)]
+        return min(same, key=lambda found: _distance(config.as_dict(), found.config), default=None)
 
     def seconds(self, run: Planned) -> float | None:
         """What is left of a run, at most: to the end of its budget. None where no earlier run tells."""
@@ -224,25 +223,23 @@ class Estimate:
         near = self._nearest[run.name]
         if near is None:
             return None
-        own = _read(run.folder / "record.json")
-        if own is not None and own["budget"].get("steps"):
-            budget = own["budget"]
-            return max(0, budget["steps"] - budget["steps_done"]) * own["wall_seconds"] / budget["steps_done"]
+        own = run.record()
+        if own is not None and own.budget.steps and own.budget.steps_done and own.wall_seconds:
+            left = max(0, own.budget.steps - own.budget.steps_done)
+            return left * own.wall_seconds / own.budget.steps_done
         steps = _steps(run.config, near)
         if steps is None:
             return None
-        longer = getattr(run.config.task, "T", 1) / (near["config"]["task"].get("T") or 1)
-        return steps * longer * near["wall_seconds"] / near["budget"]["steps_done"]
+        longer = getattr(run.config.task, "T", 1) / (near.config["task"].get("T") or 1)
+        return steps * longer * near.wall_seconds / near.budget.steps_done
 
 
-def _read(path: Path) -> dict | None:
-    """A record, where it is whole and tells something."""
+def _read(path: Path) -> Record | None:
+    """A record, if it is there and whole."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        records.check(record, collected=False)
+        return record.parse(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return record if record["budget"]["steps_done"] and record.get("wall_seconds") else None
 
 
 # What decides about the time of a step.
@@ -260,13 +257,13 @@ def _distance(ours: dict, theirs: dict) -> float:
     return distance
 
 
-def _steps(config: Config, near: dict) -> int | None:
+def _steps(config: Config, near: Record) -> int | None:
     """The budget of a run that has not begun; epochs are as long as those of the run ``near``."""
     training = config.training
     if training.epochs is None:
         return training.steps
-    theirs = near["config"]["training"]
-    whole = near["budget"].get("steps")
+    theirs = near.config["training"]
+    whole = near.budget.steps
     if not whole or not theirs.get("epochs") or not theirs.get("batch_size") or theirs.get("steps") is not None:
         return training.steps
     samples = whole / theirs["epochs"] * theirs["batch_size"]

@@ -198,9 +198,9 @@ def reporter(path: Path, name: str, search: Search) -> Callable:
     study = optuna.load_study(storage=_storage(path), study_name=name, pruner=_pruner(search))
     found = {}
 
-    def on_score(run, step: int, value: float) -> None:
-        if run.task.higher_is_better != (search.direction == "maximize"):
-            raise UserError(f"direction={search.direction}: is the wrong one for {run.task.metric}")
+    def on_score(run, task, step: int, value: float) -> None:
+        if task.higher_is_better != (search.direction == "maximize"):
+            raise UserError(f"direction={search.direction}: is the wrong one for {task.metric}")
         if not found:
             running = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.RUNNING]
             mine = next((t for t in running if t.user_attrs.get("run") == run.name), None)

@@ -5,8 +5,9 @@ from rich.measure import Measurement
 from rich.table import Table as Lines
 
 from longwave.results import records, tables
-from longwave.sweeps.plan import FINISHED, Estimate, Planned
+from longwave.sweeps.plan import Estimate, Planned
 from longwave.training.progress import console
+from longwave.training.record import FINISHED
 
 
 def show_plan(runs: list[Planned], estimate: Estimate) -> None:

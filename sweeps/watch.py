@@ -7,8 +7,9 @@ from collections import Counter
 from rich.progress import BarColumn, Progress, TextColumn
 
 from longwave.results.tables import duration
-from longwave.sweeps.plan import FAILED, FINISHED, RUNNING, Estimate, Planned
+from longwave.sweeps.plan import RUNNING, Estimate, Planned
 from longwave.training import progress
+from longwave.training.record import FAILED, FINISHED
 
 # Between two looks at the folders, and between two lines where the output is no terminal.
 SECONDS = 1.0
@@ -27,9 +28,9 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         # Records of before; one that changes to failed has failed in this sweep.
-        before = {run.name: run.record() or {} for run in runs}
-        self._before = {name: record.get("written") for name, record in before.items()}
-        self._finished = {name for name, record in before.items() if record.get("status") == FINISHED}
+        before = {run.name: run.record() for run in runs}
+        self._before = {name: record and record.written for name, record in before.items()}
+        self._finished = {name for name, record in before.items() if record and record.status == FINISHED}
         self._last: tuple[str, float] = ("", 0.0)
         self._bar = None
         if progress.console.is_terminal:
@@ -72,9 +73,9 @@ class Watch:
                 self._finished.add(run.name)
                 self.estimate.learn(run.folder / "record.json")
             elif state == FAILED:
-                record = run.record() or {}
-                if record.get("written") != self._before[run.name]:
-                    self.failed(run.name, str(record.get("error")).removeprefix("UserError: "))
+                record = run.record()
+                if record and record.written != self._before[run.name]:
+                    self.failed(run.name, str(record.error).removeprefix("UserError: "))
             if state != FINISHED and run.name not in self.failures:
                 seconds = self.estimate.seconds(run)
                 left, unknown = left + (seconds or 0.0), unknown or seconds is None

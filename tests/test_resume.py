@@ -11,6 +11,7 @@ import torch
 from longwave.training import loop
 from longwave.training.config import choices
 from longwave.training.errors import Interrupted
+from longwave.training.record import Git
 
 ADDING = (
     "model=cornn", "task=adding", "task.T=20", "model.hidden=8", "training.batch_size=4", "task.test_samples=50",
@@ -140,15 +141,15 @@ SETTINGS = {
 
 
 def die_and_resume(fit_here, arguments, output, step, monkeypatch):
-    train_step = loop._train_step
+    train_step = loop.Trainer.train_step
 
-    def dying(config, task, model, device, optimizer, state):
-        if state.step == step:
+    def dying(trainer):
+        if trainer.state.step == step:
             raise KeyboardInterrupt
-        return train_step(config, task, model, device, optimizer, state)
+        train_step(trainer)
 
     with monkeypatch.context() as m:
-        m.setattr("longwave.training.loop._train_step", dying)
+        m.setattr("longwave.training.loop.Trainer.train_step", dying)
         with pytest.raises(KeyboardInterrupt):
             fit_here(*arguments, output=output)
     return fit_here(*arguments, output=output)[1]
@@ -255,7 +256,7 @@ def test_killed_before_its_first_checkpoint_it_was_a_session_all_the_same(fit_he
 
 @pytest.mark.parametrize(("step", "dirty"), [(0, False), (1, True)])
 def test_what_a_dirty_tree_has_trained_stays_so(step, dirty, fit_here, tmp_path, monkeypatch):
-    trees = iter([{"commit": "a" * 40, "dirty": True}, {"commit": "b" * 40, "dirty": False}])
+    trees = iter([Git(commit="a" * 40, dirty=True), Git(commit="b" * 40, dirty=False)])
     monkeypatch.setattr("longwave.training.environment.git", lambda: next(trees))
     arguments = (
         "task.T=6", "model.hidden=3", "training.batch_size=2", "training.steps=4", "task.test_samples=10",

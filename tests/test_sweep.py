@@ -28,7 +28,7 @@ from longwave.training.config import choices, compose_object, compose_run
 from longwave.training.errors import UserError
 from longwave.training.run import folder_of
 from tests.conftest import TrainProcess
-from tests.results.cases import make_record
+from tests.results.cases import make_record, parsed
 from tests.test_multirun import LAUNCHERS, installed
 
 TINY = (
@@ -224,7 +224,7 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr("longwave.sweeps.show.console", console)
-    monkeypatch.setattr("longwave.sweeps.show.records.read_run", lambda record: record)
+    monkeypatch.setattr("longwave.sweeps.show.records.read_run", parsed)
     show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
     lines = out.getvalue().splitlines()
     (table,) = tables.tables([row for row in tables.rows(made) if row.runs])
@@ -438,18 +438,18 @@ def study_in(output: Path):
 
 def test_a_search_goes_on_where_it_was_interrupted(sweep_here, tmp_path, monkeypatch, capsys):
     output = tmp_path / "outputs"
-    train_step, count = loop._train_step, 0
+    train_step, count = loop.Trainer.train_step, 0
 
-    def dying(*given):
+    def dying(trainer):
         nonlocal count
         count += 1
         # In the middle of the second trial.
         if count == 10:
             raise KeyboardInterrupt
-        return train_step(*given)
+        train_step(trainer)
 
     with monkeypatch.context() as m:
-        m.setattr("longwave.training.loop._train_step", dying)
+        m.setattr("longwave.training.loop.Trainer.train_step", dying)
         with pytest.raises(KeyboardInterrupt):
             sweep_here(Sweep(search=SEARCH))
     states = [trial.state.name for trial in study_in(output).trials]

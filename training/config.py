@@ -8,12 +8,12 @@ registered under the name of its file, as ``schema/model/<file>``, ``schema/task
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
 import itertools
 import json
-import math
 import pkgutil
 import re
 import textwrap
@@ -31,31 +31,33 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
+from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked
 from longwave.tasks import transforms
+from longwave.training.budget import Training
 from longwave.training.curriculum import Curriculum
 from longwave.training.diagnostics import Diagnostics
 from longwave.training.errors import UserError
-from longwave.training.loop import Training
 from longwave.training.optimizers import Optimizer, Scheduler
 from longwave.training.tracking import Tracking
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
-# Where the schemas of a group are.
+# Groups with a schema for each choice, and the package where those are.
 PACKAGES = {"model": models, "task": tasks, "transform": transforms}
 
 # Groups with one schema for all choices.
-SECTIONS = {"optimizer": Optimizer, "scheduler": Scheduler, "curriculum": Curriculum}
-
-# What cannot change the numbers of a run, up to rounding, and therefore is no part of its identity.
-NOT_IDENTITY = ("published", "output", "device", "threads", "fresh", "data", "tracking", "diagnostics")
+SECTIONS = {
+    "training": Training,
+    "optimizer": Optimizer,
+    "scheduler": Scheduler,
+    "curriculum": Curriculum,
+    "tracking": Tracking,
+}
 
 # Folders of conf/ that hold no choices of a run.
 NOT_OF_A_RUN = ("hydra", "table", "search", "wandb")
 
 
 @dataclass
-class Data:
+class Data(Section):
     """Where data sets live.
 
     Args:
@@ -66,12 +68,12 @@ class Data:
 
 
 @dataclass
-class Config:
+class Config(Section):
     """One run.
 
     Args:
         transform: of the inputs of the task; None is none.
-        seed: of everything that is random; 0 or more.
+        seed: of everything that is random.
         published: key of the published value that the run aims at, ``<paper>/<cell>``, as in ``results/published``.
         output: folder of all runs, relative to :func:`longwave.home`.
         device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
@@ -83,28 +85,23 @@ class Config:
     task: Any = MISSING
     transform: Any = None
     training: Any = MISSING
-    tracking: Any = MISSING
+    tracking: Annotated[Any, NEUTRAL] = MISSING
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     curriculum: Curriculum = field(default_factory=Curriculum)
-    diagnostics: Diagnostics = field(default_factory=Diagnostics)
-    data: Data = field(default_factory=Data)
-    seed: int = 0
-    published: str | None = None
-    output: str = "outputs"
-    device: str = "auto"
-    threads: int | None = None
-    fresh: bool = False
+    diagnostics: Annotated[Diagnostics, NEUTRAL] = field(default_factory=Diagnostics)
+    data: Annotated[Data, NEUTRAL] = field(default_factory=Data)
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0
+    published: Annotated[str | None, NEUTRAL] = None
+    output: Annotated[str, NEUTRAL] = "outputs"
+    device: Annotated[str, OneOf("auto", "cpu", "cuda", "mps"), NEUTRAL] = "auto"
+    threads: Annotated[int | None, Ge(1), Le(4096), NEUTRAL] = None
+    fresh: Annotated[bool, NEUTRAL] = False
 
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be 0 or more")
-        if self.device not in DEVICES:
-            raise ValueError(f"device={self.device}: must be one of {', '.join(DEVICES)}")
+        super().__post_init__()
         if not self.output:
             raise ValueError("output='': must be a folder")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads={self.threads}: must be 1 or more")
         # A model may depend on the transform of its inputs.
         if hasattr(self.model, "check"):
             self.model.check(self.transform)
@@ -115,14 +112,40 @@ class Config:
         return values if self.curriculum.name != "none" else values | {"curriculum": None}
 
     def identity(self, with_seed: bool = True) -> str:
-        """The hash that names a run: of every key that can change its numbers. Without the seed, it names a group."""
-        kept = {key: value for key, value in self.as_dict().items() if key not in NOT_IDENTITY and value is not None}
-        kept["training"].pop("checkpoint_seconds")
-        if self.transform is not None:
-            kept["transform"].pop("backend", None)
+        """Hash of every setting that can change a number; it names the run, or without the seed its group."""
+        kept = numbers(self.as_dict())
         if not with_seed:
             kept.pop("seed")
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def numbers(config: dict) -> dict:
+    """The settings of a configuration, as ``Config.as_dict`` gives them, that can change a number of the run.
+
+    Left out are those marked NEUTRAL, and sections that are None: an older record has no curriculum.
+    """
+    found = {}
+    for section, value in config.items():
+        if section in marked(Config, NEUTRAL) or value is None:
+            continue
+        neutral = _neutral(section) if isinstance(value, dict) else ()
+        found[section] = {k: v for k, v in value.items() if k not in neutral} if neutral else value
+    return found
+
+
+@functools.cache
+def _neutral(section: str) -> frozenset[str]:
+    """The keys of a section that are marked NEUTRAL in any of its schemas."""
+    return frozenset().union(*(marked(schema, NEUTRAL) for _, schema in schemas(section)))
+
+
+def schemas(group: str) -> list[tuple[str, type]]:
+    """Name and dataclass of every schema of a group."""
+    if group in SECTIONS:
+        return [(group, SECTIONS[group])]
+    package = PACKAGES[group]
+    modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, package.__name__ + ".")]
+    return [(module.__name__.rpartition(".")[2], module.Config) for module in modules if hasattr(module, "Config")]
 
 
 def register() -> None:
@@ -131,11 +154,9 @@ def register() -> None:
     store.store(group="schema", name="train", node=Config)
     store.store(group="schema", name="training", node=Training)
     store.store(group="schema", name="tracking", node=Tracking)
-    for kind, package in PACKAGES.items():
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            schema = getattr(importlib.import_module(module.name), "Config", None)
-            if schema is not None:
-                store.store(group=f"schema/{kind}", name=module.name.rsplit(".", 1)[1], node=schema)
+    for group in PACKAGES:
+        for name, schema in schemas(group):
+            store.store(group=f"schema/{group}", name=name, node=schema)
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
     OmegaConf.register_new_resolver("about", about, replace=True)
     OmegaConf.register_new_resolver("home", lambda path: str(home() / Path(path).expanduser()), replace=True)
@@ -157,7 +178,7 @@ def about(overrides: list[str]) -> str:
         schema = SECTIONS.get(group)
         if schema is None:
             file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
-            schema = importlib.import_module(f"{PACKAGES[group].__name__}.{file}").Config
+            schema = dict(schemas(group))[file]
         text = inspect.getdoc(schema).replace("Args:", f"Keys, as {group}.<key>=<value>:")
         texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
     # The whole is a template, to Hydra.
@@ -177,7 +198,6 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
     for section in [key for key in cfg if OmegaConf.is_dict(cfg[key])]:
         _to_object(cfg[section], f"{section}.")
     config = _to_object(cfg, "")
-    _refuse_infinite(config.as_dict(), "")
     for group in ("model", "task", "transform", "tracking"):
         name = getattr(getattr(config, group), "name", "none")
         if name != chosen[group]:
@@ -198,43 +218,72 @@ def recipe_overrides(name: str) -> list[str]:
     return [f"recipe={name}"] if own else [f"model={model}", f"task={cell}"]
 
 
-def changed_from_recipe(config: Config, name: str) -> dict[str, Any]:
-    """The settings of a run that are not as its recipe has them, ``{"task.T": 500}``; not how often it is looked at.
+def changed_from_recipe(config: Config, recipe: Config, interpolated: dict[str, str]) -> dict[str, Any]:
+    """The settings of a run that can change its numbers and are not as its recipe has them, ``{"task.T": 500}``.
+
+    Args:
+        recipe: the run of the recipe as it is; see :func:`compose_recipe`.
+        interpolated: settings that follow others, ``{"training.steps": "${task.T}"}``: they are compared with what
+            they would be in ``config``.
+    """
+    own, theirs = numbers(config.as_dict()), numbers(recipe.as_dict())
+    # A curriculum where the recipe has none is named by what is not as the group has it.
+    theirs.setdefault("curriculum", dataclasses.asdict(Curriculum()))
+    for name, text in interpolated.items():
+        section, _, key = name.partition(".")
+        theirs[section][key] = OmegaConf.create(own | {"followed": text}).followed
+    found = {}
+    for section, settings in theirs.items():
+        if section not in own:
+            found |= {section: "none"} if settings.get("name", "none") != "none" else {}
+    for section, settings in own.items():
+        if isinstance(settings, dict):
+            before = theirs.get(section, {})
+            found |= {f"{section}.{key}": value for key, value in settings.items() if value != before.get(key)}
+    return found
+
+
+def compose_recipe(name: str, config: Config) -> tuple[Config, dict[str, str]]:
+    """The run of a recipe as it is, and its settings that follow others, by key.
 
     A recipe of a whole table names its published value by some of its settings, ``..._step${transform.step}``: those
-    choose the cell, and are not changed. Nor is what follows another setting as the recipe says, ``steps: ${task.T}``.
+    choose the cell, and are as in ``config``.
     """
     own = config.as_dict()
     target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""
     cell = [key.split(".") for key in re.findall(r"\$\{([\w.]+)\}", target)]
     same = [f"{section}.{key}={own[section][key]}" for section, key in cell]
     cfg, chosen = _compose("train", [*recipe_overrides(name), *same])
-    recipe = resolve(cfg, chosen).as_dict()
-    for section, text in OmegaConf.to_container(cfg, resolve=False).items():
-        for key, value in text.items() if isinstance(text, dict) else ():
-            if OmegaConf.is_interpolation(cfg[section], key):
-                recipe[section][key] = OmegaConf.create(own | {"followed": value}).followed
-    ignored = {"evaluate_every", "log_every", "checkpoint_seconds", "backend"}
-    # A curriculum where the recipe has none is named by what is not as the group has it.
-    recipe["curriculum"] = recipe["curriculum"] or dataclasses.asdict(Curriculum())
-    found = {}
-    for section in ("model", "task", "transform", "training", "optimizer", "scheduler", "curriculum"):
-        theirs = recipe[section] or {}
-        if own[section] is None:
-            found |= {section: "none"} if theirs.get("name", "none") != "none" else {}
-        else:
-            kept = {key: value for key, value in own[section].items() if key not in ignored}
-            found |= {f"{section}.{key}": value for key, value in kept.items() if value != theirs.get(key)}
-    return found
+    interpolated = {
+        f"{section}.{key}": value
+        for section, text in OmegaConf.to_container(cfg, resolve=False).items()
+        for key, value in (text.items() if isinstance(text, dict) else ())
+        if OmegaConf.is_interpolation(cfg[section], key)
+    }
+    return resolve(cfg, chosen), interpolated
 
 
-def check(arguments: list[str]) -> list[str]:
+@dataclass
+class Command:
+    """A command line of train.py.
+
+    Args:
+        arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
+        overrides: those among them.
+        config: of its one run; None where Hydra has to do something else: several runs, help, ...
+        recipe: of that run.
+    """
+
+    arguments: list[str]
+    overrides: list[str]
+    config: Config | None = None
+    recipe: str | None = None
+
+
+def parse(arguments: list[str]) -> Command:
     """Composes and checks every run that a command line asks for, before anything is created.
 
     Sweeps over lists and ranges are expanded; the spaces of a sweeper of its own (``interval(...)``) are left to it.
-
-    Returns:
-        The same arguments with the flags in front: Hydra takes no overrides on both sides of a flag.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -254,15 +303,18 @@ def check(arguments: list[str]) -> list[str]:
         raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
     if parsed.config_dir is not None:
         alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
+    flags = [text for text in arguments if text not in parsed.overrides]
+    command = Command(flags + overrides, overrides)
     if parsed.help:
         # A model and a task alone need no budget.
         for group, name in (text.split("=", 1) for text in overrides if "=" in text):
             if (CONF / group).is_dir() and name not in choices(group):
                 raise UserError(_no_choice(group, name, choices(group)))
-        alternatives = []
-    for job in itertools.product(*alternatives):
-        compose_run(list(job))
-    return [text for text in arguments if text not in parsed.overrides] + overrides
+        return command
+    runs = [compose_run(list(job)) for job in itertools.product(*alternatives)]
+    if not flags and not any(text.lstrip("+~").startswith("hydra") for text in overrides):
+        ((command.config, command.recipe),) = runs
+    return command
 
 
 def _complete(overrides: list[str]) -> list[str]:
@@ -345,14 +397,6 @@ def _refuse_unknown(node: DictConfig, prefix: str) -> None:
             raise UserError(unknown_key(f"{prefix}{key}", key, known))
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             _refuse_unknown(node[key], f"{prefix}{key}.")
-
-
-def _refuse_infinite(values: dict, prefix: str) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _refuse_infinite(value, f"{prefix}{key}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{prefix}{key}={value}: must be finite")
 
 
 def _to_object(node: DictConfig, prefix: str) -> Any:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from longwave.schema import Annotated, Ge, Gt, Le, OneOf, Section
 from longwave.tasks.base import Task
 from longwave.training.errors import UserError
 
@@ -10,7 +11,7 @@ KINDS = {"none": (), "grow": ("start", "factor"), "lengths": ("lengths",)}
 
 
 @dataclass
-class Curriculum:
+class Curriculum(Section):
     """Train on growing lengths. Evaluation, selection and ``training.target`` stay at the task's own length.
 
     Training moves to the next length when the metric on test sequences of the current length has been better than
@@ -31,37 +32,28 @@ class Curriculum:
             null is off.
     """
 
-    name: str = "none"
-    start: int | None = None
-    factor: float | None = None
-    lengths: list[int] | None = None
+    name: Annotated[str, OneOf("none", "grow", "lengths")] = "none"
+    start: Annotated[int | None, Ge(1)] = None
+    factor: Annotated[float | None, Gt(1), Le(1000)] = None
+    lengths: Annotated[list[int] | None, Ge(1)] = None
     bound: float | None = None
-    evaluations: int = 2
-    least_steps: int = 0
-    most_steps: int | None = None
-    lr_power: float = 0.0
-    lr_decay: float | None = None
+    evaluations: Annotated[int, Ge(1)] = 2
+    least_steps: Annotated[int, Ge(0)] = 0
+    most_steps: Annotated[int | None, Ge(1)] = None
+    lr_power: Annotated[float, Ge(0), Le(10)] = 0.0
+    lr_decay: Annotated[float | None, Gt(0)] = None
 
     def __post_init__(self):
-        if self.name not in KINDS:
-            raise ValueError(f"name={self.name}: must be one of {', '.join(KINDS)}")
+        super().__post_init__()
         for key in ("start", "factor", "lengths"):
             if getattr(self, key) is not None and key not in KINDS[self.name]:
                 raise ValueError(f"{key}={getattr(self, key)}: is not a setting of curriculum={self.name}")
-        for key, least in (("start", 1), ("evaluations", 1), ("least_steps", 0), ("most_steps", 1), ("lr_power", 0)):
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise ValueError(f"{key}={value}: must be {least} or more")
-        if self.factor is not None and not self.factor > 1:
-            raise ValueError(f"factor={self.factor}: must be > 1")
-        if self.lr_decay is not None and not self.lr_decay > 0:
-            raise ValueError(f"lr_decay={self.lr_decay}: must be > 0")
         if self.most_steps is not None and self.most_steps < self.least_steps:
-            raise ValueError(f"most_steps={self.most_steps}: must be least_steps={self.least_steps} or more")
+            raise ValueError(f"most_steps={self.most_steps}: must be at least least_steps={self.least_steps}")
         if self.name == "lengths" and not self.lengths:
             raise ValueError("lengths=null: must be a list, as in curriculum.lengths=[200,500,1000]")
-        if self.lengths and (min(self.lengths) < 1 or self.lengths != sorted(set(self.lengths))):
-            raise ValueError(f"lengths={self.lengths}: must be increasing and 1 or more")
+        if self.lengths and self.lengths != sorted(set(self.lengths)):
+            raise ValueError(f"lengths={self.lengths}: must be increasing")
 
     def tasks(self, task: Task) -> list[Task]:
         """The task at each length in turn; the last one is ``task`` itself.

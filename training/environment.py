@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from longwave import PACKAGE
+from longwave.training.errors import UserError
+from longwave.training.record import Git
 
 PACKAGES = ("torch", "torchvision", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "wandb")
 
@@ -27,7 +29,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-def git() -> dict | None:
+def git() -> Git | None:
     """Commit of the code, and whether files differ from it or are new; None where it is no checkout."""
     # An installed wheel may lie in the repository of something else.
     if not (PACKAGE / ".git").exists():
@@ -39,9 +41,38 @@ def git() -> dict | None:
         return done.stdout.strip()
 
     try:
-        return {"commit": call("rev-parse", "HEAD"), "dirty": bool(call("status", "--porcelain"))}
+        return Git(commit=call("rev-parse", "HEAD"), dirty=bool(call("status", "--porcelain")))
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``device=name`` means here."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if name == "auto":
+        return torch.device(available[0])
+    if name not in available:
+        raise UserError(f"device={name}: not available here; there are auto, {', '.join(available)}")
+    return torch.device(name)
+
+
+def set_up_process(threads: int | None) -> None:
+    """Once a process, before torch starts its threads, which inherit the setting of denormals."""
+    # Vanishing gradients become denormal numbers, on which a CPU computes many times slower.
+    torch.set_flush_denormal(True)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # glibc gives a freed sequence of tens of megabytes back to the system, which then has to clear every page of the
+    # next one: up to a third of a training step. Here it is kept for the next step.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and sys.platform == "linux":
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,8 +1,8 @@
 """The training loop: steps, evaluations, selection, early stopping."""
 
-import ctypes
 import math
-import sys
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,91 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.models.network import Network
 from longwave.tasks.base import Task
 from longwave.tasks.randomness import counted_seed
-from longwave.training.curriculum import Curriculum
+from longwave.training import environment
+from longwave.training.budget import Training
+from longwave.training.config import Config
+from longwave.training.diagnostics import picture
 from longwave.training.errors import Diverged, Interrupted, Pruned, UserError
+from longwave.training.files import write_atomic
 from longwave.training.progress import ProgressBar, log
+from longwave.training.run import Run
+from longwave.training.tracking import NoTracker
 
 
-@dataclass
-class Training:
-    """Budget, cadence and selection.
+class Signals:
+    """Ctrl-C and SIGTERM, noted while inside; a second one finds the handler of before and ends the process at once."""
 
-    Args:
-        steps: budget in training steps.
-        epochs: budget in epochs. With both, the one that is reached first ends the run.
-        batch_size: samples a step.
-        evaluate_every: steps between evaluations; null is once an epoch, or 100 where the task has no epochs.
-        log_every: steps between two entries of the training loss in the history.
-        clip_norm: gradients are scaled down to this norm; null is off.
-        clip_value: gradients are clamped to [-clip_value, clip_value]; null is off.
-        selection: which weights are tested at the end: last, or best (by the metric on the validation split).
-        patience: evaluations without improvement of the metric after which the run ends; null is off.
-        target: value of the metric at which the run ends, once it has held in ``target_evaluations`` evaluations
-            in a row; null is off.
-        target_evaluations: see ``target``.
-        precision: fp32, or bf16 (autocast; weights and optimiser stay in fp32).
-        checkpoint_seconds: time between checkpoints; 0 is after every step.
-        limit_evaluation: evaluate on that many batches only; null is all. Such a run is no result.
-        overfit: train on the first batch only. Such a run is no result.
-    """
+    def __enter__(self) -> "Signals":
+        self._caught: int | None = None
+        self._handlers: dict = {}
+        # Python takes signals in its main thread only; launchers may run jobs in another.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 64
-    evaluate_every: int | None = None
-    log_every: int = 50
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    selection: str = "last"
-    patience: int | None = None
-    target: float | None = None
-    target_evaluations: int = 3
-    precision: str = "fp32"
-    checkpoint_seconds: float = 60.0
-    limit_evaluation: int | None = None
-    overfit: bool = False
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def __post_init__(self):
-        for key in [
-            "steps",
-            "epochs",
-            "batch_size",
-            "evaluate_every",
-            "log_every",
-            "patience",
-            "target_evaluations",
-            "limit_evaluation",
-        ]:
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: must be 1 or more")
-        for key in ("clip_norm", "clip_value"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"{key}={value}: must be > 0")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be >= 0")
-        if self.selection not in ("last", "best"):
-            raise ValueError(f"selection={self.selection}: must be one of last, best")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={self.precision}: must be one of fp32, bf16")
-        if self.steps is None and self.epochs is None:
-            raise ValueError("steps=null: no recipe gives a budget here; set training.steps or training.epochs")
+    def _note(self, number: int, frame) -> None:
+        self._caught = number
+        signal.signal(number, self._handlers[number])
 
-    def check(self, task: Task) -> None:
-        """Raises UserError for what does not go with the task."""
-        if self.selection == "best" and task.monitor == "test" and not task.selects_on_test:
-            raise UserError("training.selection=best: this task has no validation split to select by; use last")
-        if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:
-            raise UserError(f"training.epochs={self.epochs}: this task has no epochs; set training.steps")
-
-    def total_steps(self, task: Task) -> int:
-        """The budget in steps."""
-        per_epoch = task.steps_per_epoch(self.batch_size)
-        budgets = [self.steps, self.epochs and self.epochs * per_epoch]
-        return min(budget for budget in budgets if budget)
+    def check(self, step: int) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self._caught is not None:
+            raise Interrupted(step, self._caught)
 
 
 @dataclass
@@ -113,7 +65,7 @@ class State:
     loss_sum: float = 0.0
     loss_count: int = 0
     grad_norm: float = 0.0
-    # The model's state at the end of the last batch, where the next goes on from there.
+    # The hidden state at the end of the last batch, for truncated BPTT.
     carried: Any = None
     # Lengths of the curriculum that are done, each {"length", "steps", "seconds", "<metric>"}; evaluations in a row
     # that reached the bound of the present one, and its factor of the learning rate.
@@ -126,202 +78,315 @@ class State:
         return self.step - sum(stage["steps"] for stage in self.stages)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that ``device=name`` means here."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if name == "auto":
-        return torch.device(available[0])
-    if name not in available:
-        raise UserError(f"device={name}: not available here; there are auto, {', '.join(available)}")
-    return torch.device(name)
-
-
-def set_up_process(threads: int | None) -> None:
-    """Once a process, before torch starts its threads, which inherit the setting of denormals."""
-    # Vanishing gradients become denormal numbers, on which a CPU computes many times slower.
-    torch.set_flush_denormal(True)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    # glibc gives a freed sequence of tens of megabytes back to the system, which then has to clear every page of the
-    # next one: up to a third of a training step. Here it is kept for the next step.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and sys.platform == "linux":
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
-
-
-def fit(config, task: Task, model: nn.Module, device: torch.device, run) -> dict:
-    """Trains ``model`` to the end of its budget, resuming where ``run`` has a checkpoint, and tests it.
+@dataclass
+class Trainer:
+    """Trains a model on a task and tests it.
 
     Args:
-        config: the :class:`longwave.training.config.Config`.
-        run: the :class:`longwave.training.run.Run`, entered.
-
-    Returns:
-        What the record says of the outcome: ``metrics``, ``objective``, ``selected_step``, ``stopped``, ...
-
-    Raises:
-        Diverged: when a loss, gradient or score is not finite. A checkpoint holds only what was finite.
-        Interrupted: when the process was told to stop; its state has been saved.
+        run: entered; it keeps checkpoints, history and record.
+        signals: entered.
+        tracker: is shown every entry of the history.
+        on_score: called with the step and the metric on the monitored split at every evaluation, those of earlier
+            processes too; may raise :class:`longwave.training.errors.Pruned`.
     """
-    settings: Training = config.training
-    curriculum = config.curriculum
-    tasks = curriculum.tasks(task)
-    lengths = [one.length for one in tasks]
-    total = settings.total_steps(task)
-    per_epoch = task.steps_per_epoch(settings.batch_size)
-    evaluate_every = settings.evaluate_every or per_epoch or 100
 
-    model.to(device)
-    optimizer = config.optimizer.build(model)
-    scheduler = config.scheduler.build(optimizer, per_epoch or 1, total)
-    by_plateau = config.scheduler.name == "plateau"
-    shown = ("curriculum/length", f"train/{task.objective}", f"{task.monitor}/{task.metric}")
-    state = _restore(run.load(), model, optimizer, scheduler)
-    run.start(state, total, per_epoch, lengths)
-    probe = config.diagnostics.probe(model, task, settings.batch_size, device)
-    began = time.monotonic() - state.seconds
-    saved = time.monotonic()
+    config: Config
+    task: Task
+    model: Network
+    device: torch.device
+    run: Run
+    signals: Signals
+    tracker: NoTracker = field(default_factory=NoTracker)
+    on_score: Callable[[int, float], None] | None = None
 
-    def save() -> None:
-        nonlocal saved
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            raise Diverged(state.step, "largest weight", math.inf)
-        state.seconds = time.monotonic() - began
-        parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": vars(state)})
-        saved = time.monotonic()
+    def __post_init__(self):
+        config, task = self.config, self.task
+        self.settings: Training = config.training
+        # The task at each length of the curriculum; the last one is the task itself.
+        self.tasks = config.curriculum.tasks(task)
+        self.lengths = [one.length for one in self.tasks]
+        self.total = self.settings.total_steps(task)
+        self.per_epoch = task.steps_per_epoch(self.settings.batch_size)
+        self.evaluate_every = self.settings.evaluate_every or self.per_epoch or 100
+        self.monitored = f"{task.monitor}/{task.metric}"
+        self.model.to(self.device)
+        self.optimizer = config.optimizer.build(self.model)
+        self.scheduler = config.scheduler.build(self.optimizer, self.per_epoch or 1, self.total)
+        self.by_plateau = config.scheduler.name == "plateau"
+        self.probe = config.diagnostics.probe(self.model, task, self.settings.batch_size, self.device)
+        self.state = State()
 
-    if probe is not None and not state.step and not state.history:
-        state.history.append({"step": 0, **probe(), "seconds": 0.0})
-        run.log(state.history[0])
-    try:
-        with ProgressBar(run.title, state.step, total) as bar:
-            while state.stopped is None:
-                run.check_signal(state.step)
-                current = tasks[len(state.stages)]
-                evaluating = state.step % evaluate_every == 0 or state.step == total
-                logging = evaluating or state.step % settings.log_every == 0
-                if state.step and logging and (not state.history or state.history[-1]["step"] < state.step):
-                    # Nothing changes before the scores are there: interrupted here, it evaluates again.
-                    scores, at_length = {}, {}
-                    if evaluating:
-                        scores = evaluate(model, task, task.monitor, device, settings, run, state.step)
-                        at_length = scores
-                        if current is not task:
-                            at_length = evaluate(model, current, task.monitor, device, settings, run, state.step)
-                    state.seconds = time.monotonic() - began
-                    entry = _entry(task, state, optimizer, per_epoch, scores)
-                    if len(tasks) > 1:
-                        entry["curriculum/length"] = current.length
-                        entry |= {f"curriculum/{key}": value for key, value in at_length.items()}
-                    if evaluating:
-                        entry |= probe() if probe is not None else {}
-                        _judge(settings, task, model, state, scores[task.metric], growing=current is not task)
-                        if current is not task:
-                            _move_on(curriculum, lengths, task, state, at_length[task.metric])
-                        if by_plateau:
-                            scheduler.step(scores[task.objective])
-                    state.history.append(entry)
-                    state.loss_sum, state.loss_count = 0.0, 0
-                    run.log(entry)
-                    bar.update(state.step, {key: entry[key] for key in shown if key in entry})
-                elif state.step == total:
-                    state.stopped = "budget"
-                else:
-                    if time.monotonic() - saved >= settings.checkpoint_seconds:
-                        save()
-                    _scale_lr(optimizer, state, curriculum.lr_scale(lengths, len(state.stages), state.steps_at_length))
-                    loss, state.grad_norm = _train_step(config, current, model, device, optimizer, state)
-                    state.step += 1
-                    if not by_plateau:
-                        scheduler.step()
-                    state.loss_sum += loss
-                    state.loss_count += 1
-                    bar.update(state.step)
-    except (Interrupted, Pruned):
-        save()
-        raise
-    save()
-    outcome = _outcome(settings, task, model, device, state, run)
-    if len(tasks) > 1:
-        outcome["curriculum"] = state.stages.copy()
-        # Nothing was trained on the next length where the run ended with the one before.
-        if state.steps_at_length:
-            last = [entry for entry in state.history if f"curriculum/{task.metric}" in entry][-1]
-            length = tasks[len(state.stages)].length
-            outcome["curriculum"].append(_stage(state, length, task.metric, last[f"curriculum/{task.metric}"]))
-    return outcome
+    def restore(self) -> None:
+        """Continues from the newest good checkpoint, if the run has one."""
+        saved = self.run.load()
+        if saved is not None:
+            try:
+                self.model.load_state_dict(saved["model"])
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.scheduler.load_state_dict(saved["scheduler"])
+                self.state = State(**saved["state"])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                reason = str(error).split("\n")[0]
+                raise UserError(
+                    f"checkpoint does not fit this code ({reason}); use fresh=true to start over"
+                ) from error
+            log.info("resuming at step %d", self.state.step)
+        self._began = time.monotonic() - self.state.seconds
+        self._saved = time.monotonic()
+        self.run.record.budget.steps = self.total
+        self._note()
+        self.run.start(self.state.step, self.state.history)
 
+    def announce(self) -> None:
+        """Logs the run's size, budget and backend."""
+        task, target, record = self.task, self.settings.target, self.run.record
+        steps = f"{self.total} steps" + (f" ({self.per_epoch} an epoch)" if self.per_epoch else "")
+        if target is not None:
+            bound = "above" if task.higher_is_better else "below"
+            steps += f", fewer once {self.monitored} has held {bound} {target}"
+        if len(self.lengths) > 1:
+            steps += f", lengths {', '.join(map(str, self.lengths))}"
+        about = (f"{record.parameters:,} parameters", steps, f"on {record.device}", f"time loop: {record.backend}")
+        log.info("%s: %s", self.run.name, ", ".join(about))
 
-def _entry(task: Task, state: State, optimizer, per_epoch: int | None, scores: dict[str, float]) -> dict:
-    """A line of the history."""
-    entry = {"step": state.step, "lr": optimizer.param_groups[0]["lr"]}
-    if per_epoch is not None:
-        entry["epoch"] = state.step / per_epoch
-    entry[f"train/{task.objective}"] = state.loss_sum / state.loss_count
-    entry["train/grad_norm"] = state.grad_norm
-    entry.update({f"{task.monitor}/{key}": value for key, value in scores.items()})
-    return entry | {"seconds": state.seconds}
+    def fit(self) -> dict:
+        """Trains to the end of the budget and tests.
 
+        Returns:
+            Fields of the record on the outcome: ``metrics``, ``objective``, ``selected_step``, ``stopped``, ...
 
-def _restore(saved: dict | None, model, optimizer, scheduler) -> State:
-    state = State()
-    if saved is not None:
+        Raises:
+            Diverged: when a loss, gradient or score is not finite. A checkpoint holds only what was finite.
+            Interrupted: when a signal stopped the process; its state has been saved.
+        """
+        state = self.state
         try:
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            scheduler.load_state_dict(saved["scheduler"])
-            state = State(**saved["state"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).split("\n")[0]
-            raise UserError(
-                f"the checkpoint is of another version of the code ({reason}); fresh=true starts over"
-            ) from error
-        log.info("resuming at step %d", state.step)
-    return state
+            for entry in state.history:
+                self._score(entry)
+            if self.probe is not None and not state.step and not state.history:
+                self._keep({"step": 0, **self.probe(), "seconds": 0.0})
+            with ProgressBar(self.run.title, state.step, self.total) as self._bar:
+                # A process that was stopped after a step may have left its evaluation undone.
+                self._evaluate()
+                while state.step < self.total and state.stopped is None:
+                    self.signals.check(state.step)
+                    self.train_step()
+                    self._evaluate()
+                    if time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+                        self.save()
+        except (Interrupted, Pruned):
+            self.save()
+            raise
+        finally:
+            self._note()
+            self._draw()
+        state.stopped = state.stopped or "budget"
+        self.save()
+        return self._test()
 
+    def train_step(self) -> None:
+        """One update."""
+        config, settings, state, model = self.config, self.settings, self.state, self.model
+        task, optimizer = self.tasks[len(state.stages)], self.optimizer
+        self._scale_lr(config.curriculum.lr_scale(self.lengths, len(state.stages), state.steps_at_length))
+        # Whatever the model draws (dropout) depends on the step only.
+        torch.manual_seed(counted_seed(config.seed, "forward", state.step))
+        x, target, *lengths = task.batch(0 if settings.overfit else state.step, settings.batch_size)
+        per_epoch = task.steps_per_epoch(settings.batch_size)
+        if settings.overfit or (per_epoch is not None and state.step % per_epoch == 0):
+            state.carried = None
+        target = target.to(self.device)
+        model.train()
+        optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            output, state.carried = _forward(model, task, self.device, x, lengths, state.carried)
+        loss = task.scores(output.float(), target)[task.objective].mean()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(state.step + 1, f"training loss ({task.objective})", value)
+        loss.backward()
+        if settings.clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), settings.clip_value)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm):
+            raise Diverged(state.step + 1, "norm of the gradient", norm.item())
+        if settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, norm)
+        optimizer.step()
+        model.updated(state.step + 1)
+        if not self.by_plateau:
+            self.scheduler.step()
+        state.step += 1
+        state.grad_norm = norm.item()
+        state.loss_sum += value
+        state.loss_count += 1
+        self._bar.update(state.step)
 
-def _train_step(config, task: Task, model, device, optimizer, state: State) -> tuple[float, float]:
-    """One update; gives the loss and the norm of the gradient, both before it."""
-    settings: Training = config.training
-    step = state.step
-    # Whatever the model draws (dropout) depends on the step only.
-    torch.manual_seed(counted_seed(config.seed, "forward", step))
-    x, target, *lengths = task.batch(0 if settings.overfit else step, settings.batch_size)
-    per_epoch = task.steps_per_epoch(settings.batch_size)
-    if settings.overfit or (per_epoch is not None and step % per_epoch == 0):
-        state.carried = None
-    target = target.to(device)
-    model.train()
-    optimizer.zero_grad()
-    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        output, state.carried = _forward(model, task, device, x, lengths, state.carried)
-    loss = task.scores(output.float(), target)[task.objective].mean()
-    value = loss.item()
-    if not math.isfinite(value):
-        raise Diverged(step + 1, f"training loss ({task.objective})", value)
-    loss.backward()
-    if settings.clip_value is not None:
-        nn.utils.clip_grad_value_(model.parameters(), settings.clip_value)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if not math.isfinite(norm):
-        raise Diverged(step + 1, "norm of the gradient", norm.item())
-    if settings.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, norm)
-    optimizer.step()
-    model.updated(step + 1)
-    return value, norm.item()
+    def _scale_lr(self, scale: float) -> None:
+        """Multiplies the learning rates, whatever the schedule has made of them, by a curriculum's factor."""
+        if scale != self.state.lr_scale:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= scale / self.state.lr_scale
+            self.state.lr_scale = scale
+
+    def _evaluate(self) -> None:
+        """Where one is due, adds an entry to the history: the training loss, and the scores where those are due."""
+        state, task = self.state, self.task
+        evaluating = state.step % self.evaluate_every == 0 or state.step == self.total
+        due = evaluating or state.step % self.settings.log_every == 0
+        if not state.step or not due or (state.history and state.history[-1]["step"] == state.step):
+            return
+        # Nothing changes before the scores are there: interrupted here, it evaluates again.
+        current = self.tasks[len(state.stages)]
+        scores, at_length = {}, {}
+        if evaluating:
+            arguments = (task.monitor, self.device, self.settings, self.signals, state.step)
+            scores = at_length = evaluate(self.model, task, *arguments)
+            if current is not task:
+                at_length = evaluate(self.model, current, *arguments)
+        state.seconds = time.monotonic() - self._began
+        entry = {"step": state.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        if self.per_epoch is not None:
+            entry["epoch"] = state.step / self.per_epoch
+        entry[f"train/{task.objective}"] = state.loss_sum / state.loss_count
+        entry["train/grad_norm"] = state.grad_norm
+        entry |= {f"{task.monitor}/{key}": value for key, value in scores.items()}
+        entry["seconds"] = state.seconds
+        if len(self.tasks) > 1:
+            entry["curriculum/length"] = current.length
+            entry |= {f"curriculum/{key}": value for key, value in at_length.items()}
+        if evaluating:
+            entry |= self.probe() if self.probe is not None else {}
+            self._judge(scores[task.metric], growing=current is not task)
+            if current is not task:
+                self._move_on(at_length[task.metric])
+            if self.by_plateau:
+                self.scheduler.step(scores[task.objective])
+        state.loss_sum, state.loss_count = 0.0, 0
+        self._keep(entry)
+        shown = ("curriculum/length", f"train/{task.objective}", self.monitored)
+        self._bar.update(state.step, {key: entry[key] for key in shown if key in entry})
+
+    def _keep(self, entry: dict) -> None:
+        self.state.history.append(entry)
+        self.run.log(entry)
+        self.tracker.log(entry)
+        self._score(entry)
+
+    def _score(self, entry: dict) -> None:
+        if self.on_score is not None and self.monitored in entry:
+            self.on_score(entry["step"], entry[self.monitored])
+
+    def _judge(self, value: float, growing: bool) -> None:
+        """Keeps the best weights, and stops early where the settings ask for it; never for patience while growing."""
+        state, settings, task = self.state, self.settings, self.task
+        if task.better(value, state.best and state.best["value"]):
+            state.best = {"step": state.step, "value": value}
+            if settings.selection == "best":
+                state.best["weights"] = {key: tensor.cpu().clone() for key, tensor in self.model.state_dict().items()}
+            state.evaluations_since_best = 0
+        else:
+            state.evaluations_since_best += 1
+        if growing:
+            state.evaluations_since_best = 0
+        if settings.patience is not None and state.evaluations_since_best >= settings.patience:
+            state.stopped = "patience"
+        reached = settings.target is not None and not task.better(settings.target, value)
+        state.evaluations_at_target = state.evaluations_at_target + 1 if reached else 0
+        if state.evaluations_at_target >= settings.target_evaluations:
+            state.stopped = "target"
+
+    def _move_on(self, value: float) -> None:
+        """Goes to the next length of the curriculum if the present one is done; ``value`` is the metric there."""
+        state, curriculum, metric = self.state, self.config.curriculum, self.task.metric
+        state.evaluations_reached = state.evaluations_reached + 1 if curriculum.is_reached(self.task, value) else 0
+        if curriculum.is_due(state.steps_at_length, state.evaluations_reached):
+            length, following = self.lengths[len(state.stages) :][:2]
+            state.stages.append(self._stage(value))
+            state.evaluations_reached = 0
+            log.info("step %d: %s %.4g at length %d; now length %d", state.step, metric, value, length, following)
+
+    def _stage(self, value: float) -> dict:
+        """The present length, as the record has it."""
+        state = self.state
+        seconds = state.seconds - sum(stage["seconds"] for stage in state.stages)
+        return {
+            "length": self.lengths[len(state.stages)],
+            "steps": state.steps_at_length,
+            "seconds": round(seconds, 3),
+            self.task.metric: value,
+        }
+
+    def save(self) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            Diverged: where a weight is not finite; then the checkpoints of before are kept.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise Diverged(self.state.step, "largest weight", math.inf)
+        self.state.seconds = time.monotonic() - self._began
+        self._note()
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        self.run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": vars(self.state)})
+        self._saved = time.monotonic()
+
+    def _note(self) -> None:
+        """Brings the record to the present step."""
+        record, seconds = self.run.record, self.state.seconds
+        record.budget.steps_done = self.state.step
+        record.wall_seconds = round(seconds, 3)
+        record.steps_per_second = round(self.state.step / seconds, 3) if seconds else None
+        record.peak_memory_bytes = environment.peak_memory_bytes(self.device)
+
+    def _draw(self) -> None:
+        """Keeps the gradient norms, where they were measured, as a picture."""
+        png = picture(self.state.history, self.run.name) if self.config.diagnostics.gradients else None
+        if png is not None:
+            try:
+                write_atomic(self.run.folder / "gradients.png", png)
+            except UserError as error:
+                # A full disk must not hide what ended the run.
+                log.error("%s", error)
+
+    def _test(self) -> dict:
+        state, task, settings = self.state, self.task, self.settings
+        evaluations = [entry for entry in state.history if self.monitored in entry]
+        selected = state.best if settings.selection == "best" else {"step": state.step}
+        if "weights" in selected:
+            self.model.load_state_dict(selected["weights"])
+        chosen = next(entry for entry in evaluations if entry["step"] == selected["step"])
+        metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
+        split = f"{task.monitor}/"
+        metrics[task.monitor] = {k.removeprefix(split): value for k, value in chosen.items() if k.startswith(split)}
+        if task.monitor != "test":
+            arguments = (self.device, settings, self.signals, state.step)
+            metrics["test"] = evaluate(self.model, task, "test", *arguments)
+        first_passed = {
+            str(bound): next((e["step"] for e in evaluations if task.better(e[self.monitored], bound)), None)
+            for bound in task.milestones
+        }
+        outcome = {
+            "metrics": metrics,
+            "objective": {"key": self.monitored, "value": metrics[task.monitor][task.metric]},
+            "selected_step": selected["step"],
+            "stopped": state.stopped,
+            "first_passed": {self.monitored: first_passed} if first_passed else {},
+            "baseline": task.baseline,
+        }
+        if len(self.tasks) > 1:
+            outcome["curriculum"] = state.stages.copy()
+            # Nothing was trained on the next length where the run ended with the one before.
+            if state.steps_at_length:
+                at_length = f"curriculum/{task.metric}"
+                last = [entry[at_length] for entry in state.history if at_length in entry][-1]
+                outcome["curriculum"].append(self._stage(last))
+        return outcome
 
 
 def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carried) -> tuple[Tensor, Any]:
-    """The model's output, and the state from which the next batch goes on; None where it does not."""
+    """The output, and the hidden state that the next batch starts from; None where a task does not carry it."""
     if not task.carries_state:
         return model(x.to(device), *(t.to(device) for t in lengths)), None
     output, state = model.advance(x.to(device), _each(carried, lambda t: t.to(device)))
@@ -329,7 +394,7 @@ def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carrie
 
 
 def _each(state, function: Callable[[Tensor], Tensor]):
-    """``function`` of every tensor of a model's state: a tensor, None, or a tuple of such."""
+    """``function`` of every tensor of a hidden state: a tensor, None, or a tuple of such."""
     if isinstance(state, tuple):
         return tuple(_each(part, function) for part in state)
     return None if state is None else function(state)
@@ -337,13 +402,13 @@ def _each(state, function: Callable[[Tensor], Tensor]):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, run, step: int
+    model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, signals: Signals, step: int
 ) -> dict[str, float]:
     """The task's summary of the mean of every score over ``split``.
 
     Raises:
         Diverged: where one is not finite.
-        Interrupted: when the process was told to stop.
+        Interrupted: when a signal stopped the process.
     """
     model.eval()
     sums: dict[str, float] = {}
@@ -352,7 +417,7 @@ def evaluate(
     for index, (x, target, *lengths) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
-        run.check_signal(step)
+        signals.check(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             output, carried = _forward(model, task, device, x, lengths, carried)
         for key, values in task.scores(output.float(), target.to(device)).items():
@@ -363,76 +428,3 @@ def evaluate(
         if not math.isfinite(value):
             raise Diverged(step, f"{split} {key}", value)
     return task.summary({key: value / counts[key] for key, value in sums.items()})
-
-
-def _judge(settings: Training, task: Task, model, state: State, value: float, growing: bool) -> None:
-    """Keeps the best weights, and stops early where the settings say so; never for patience while lengths grow."""
-    if task.better(value, state.best and state.best["value"]):
-        state.best = {"step": state.step, "value": value}
-        if settings.selection == "best":
-            state.best["weights"] = {key: tensor.cpu().clone() for key, tensor in model.state_dict().items()}
-        state.evaluations_since_best = 0
-    else:
-        state.evaluations_since_best += 1
-    if growing:
-        state.evaluations_since_best = 0
-    if settings.patience is not None and state.evaluations_since_best >= settings.patience:
-        state.stopped = "patience"
-    reached = settings.target is not None and not task.better(settings.target, value)
-    state.evaluations_at_target = state.evaluations_at_target + 1 if reached else 0
-    if state.evaluations_at_target >= settings.target_evaluations:
-        state.stopped = "target"
-
-
-def _move_on(curriculum: Curriculum, lengths: list[int], task: Task, state: State, value: float) -> None:
-    """Goes to the next length of the curriculum where the present one is done.
-
-    Args:
-        value: of the metric at the present length.
-    """
-    state.evaluations_reached = state.evaluations_reached + 1 if curriculum.is_reached(task, value) else 0
-    if curriculum.is_due(state.steps_at_length, state.evaluations_reached):
-        length, following = lengths[len(state.stages) :][:2]
-        state.stages.append(_stage(state, length, task.metric, value))
-        state.evaluations_reached = 0
-        log.info("step %d: %s %.4g at length %d; now length %d", state.step, task.metric, value, length, following)
-
-
-def _stage(state: State, length: int, metric: str, value: float) -> dict:
-    """What the record says of the present length."""
-    seconds = state.seconds - sum(stage["seconds"] for stage in state.stages)
-    return {"length": length, "steps": state.steps_at_length, "seconds": round(seconds, 3), metric: value}
-
-
-def _scale_lr(optimizer, state: State, scale: float) -> None:
-    """Multiplies the learning rates, whatever the schedule has made of them, by a curriculum's factor."""
-    if scale != state.lr_scale:
-        for group in optimizer.param_groups:
-            group["lr"] *= scale / state.lr_scale
-        state.lr_scale = scale
-
-
-def _outcome(settings: Training, task: Task, model, device, state: State, run) -> dict:
-    monitored = f"{task.monitor}/{task.metric}"
-    evaluations = [entry for entry in state.history if monitored in entry]
-    selected = state.best if settings.selection == "best" else {"step": state.step}
-    if "weights" in selected:
-        model.load_state_dict(selected["weights"])
-    chosen = next(entry for entry in evaluations if entry["step"] == selected["step"])
-    metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
-    scores = {key.partition("/")[2]: value for key, value in chosen.items() if key.startswith(f"{task.monitor}/")}
-    metrics[task.monitor] = scores
-    if task.monitor != "test":
-        metrics["test"] = evaluate(model, task, "test", device, settings, run, state.step)
-    first_passed = {
-        str(bound): next((e["step"] for e in evaluations if task.better(e[monitored], bound)), None)
-        for bound in task.milestones
-    }
-    return {
-        "metrics": metrics,
-        "objective": {"key": monitored, "value": metrics[task.monitor][task.metric]},
-        "selected_step": selected["step"],
-        "stopped": state.stopped,
-        "first_passed": {monitored: first_passed} if first_passed else {},
-        "baseline": task.baseline,
-    }

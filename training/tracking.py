@@ -2,13 +2,20 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from longwave.training.errors import UserError
+from longwave.tasks.base import Task
+from longwave.training.errors import Interrupted, UserError
+from longwave.training.files import write_atomic
 from longwave.training.progress import log
+from longwave.training.record import FINISHED, Record
+
+if TYPE_CHECKING:
+    from longwave.training.run import Run
 
 MODES = ("auto", "online", "offline")
 
@@ -199,3 +206,65 @@ class WandbTracker:
         except Exception as error:
             self._lost = True
             log.warning("W&B failed (%s: %s); the run goes on without it", type(error).__name__, error)
+
+
+@contextmanager
+def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterator[NoTracker | WandbTracker]:
+    """The tracker of a run that has started, finished on every path.
+
+    Args:
+        verdict: on the record of a finished run, this seed alone, for the dashboard.
+    """
+    config, record = run.config, run.record
+    tracker = NoTracker()
+    if config.tracking.name == "wandb":
+        tracker = WandbTracker(
+            config.tracking,
+            run.output,
+            {**record.config, "identity": record.identity, "recipe": record.recipe},
+            {
+                "id": _wandb_id(run),
+                "name": f"{run.title}-seed{config.seed}",
+                "group": f"{run.title}-{config.identity(with_seed=False)}",
+                "tags": [record.model, record.task],
+            },
+            record.sessions,
+            (f"{task.monitor}/{task.metric}", task.higher_is_better),
+        )
+    exit_code = 1
+    try:
+        yield tracker
+        exit_code = 0
+    except Interrupted as error:
+        exit_code = 128 + error.signal
+        raise
+    finally:
+        picture, checkpoint = run.folder / "gradients.png", run.folder / "checkpoint.pt"
+        if config.diagnostics.gradients and picture.exists():
+            tracker.show("gradients", picture, run.record.budget.steps_done)
+        if config.tracking.artifacts and checkpoint.exists():
+            tracker.keep(checkpoint, config.task.name, run.record.dump()["data"])
+        tracker.finish(_summary(run.record, verdict), exit_code)
+
+
+def _wandb_id(run: "Run") -> str:
+    # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
+    path = run.folder / "wandb_id"
+    if not path.exists():
+        model, task, seed = run.record.model, run.record.task, run.record.seed
+        # `wandb leet` shows the first letters of it.
+        write_atomic(path, f"{model}-s{seed}-{task}-{run.record.identity}-{os.urandom(3).hex()}".encode())
+    return path.read_text()
+
+
+def _summary(record: Record, verdict: Callable[[Record], object]) -> dict:
+    """What the W&B dashboard shows beside the curves."""
+    keys = ("status", "parameters", "backend", "wall_seconds", "peak_memory_bytes")
+    summary = {key: getattr(record, key) for key in keys}
+    for split, scores in record.metrics.items():
+        summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
+    if record.published is not None:
+        summary |= {"published/key": record.published.key, "published/value": record.published.value}
+    if record.status == FINISHED:
+        summary["verdict"] = str(verdict(record))
+    return summary

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from longwave.benchmarks import kernels as benchmark
+from longwave.training.record import Git
 from tests.kernels.cases import EVERY_EQUATION
 
 SIZES = [benchmark.Size("indrnn", 3, 2, 4), benchmark.Size("cornn", 3, 2, 4, target=2, by_length=True)]
@@ -118,7 +119,7 @@ def test_only_writes_nothing_by_itself(run, monkeypatch):
 
 def test_where_it_was_measured_is_written(run, monkeypatch):
     make_red(monkeypatch)
-    monkeypatch.setattr(benchmark, "git", lambda: {"commit": "abc", "dirty": False})
+    monkeypatch.setattr(benchmark, "git", lambda: Git(commit="abc", dirty=False))
     _, written = run("--compile", "0", "--only", "cornn")
     environment = written["environment"]
     assert environment["device"].startswith("cpu (")

@@ -1,7 +1,11 @@
 """Records as a run leaves them, made up."""
 
+import json
 import math
 import random
+
+from longwave.results import tables
+from longwave.training import record
 
 BOUNDS = ("0.01", "0.001")
 
@@ -16,7 +20,7 @@ def make_record(model="cornn", task="psmnist", seed=0, value=0.97, recipe="cornn
     settings = {"name": task, "T": more.pop("T", 100)} if adding else {"name": task, "permutation": "cornn"}
     ticks = [round(steps * i / 20) for i in range(1, 21)]
     levels = [0.167 * math.exp(-i / 4) for i in range(20)] if adding else [value * (1 - 0.5**i) for i in range(1, 21)]
-    record = {
+    made = {
         "status": "finished",
         "name": f"{model}-{task}-seed{seed}-0123456789",
         "identity": "0123456789",
@@ -56,7 +60,16 @@ def make_record(model="cornn", task="psmnist", seed=0, value=0.97, recipe="cornn
             key: {"step": ticks, "value": levels},
         },
     }
-    return record | more
+    return made | more
+
+
+def parsed(made: dict | record.Record) -> record.Record:
+    """A record as readers have it."""
+    return made if isinstance(made, record.Record) else record.parse(json.dumps(made))
+
+
+def rows_of(made: list) -> list[tables.Row]:
+    return tables.rows([parsed(one) for one in made])
 
 
 # When learning sets in on the adding problem at T = 500, as a share of the budget; None is never.

@@ -9,7 +9,8 @@ from longwave import home, train
 from longwave.results import collect, records
 from longwave.training.config import compose_run
 from longwave.training.errors import UserError
-from tests.results.cases import make_record
+from longwave.training.record import Git
+from tests.results.cases import make_record, parsed
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
@@ -46,7 +47,7 @@ CLEAN = {"commit": "c" * 40, "dirty": False}
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
     """Runs here are of a commit, whatever the state of the tree."""
-    monkeypatch.setattr("longwave.training.environment.git", lambda: CLEAN)
+    monkeypatch.setattr("longwave.training.environment.git", lambda: Git(**CLEAN))
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +84,18 @@ def test_a_finished_run_is_copied_once(folder, into):
         "1 collected, 0 updated, 0 unchanged, 0 refused, 0 damaged",
     ]
     record = records.read(into / f"{folder.name}.json")
-    assert record["metrics"]["test"]["mse"] == objective
-    assert record["git"]["commit"] == "c" * 40
-    assert record["curves"]["train/mse"]["step"] == [1, 2, 3, 4, 5, 6]
-    assert record["curves"]["test/mse"]["step"] == [2, 4, 6]
-    assert record["curves"]["test/mse"]["value"][-1] == pytest.approx(objective, rel=1e-4)
-    assert set(record["curves"]) == {"train/mse", "train/grad_norm", "test/mse"}
-    assert record["steps_per_epoch"] is None
+    assert record.metrics["test"]["mse"] == objective
+    assert record.git.commit == "c" * 40
+    assert record.curves["train/mse"].step == [1, 2, 3, 4, 5, 6]
+    assert record.curves["test/mse"].step == [2, 4, 6]
+    assert record.curves["test/mse"].value[-1] == pytest.approx(objective, rel=1e-4)
+    assert set(record.curves) == {"train/mse", "train/grad_norm", "test/mse"}
+    assert record.steps_per_epoch is None
     assert "forced" not in record
     assert collect.collect(folder.parent, into)[-1].startswith("0 collected, 0 updated, 1 unchanged")
     alter(folder, wall_seconds=1.5)
     assert collect.collect(folder.parent, into)[0] == f"updated {folder.name}"
-    assert records.read(into / f"{folder.name}.json")["wall_seconds"] == 1.5
+    assert records.read(into / f"{folder.name}.json").wall_seconds == 1.5
 
 
 def test_nothing_of_the_machine_is_kept(fit_here, into, tmp_path):
@@ -106,8 +107,8 @@ def test_nothing_of_the_machine_is_kept(fit_here, into, tmp_path):
     alter(folder, command=shlex.join(command))
     collect.collect(folder.parent, into)
     record = records.read(into / f"{folder.name}.json")
-    assert shlex.split(record["command"]) == ["python", "train.py", *SMALL, "seed=0", "model.dt=0.5"]
-    assert not {"data", "output", "tracking"} & record["config"].keys()
+    assert shlex.split(record.command) == ["python", "train.py", *SMALL, "seed=0", "model.dt=0.5"]
+    assert not {"data", "output", "tracking"} & record.config.keys()
     text = (into / f"{folder.name}.json").read_text()
     assert str(tmp_path) not in text
     assert "secret" not in text
@@ -131,7 +132,7 @@ def test_refused_unless_forced(folder, into, change, reason):
     ]
     assert list(into.iterdir()) == []
     assert collect.collect(folder.parent, into, force=True)[0] == f"collected {folder.name}: forced ({reason})"
-    assert records.read(into / f"{folder.name}.json")["forced"] == [reason]
+    assert records.read(into / f"{folder.name}.json").forced == [reason]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_force_replaces_what_is_damaged(folder, into):
     target.parent.mkdir(exist_ok=True)
     target.write_text("{")
     assert collect.collect(folder.parent, into, force=True)[0].startswith(f"updated {folder.name}: forced (failed")
-    assert records.read(target)["status"] == "failed"
+    assert records.read(target).status == "failed"
 
 
 def test_a_damaged_run_is_named_and_passed_over(folder, into):
@@ -182,7 +183,7 @@ def test_a_damaged_run_is_named_and_passed_over(folder, into):
     assert collect.collect(folder.parent, into, force=True)[-1].endswith(f"{len(kinds)} damaged")
     for damaged in broken.values():
         assert any(line.startswith(f"damaged {damaged.name}: ") for line in lines)
-    assert any("metrics: Input should be a valid dictionary" in line for line in lines)
+    assert any("metrics: Input should be an object" in line for line in lines)
     assert [path.stem for path in into.iterdir()] == [folder.name]
 
 
@@ -238,8 +239,8 @@ def test_epochs(fit_here, into, fake_mnist, monkeypatch):
     _, folder = fit_here("model=cornn", "task=smnist", "debug=fast", "model.hidden=2", "training.batch_size=64")
     collect.collect(folder.parent, into, force=True)
     record = records.read(into / f"{folder.name}.json")
-    assert record["steps_per_epoch"] == -(-57000 // 64)
-    assert record["curves"]["validation/accuracy"]["step"]
+    assert record.steps_per_epoch == -(-57000 // 64)
+    assert record.curves["validation/accuracy"].step
 
 
 def test_a_record_that_is_none(tmp_path):
@@ -252,18 +253,19 @@ def test_a_record_that_is_none(tmp_path):
     assert found == []
     assert [line.split()[0] for line in damaged] == ["a.json", "b.json", "c.json", "copy.json"]
     assert damaged[3].endswith("its name is cornn-psmnist-seed0-0123456789")
-    assert "name: Field required" in damaged[1]
+    assert "status: Field required" in damaged[1]
     assert records.load(tmp_path / "nowhere") == ([], [])
 
 
 def test_groups_differ_in_the_seed_only(folder, into):
     collect.collect(folder.parent, into)
-    (one,) = records.load(into)[0]
+    (found,) = records.load(into)[0]
+    one = found.dump()
     other_seed = one | {"seed": 1, "config": one["config"] | {"seed": 1, "device": "cuda", "threads": 7}}
     later = one["config"]["training"] | {"checkpoint_seconds": 5}
     third_seed = one | {"seed": 2, "config": one["config"] | {"seed": 2, "training": later}}
     other_model = one | {"config": one["config"] | {"model": one["config"]["model"] | {"dt": 0.5}}}
     failed = one | {"seed": 3, "status": "failed"}
-    found = records.groups([third_seed, failed, other_model, other_seed, one])
-    assert sorted([run["seed"] for run in group.runs] for group in found) == [[0], [0, 1, 2]]
+    found = records.groups(map(parsed, [third_seed, failed, other_model, other_seed, one]))
+    assert sorted([run.seed for run in group.runs] for group in found) == [[0], [0, 1, 2]]
     assert sorted(len(group.unfinished) for group in found) == [0, 1]

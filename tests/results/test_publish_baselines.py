@@ -100,7 +100,7 @@ def test_a_key_that_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--runs", "none"), "error: --runs none: there is no such folder\n"),
+        (("--runs", "none"), "error: --runs none: no such folder\n"),
         (("--output", "f/x"), r"error: output=.*f/x: "),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from longwave.results import collect, records, repeat
 from longwave.training.errors import UserError
+from longwave.training.record import Git
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=2",
@@ -29,21 +30,21 @@ def test_a_record_repeats(record, tmp_path, capfd):
     out = capfd.readouterr().out
     (folder,) = (tmp_path / "again" / "runs").iterdir()
     assert folder.name == record.stem
-    mse = records.read(record)["metrics"]["test"]["mse"]
+    mse = records.read(record).metrics["test"]["mse"]
     assert f"test mse: {mse:.6g} then, {mse:.6g} now, the same" in out
     assert "commit" not in out
 
 
 def test_what_differs_is_said(record):
     then = records.read(record)
-    now = json.loads(record.read_text())
-    now["metrics"]["test"]["mse"] = 0.5
-    now["packages"]["torch"] = "9.9"
-    then["git"] = {"commit": "a" * 40, "dirty": False}
+    now = records.read(record)
+    now.metrics["test"]["mse"] = 0.5
+    now.packages["torch"] = "9.9"
+    then.git = Git(commit="a" * 40, dirty=False)
     lines = list(repeat.compare(then, now))
     assert any(line.startswith("commit: aaaaaaaaaa then, ") for line in lines)
-    assert f"torch: {then['packages']['torch']} then, 9.9 now" in lines
-    assert lines[-1] == f"test mse: {then['metrics']['test']['mse']:.6g} then, 0.5 now"
+    assert f"torch: {then.packages['torch']} then, 9.9 now" in lines
+    assert lines[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, 0.5 now"
 
 
 def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from longwave.results import records, report, tables
-from tests.results.cases import make_record, make_records
+from tests.results.cases import make_record, make_records, parsed, rows_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -64,7 +64,7 @@ class Shape(HTMLParser):
 @pytest.fixture(scope="module")
 def shown():
     """The page of what a few sweeps would leave, and its rows."""
-    rows = tables.rows(make_records(models=("cornn", "lstm", "unicornn"), lengths=(500, 2000), seeds=2))
+    rows = rows_of(make_records(models=("cornn", "lstm", "unicornn"), lengths=(500, 2000), seeds=2))
     return report.page(rows, ["broken.json is passed over: <b>"]), rows
 
 
@@ -128,21 +128,19 @@ def test_cost_and_gradients(shown):
 
 
 def test_no_records_at_all():
-    page = report.page(tables.rows([]))
+    page = report.page(rows_of([]))
     assert page.count("No records of this yet.") == 3
     assert 'id="unrun" checked' in page
 
 
 def test_the_median_keeps_the_last_value_of_a_run_that_ended_early():
-    runs = [
-        {"curves": {"k": {"step": [1, 2, 3][:n], "value": [v, v, v][:n]}}} for n, v in ((3, 5.0), (1, 1.0), (2, 2.0))
-    ]
+    def run(steps, values):
+        return parsed(make_record(curves={"k": {"step": steps, "value": values}}))
+
+    runs = [run([1, 2, 3][:n], [v, v, v][:n]) for n, v in ((3, 5.0), (1, 1.0), (2, 2.0))]
     assert report.curve(runs, "k") == ([1, 2, 3], [2.0, 2.0, 2.0])
     assert report.curve(runs, "other") == ([], [])
-    ragged = [
-        {"curves": {"k": {"step": [0, 10], "value": [0.0, 10.0]}}},
-        {"curves": {"k": {"step": [5], "value": [3.0]}}},
-    ]
+    ragged = [run([0, 10], [0.0, 10.0]), run([5], [3.0])]
     assert report.curve(ragged, "k") == ([0, 5, 10], [1.5, 4.0, 6.5])
 
 
@@ -169,7 +167,7 @@ def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
     assert sorted(line.partition(" ")[0] for line in told.err.splitlines()) == [
         "broken.json", *(f"odd{index}.json" for index in range(5)),
     ]  # fmt: skip
-    assert "odd3.json is passed over" in (tmp_path / "r.html").read_text()
+    assert "odd3.json is left out" in (tmp_path / "r.html").read_text()
 
 
 def test_the_picture(save, tmp_path, capsys):
@@ -181,7 +179,7 @@ def test_the_picture(save, tmp_path, capsys):
     )
     with pytest.raises(SystemExit):
         report.main(["--runs", str(tmp_path / "none")])
-    assert capsys.readouterr().err == f"error: --runs {tmp_path / 'none'}: there is no such folder\n"
+    assert capsys.readouterr().err == f"error: --runs {tmp_path / 'none'}: no such folder\n"
     runs = save(*make_records(lengths=(500,), seeds=1))
     report.main(["--runs", str(runs), "--picture", str(path), "--length", "500"])
     with Image.open(path) as drawn:
@@ -200,7 +198,7 @@ def test_the_picture_of_ones_own_runs(fit_here, tmp_path, capsys):
     path = tmp_path / "adding.png"
     report.main(["--runs", str(folder.parent), "--picture", str(path), "--length", "8"])
     assert Image.open(path).size == (960, 540)
-    rows = [row for row in tables.rows(records.load(folder.parent)[0]) if row.runs]
+    rows = [row for row in rows_of(records.load(folder.parent)[0]) if row.runs]
     assert sorted(report.labels(rows)) == ["lstm", "lstm, growing lengths"]
     assert sorted(tables.lengths(row) for row in rows) == ["", "4"]
     (table,) = [table for table in tables.tables(rows) if table.title.startswith("adding, T = 8")]

@@ -8,7 +8,7 @@ import pytest
 from longwave.results import records, tables
 from longwave.results.published import Published
 from longwave.training.config import choices
-from tests.results.cases import make_record
+from tests.results.cases import make_record, parsed, rows_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +28,14 @@ def test_the_page_is_what_the_records_give():
     """The committed page; python -m results.tables writes it anew."""
     ours, damaged = records.load()
     assert damaged == []
-    assert tables.PATH.read_text() == tables.as_markdown(tables.tables(tables.rows(ours)))
+    assert tables.PATH.read_text() == tables.as_markdown(tables.tables(rows_of(ours)))
     for record in ours:
-        assert record["status"] == "finished"
-        assert "forced" not in record, f"{record['name']} was collected by force"
+        assert record.status == "finished"
+        assert not record.forced, f"{record.name} was collected by force"
 
 
 def test_without_records_every_aim_is_not_run():
-    found = tables.rows([])
+    found = rows_of([])
     aims = {recipe: key for recipe, key in tables.recipe_targets().items() if key is not None}
     assert {row.recipe for row in found} <= set(aims)
     assert {"cornn/psmnist", "cornn/psmnist_128", "lstm/smnist"} <= {row.recipe for row in found}
@@ -48,7 +48,7 @@ def test_without_records_every_aim_is_not_run():
 
 
 def test_a_group_is_judged():
-    found = tables.rows(seeds(0.972, 0.973, 0.975))
+    found = rows_of(seeds(0.972, 0.973, 0.975))
     row = row_of(found, "cornn/psmnist")
     assert (row.key, row.values, row.verdict.name) == ("cornn/psmnist_256", [0.972, 0.973, 0.975], "reproduced")
     assert row.seconds == 3601
@@ -67,13 +67,13 @@ def test_a_group_is_judged():
 
 
 def test_the_other_verdicts():
-    assert row_of(tables.rows(seeds(0.9, 0.9, 0.9)), "cornn/psmnist").verdict.name == "short"
-    assert row_of(tables.rows(seeds(0.99, 0.99, 0.99)), "cornn/psmnist").verdict.name == "exceeds"
-    assert row_of(tables.rows(seeds(0.97)), "cornn/psmnist").verdict.name == "too few seeds"
+    assert row_of(rows_of(seeds(0.9, 0.9, 0.9)), "cornn/psmnist").verdict.name == "short"
+    assert row_of(rows_of(seeds(0.99, 0.99, 0.99)), "cornn/psmnist").verdict.name == "exceeds"
+    assert row_of(rows_of(seeds(0.97)), "cornn/psmnist").verdict.name == "too few seeds"
     changed = {"training.epochs": 12}
-    reduced = row_of(tables.rows(seeds(0.9, 0.9, 0.9, steps=5700, changed=changed)), "cornn/psmnist", **changed)
+    reduced = row_of(rows_of(seeds(0.9, 0.9, 0.9, steps=5700, changed=changed)), "cornn/psmnist", **changed)
     assert str(reduced.verdict).startswith("reduced budget (10 % of the steps): -7.30")
-    assert row_of(tables.rows(seeds(0.01, 0.01, 0.02, model="cornn", task="adding", recipe="cornn/adding")),
+    assert row_of(rows_of(seeds(0.01, 0.01, 0.02, model="cornn", task="adding", recipe="cornn/adding")),
                   "cornn/adding").verdict.name == "no published number"  # fmt: skip
 
 
@@ -88,33 +88,34 @@ def test_the_other_verdicts():
     ],
 )
 def test_what_makes_another_protocol(changed, reason):
-    row = row_of(tables.rows(seeds(0.97, 0.97, 0.97, changed=changed)), "cornn/psmnist", **changed)
+    row = row_of(rows_of(seeds(0.97, 0.97, 0.97, changed=changed)), "cornn/psmnist", **changed)
     assert str(row.verdict) == f"other protocol ({reason})"
 
 
 def test_a_hyperparameter_is_no_protocol():
     changed = {"optimizer.lr": 0.1, "model.dt": 0.05}
-    row = row_of(tables.rows(seeds(0.97, 0.97, 0.975, changed=changed)), "cornn/psmnist", **changed)
+    row = row_of(rows_of(seeds(0.97, 0.97, 0.975, changed=changed)), "cornn/psmnist", **changed)
     assert row.verdict.name == "reproduced"
 
 
 def test_a_run_without_the_recipe_that_aims_at_its_value():
-    (row,) = [r for r in tables.rows(seeds(0.97, 0.97, 0.97, recipe=None)) if r.values]
+    (row,) = [r for r in rows_of(seeds(0.97, 0.97, 0.97, recipe=None)) if r.values]
     assert str(row.verdict) == "other protocol (no recipe)"
     assert "| cornn (no recipe) |" in tables.as_markdown(tables.tables([row]))
     elsewhere = {"key": "cornn/psmnist_128"}
-    row = row_of(tables.rows(seeds(0.97, 0.97, 0.97, published=elsewhere)), "cornn/psmnist")
+    row = row_of(rows_of(seeds(0.97, 0.97, 0.97, published=elsewhere)), "cornn/psmnist")
     assert str(row.verdict) == "other protocol (recipe cornn/psmnist does not aim at cornn/psmnist_128)"
 
 
 def test_a_published_value_that_is_gone():
-    row = row_of(tables.rows(seeds(0.97, 0.97, published={"key": "cornn/gone"})), "cornn/psmnist")
+    row = row_of(rows_of(seeds(0.97, 0.97, published={"key": "cornn/gone"})), "cornn/psmnist")
     assert (row.published, row.verdict.name, row.metric) == (None, "no published number", "accuracy")
 
 
 def test_another_metric_than_was_measured():
-    made = seeds(0.5, 0.5, 0.5, metrics={"test": {"cross_entropy": 0.5}}, objective={"key": "test/cross_entropy"})
-    row = row_of(tables.rows(made), "cornn/psmnist")
+    objective = {"key": "test/cross_entropy", "value": 0.5}
+    made = seeds(0.5, 0.5, 0.5, metrics={"test": {"cross_entropy": 0.5}}, objective=objective)
+    row = row_of(rows_of(made), "cornn/psmnist")
     assert (row.metric, row.values) == ("cross_entropy", [0.5, 0.5, 0.5])
     assert str(row.verdict) == "other protocol (no accuracy measured)"
 
@@ -131,20 +132,20 @@ def test_another_metric_than_was_measured():
 def test_the_share_of_the_budget(stopped, changed, share):
     made = make_record(stopped=stopped, changed=changed)
     made["budget"]["steps_done"] = 28500
-    assert tables.budget([made]) == share
+    assert tables.budget([parsed(made)]) == share
     # Of several, the most that one had.
-    assert tables.budget([made, make_record(seed=1)]) is None
+    assert tables.budget([parsed(made), parsed(make_record(seed=1))]) is None
     made["budget"]["steps"] = 2 * 57000
-    assert tables.budget([made]) == (share or 2)
+    assert tables.budget([parsed(made)]) == (share or 2)
     made["budget"]["steps_in_recipe"] = None
-    assert tables.budget([made]) is None
+    assert tables.budget([parsed(made)]) is None
 
 
 def test_more_steps_than_the_recipe_has_are_named():
     made = seeds(0.99, 0.991, 0.992)
     for record in made:
         record["budget"]["steps"] *= 4
-    row = row_of(tables.rows(made), "cornn/psmnist")
+    row = row_of(rows_of(made), "cornn/psmnist")
     assert row.verdict.name == "exceeds"
     assert "on 4 times the steps" in row.notes
 
@@ -153,11 +154,11 @@ def test_what_was_run_otherwise_is_still_not_run():
     """At another length, and with another model, a recipe's own cell is as open as before."""
     made = seeds(0.01, 0.02, 0.01, model="lem", task="adding", recipe="lem/adding", T=500, changed={"task.T": 500},
                  published={"key": "lem/adding"})  # fmt: skip
-    found = {row.title: row for row in tables.rows(made) if row.recipe == "lem/adding"}
+    found = {row.title: row for row in rows_of(made) if row.recipe == "lem/adding"}
     assert str(found["adding, T = 500"].verdict) == "other protocol (task.T=500)"
     assert found["adding, T = 2000"].verdict.name == "not run"
     found = [
-        row for row in tables.rows(seeds(0.97, changed={"model.damping": "implicit"})) if row.recipe == "cornn/psmnist"
+        row for row in rows_of(seeds(0.97, changed={"model.damping": "implicit"})) if row.recipe == "cornn/psmnist"
     ]
     assert sorted(str(row.verdict) for row in found) == ["not run", "other protocol (model.damping=implicit)"]
 
@@ -165,7 +166,7 @@ def test_what_was_run_otherwise_is_still_not_run():
 def test_a_data_set_of_the_archives_goes_by_its_own_name():
     made = make_record("linoss", "uea", recipe="linoss/uea_scp1", published={"key": "linoss/uea_scp1_im"})
     made["config"]["task"]["dataset"] = "SelfRegulationSCP1"
-    row = row_of(tables.rows([made]), "linoss/uea_scp1")
+    row = row_of(rows_of([made]), "linoss/uea_scp1")
     assert row.task == row.title == row.published.task == "SelfRegulationSCP1"
 
 
@@ -175,7 +176,7 @@ def test_lengths_have_tables_of_their_own_in_their_order():
         for T in (2000, 500, 100)
         for record in seeds(0.01, 0.02, task="adding", recipe="cornn/adding", T=T, changed={"task.T": T})
     ]
-    found = tables.tables([row for row in tables.rows(made) if row.values])
+    found = tables.tables([row for row in rows_of(made) if row.values])
     assert [table.title for table in found] == [f"adding, T = {T}: mse" for T in (100, 500, 2000)]
     assert "changed" not in found[0].header
 
@@ -184,13 +185,13 @@ def test_a_group_is_what_differs_in_the_seed_only():
     made = seeds(0.97, 0.97, 0.97)
     made[0]["config"] |= {"diagnostics": {"gradients": True}, "threads": 1, "device": "cpu"}
     made[1]["config"]["training"]["checkpoint_seconds"] = 5.0
-    assert row_of(tables.rows(made), "cornn/psmnist").values == [0.97] * 3
+    assert row_of(rows_of(made), "cornn/psmnist").values == [0.97] * 3
     made[2]["config"]["model"]["hidden"] = 64
-    assert sorted(len(row.values) for row in tables.rows(made) if row.values) == [1, 2]
+    assert sorted(len(row.values) for row in rows_of(made) if row.values) == [1, 2]
 
 
 def test_what_nobody_has_run_stands_where_it_would():
-    found = tables.tables(tables.rows(seeds(0.01, task="adding", model="lem", recipe="lem/adding", T=500)))
+    found = tables.tables(rows_of(seeds(0.01, task="adding", model="lem", recipe="lem/adding", T=500)))
     titles = [table.title for table in found if table.title.startswith("adding")]
     assert titles == [f"adding, T = {T}: mse" for T in (500, 2000, 5000, 10000)]
 
@@ -199,12 +200,12 @@ def test_steps_until_a_bound():
     made = seeds(0.01, 0.02, 0.01, task="adding", recipe="cornn/adding")
     for record, first in zip(made, (4000, None, 6000), strict=True):
         record["first_passed"]["test/mse"]["0.01"] = first
-    (table,) = tables.tables([row for row in tables.rows(made) if row.values])
+    (table,) = tables.tables([row for row in rows_of(made) if row.values])
     cells = dict(zip(table.header, table.cells[0], strict=True))
     assert cells["steps until below 0.01"] == "6,000 (2 of 3 did)"
     assert cells["steps until below 0.001"] == "never"
     made[2]["first_passed"]["test/mse"]["0.01"] = None
-    (table,) = tables.tables([row for row in tables.rows(made) if row.values])
+    (table,) = tables.tables([row for row in rows_of(made) if row.values])
     assert "1 of 3 did" in table.cells[0]
 
 
@@ -214,10 +215,10 @@ def test_what_was_forced_or_failed_is_said():
     failed = make_record(seed=3, status="failed", metrics={}, error="Diverged: ...")
     for key in ("objective", "stopped", "wall_seconds"):
         del failed[key]
-    row = row_of(tables.rows([*made, failed]), "cornn/psmnist")
+    row = row_of(rows_of([*made, failed]), "cornn/psmnist")
     assert row.values == [0.97] * 3
     assert row.notes[-2:] == ["1 run failed", "1 run collected by force (from a dirty tree)"]
-    alone = row_of(tables.rows([failed]), "cornn/psmnist")
+    alone = row_of(rows_of([failed]), "cornn/psmnist")
     assert (alone.values, alone.verdict.name, alone.notes) == ([], "not run", ["1 run failed"])
     assert "not run" in tables.as_markdown(tables.tables([alone]))
 
@@ -256,7 +257,7 @@ def test_how_published_values_are_written():
 
 
 def test_csv_has_plain_numbers():
-    read = list(csv.DictReader(io.StringIO(tables.as_csv(tables.rows(seeds(0.972, 0.973, 0.975))))))
+    read = list(csv.DictReader(io.StringIO(tables.as_csv(rows_of(seeds(0.972, 0.973, 0.975))))))
     (ours,) = [line for line in read if line["n"] == "3"]
     assert float(ours["mean"]) == pytest.approx(0.97333, abs=1e-5)
     assert (ours["published"], ours["verdict"], ours["published_kind"]) == ("0.973", "reproduced", "single")
@@ -265,7 +266,7 @@ def test_csv_has_plain_numbers():
 
 
 def test_latex_is_escaped_and_whole():
-    text = tables.as_latex(tables.tables(tables.rows(seeds(0.97, 0.98, 0.97, changed={"model.w_y": 1}))))
+    text = tables.as_latex(tables.tables(rows_of(seeds(0.97, 0.98, 0.97, changed={"model.w_y": 1}))))
     assert "model.w\\_y=1" in text
     assert "$\\pm$" in text
     assert not re.search(r"(?<!\\)[%_#]", text)
@@ -286,7 +287,7 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     # Of other records, to the terminal: the page is that of ours.
     tables.main(["--runs", str(folder)])
     shown = capsys.readouterr()
-    assert "broken.json is passed over: it cannot be read" in shown.err
+    assert "broken.json is left out: Invalid JSON" in shown.err
     assert "| cornn/psmnist | 97.00" in shown.out
     assert not tables.PATH.exists()
     monkeypatch.setattr(records, "FOLDER", folder)
@@ -297,7 +298,7 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         tables.main(["--runs", str(tmp_path / "tpyo")])
     assert stopped.value.code == 1
-    assert "tpyo: there is no such folder" in capsys.readouterr().err
+    assert "tpyo: no such folder" in capsys.readouterr().err
     assert "| cornn/psmnist | 97.00" in tables.PATH.read_text()
     with pytest.raises(SystemExit):
         tables.main(["--runs", str(folder), "--check", "--format", "csv"])
@@ -313,7 +314,7 @@ def test_the_readme_opens_with_what_the_records_give():
 
     A model that was trained on growing lengths as well has two rows.
     """
-    found = {table.title: table for table in tables.tables(tables.rows(records.load()[0]))}
+    found = {table.title: table for table in tables.tables(rows_of(records.load()[0]))}
 
     def cells(title: str, *names: str) -> dict[str, list[str]]:
         table = found[title]
@@ -336,7 +337,7 @@ def test_the_readme_opens_with_what_the_records_give():
 
 def test_what_is_remembered_is_shown_when_asked_for_only(capsys):
     remembered = "chrono_lstm on ncifar10: 55.9"
-    assert "remembered" not in tables.as_markdown(tables.tables(tables.rows([])))
+    assert "remembered" not in tables.as_markdown(tables.tables(rows_of([])))
     tables.main(["--unverified"])
     out = capsys.readouterr().out
     assert remembered in out
@@ -353,13 +354,13 @@ def test_any_cell_of_a_table_by_one_recipe():
         record["config"]["transform"] = {"name": "log_signature", "depth": depth, "step": step}
         return record
 
-    found = tables.rows([run(2, 4, "eigenworms_depth2_step4"), run(3, 32, "eigenworms_depth3_step32")])
+    found = rows_of([run(2, 4, "eigenworms_depth2_step4"), run(3, 32, "eigenworms_depth3_step32")])
     found = {row.key: row for row in found if row.recipe == "nrde/eigenworms"}
     assert found["nrde/eigenworms_depth2_step4"].changed == {}
     assert found["nrde/eigenworms_depth3_step32"].changed == {"transform.depth": 3, "transform.step": 32}
     assert {row.verdict.name for row in found.values()} == {"too few seeds"}
     # A record that says that it aims at another cell than its settings.
-    wrong = tables.rows([run(3, 32, "eigenworms_depth2_step4")])
+    wrong = rows_of([run(3, 32, "eigenworms_depth2_step4")])
     assert next(row for row in wrong if row.recipe == "nrde/eigenworms").verdict.name == "other protocol"
     # Where nobody has run it, the cell of the recipe as it is.
     assert tables.recipe_targets()["nrde/eigenworms"] == "nrde/eigenworms_depth2_step4"
@@ -367,5 +368,5 @@ def test_any_cell_of_a_table_by_one_recipe():
 
 def test_a_data_set_of_the_archives_has_one_table():
     """Of its own name, and not of the task that reads it."""
-    titles = [row.title for row in tables.rows([]) if (row.recipe or "").startswith("linoss/uea_scp1")]
+    titles = [row.title for row in rows_of([]) if (row.recipe or "").startswith("linoss/uea_scp1")]
     assert titles == ["SelfRegulationSCP1"] * 2

@@ -10,8 +10,8 @@ import torch
 from longwave.tasks import mnist
 from longwave.tasks.data import Source
 from longwave.tasks.mnist import Config, permutation, read_checked
+from longwave.training.budget import Training
 from longwave.training.errors import UserError
-from longwave.training.loop import Training
 from tests.server import Page, Server
 
 # paper_facts of each released code: the first twelve indices.

@@ -184,15 +184,14 @@ def test_scores_that_are_not_finite_are_no_result(fit_here, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_saved(fit_here, tmp_path, monkeypatch):
-    train_step = loop._train_step
+    train_step = loop.Trainer.train_step
 
-    def overflowing(config, task, model, device, optimizer, state):
-        found = train_step(config, task, model, device, optimizer, state)
-        if state.step == 3:
-            model.readout.bias.data.fill_(math.inf)
-        return found
+    def overflowing(trainer):
+        train_step(trainer)
+        if trainer.state.step == 4:
+            trainer.model.readout.bias.data.fill_(math.inf)
 
-    monkeypatch.setattr("longwave.training.loop._train_step", overflowing)
+    monkeypatch.setattr("longwave.training.loop.Trainer.train_step", overflowing)
     with pytest.raises(Diverged, match="largest weight is inf at step 4"):
         fit_here(*SMALL, "training.steps=9", "training.checkpoint_seconds=0")
     (folder,) = (tmp_path / "outputs" / "runs").iterdir()
@@ -285,7 +284,7 @@ def test_a_device_that_is_not_here_is_refused(fit_here, tmp_path):
 def test_denormals_are_flushed_in_every_thread():
     code = """
 import torch
-from longwave.training.loop import set_up_process
+from longwave.training.environment import set_up_process
 set_up_process(2)
 x = torch.full((1_000_000,), 1e-30)
 assert (x * 1e-10 == 0).all()
@@ -301,7 +300,7 @@ def test_the_peak_of_memory_is_that_of_the_job():
     code = """
 import torch
 from longwave.training.environment import peak_memory_bytes, reset_peak_memory
-from longwave.training.loop import set_up_process
+from longwave.training.environment import set_up_process
 set_up_process(1)
 device = torch.device("cpu")
 peaks = []

@@ -1,0 +1,34 @@
+"""Task and model of a configuration."""
+
+import torch
+
+from longwave.models.network import Network
+from longwave.tasks.base import Task, data_root, start_readout
+from longwave.tasks.randomness import counted_seed
+from longwave.training.config import Config
+from longwave.training.errors import UserError
+
+
+def build(config: Config) -> tuple[Task, Network]:
+    """Builds the task, with its transform, and the model, whose initialisation depends on the seed alone.
+
+    Raises:
+        UserError: where data are missing or damaged, or settings do not go with the task or the model.
+    """
+    root = data_root(config.data.root)
+    try:
+        task = config.task.build(config.seed, root)
+    except OSError as error:
+        raise UserError(str(error)) from error
+    if config.transform is not None:
+        try:
+            task = config.transform.apply(task, root)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
+    config.training.check(task)
+    torch.manual_seed(counted_seed(config.seed, "init"))
+    model = config.model.build(task.inputs, task.outputs)
+    model.reads, model.embedding = task.read, task.embedding()
+    start_readout(model.readout, task.readout)
+    config.diagnostics.check(model)
+    return task, model

@@ -1,0 +1,226 @@
+"""``record.json``: what a run was and what came of it. It is written and read through one class."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
+
+Scores = dict[str, FiniteFloat]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Budget(_Part):
+    """Training steps; ``steps`` is None until the run knows how long an epoch is."""
+
+    steps_done: NonNegativeInt = 0
+    steps: NonNegativeInt | None = None
+    steps_in_recipe: PositiveInt | None = None
+
+
+class Git(_Part):
+    """Commit of the code; ``dirty`` if files differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+class Target(_Part):
+    """Published value that the run aims at."""
+
+    model_config = ConfigDict(extra="allow")
+
+    key: str
+    value: FiniteFloat | None = None
+
+
+class Objective(_Part):
+    """Metric on the monitored split, ``<split>/<metric>``."""
+
+    key: str
+    value: FiniteFloat
+
+    @property
+    def metric(self) -> str:
+        return self.key.partition("/")[2]
+
+
+class Stage(_Part):
+    """Length of a curriculum, what was spent on it, and the metric at that length in the end."""
+
+    model_config = ConfigDict(extra="allow")
+
+    length: PositiveInt
+    steps: NonNegativeInt
+    seconds: FiniteFloat
+
+
+class Data(_Part):
+    """What identifies the data: split, files with their checksums."""
+
+    split_id: str
+    files: list[dict[str, str]] = []
+    notes: Any = None
+
+
+class Curve(_Part):
+    """Quantity against training steps."""
+
+    step: list[NonNegativeInt]
+    value: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _is_even(self):
+        if len(self.step) != len(self.value):
+            raise ValueError("steps and values are not as many")
+        return self
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Model(_Settings):
+    hidden: PositiveInt | None = None
+    layers: PositiveInt | None = None
+
+
+class _Task(_Settings):
+    T: PositiveInt | None = None
+    dataset: str | None = None
+
+
+class _Transform(_Settings):
+    step: PositiveInt | None = None
+    depth: PositiveInt | None = None
+
+
+class _Training(_Settings):
+    batch_size: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+
+
+class _Config(_Settings):
+    """Settings that tables, charts and estimates compute with."""
+
+    model: _Model
+    task: _Task
+    training: _Training
+    transform: _Transform | None = None
+
+
+def _checked(config: dict) -> dict:
+    _Config.model_validate(config)
+    return config
+
+
+class Record(_Part):
+    """One run.
+
+    Args:
+        version: of this format.
+        config: all settings by section, as ``Config.as_dict`` gives them.
+        changed: settings that are not as in the recipe, ``{"task.T": 500}``.
+        metrics: scores by split, of the selected weights.
+        first_passed: by ``<split>/<metric>`` and bound, the step of the first evaluation that was better, or None.
+        baseline: scores of the trivial prediction.
+        sessions: number of processes that have worked on the run.
+        curves: by key of the history; only records in ``results/runs`` have them.
+        steps_per_epoch: likewise; None for a task without epochs.
+        forced: reasons for which ``results.collect`` took the record only with ``--force``.
+    """
+
+    version: Literal[1] = 1
+    status: Literal["finished", "failed", "interrupted"]
+    name: str
+    identity: str = ""
+    command: str
+    model: str
+    task: str
+    recipe: str | None = None
+    changed: dict[str, Any]
+    seed: int
+    config: Annotated[dict[str, Any], AfterValidator(_checked)]
+    metrics: dict[str, Scores] = {}
+    published: Target | None = None
+    budget: Budget = Field(default_factory=Budget)
+    sessions: PositiveInt = 1
+    packages: dict[str, str] = {}
+    git: Git | None = None
+    parameters: NonNegativeInt | None = None
+    backend: str | None = None
+    device: str | None = None
+    data: Data | None = None
+    wall_seconds: FiniteFloat | None = None
+    steps_per_second: FiniteFloat | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
+    written: str | None = None
+    objective: Objective | None = None
+    selected_step: NonNegativeInt | None = None
+    stopped: str | None = None
+    first_passed: dict[str, dict[str, int | None]] = {}
+    baseline: Scores = {}
+    curriculum: list[Stage] = []
+    error: str | None = None
+    failed_step: NonNegativeInt | None = None
+    traceback: str | None = None
+    steps_per_epoch: PositiveInt | None = None
+    forced: list[str] = []
+    curves: dict[str, Curve] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self):
+        if self.status != FINISHED:
+            return self
+        for key in ("parameters", "wall_seconds", "objective", "stopped"):
+            if getattr(self, key) is None:
+                raise ValueError(f"{key}: a finished run has it")
+        if self.budget.steps is None:
+            raise ValueError("budget.steps: a finished run has it")
+        if self.objective.metric not in self.metrics.get("test", {}):
+            raise ValueError("metrics.test does not have the metric that the run was selected by")
+        return self
+
+    def dump(self) -> dict:
+        """The record as JSON has it; what was never set is left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def parse(text: str | bytes) -> Record:
+    """Read a record.
+
+    Raises:
+        ValueError: where it is none; one line that says why.
+    """
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: {reason}" if where else reason) from error
+
+
+def read(folder: Path) -> Record:
+    """Read the record in the folder of a run.
+
+    Raises:
+        OSError: where there is none.
+        ValueError: where it is damaged.
+    """
+    return parse((folder / "record.json").read_bytes())

@@ -1,0 +1,33 @@
+"""What a finished run came to, as lines of the log."""
+
+from pathlib import Path
+
+from longwave.training.progress import log
+from longwave.training.record import Record
+
+
+def report(record: Record, folder: Path) -> float:
+    """Logs scores, first passes, published value and whatever makes the run no reproduction; gives its objective."""
+    test = ", ".join(f"{key} {value:.5g}" for key, value in record.metrics["test"].items())
+    baseline = ", ".join(f"{key} {value:.4g}" for key, value in record.baseline.items())
+    log.info("test: %s%s", test, f" (trivial prediction: {baseline})" if baseline else "")
+    if record.curriculum:
+        stages = ", ".join(f"{stage.length} ({stage.steps})" for stage in record.curriculum)
+        log.info("trained on growing lengths (steps): %s", stages)
+    for key, bounds in record.first_passed.items():
+        passed = [f"{bound} at step {step}" if step else f"{bound} never" for bound, step in bounds.items()]
+        log.info("%s first passed %s", key, ", ".join(passed))
+    target = record.published
+    if target is not None and target.value is not None:
+        log.info("published: %s (%s; %s)", target.value, target.kind, target.source)
+    if record.changed:
+        changed = ", ".join(f"{key}={value}" for key, value in record.changed.items())
+        log.info("not as recipe %s has it: %s", record.recipe, changed)
+    budget = record.budget
+    if budget.steps_in_recipe is not None and budget.steps < budget.steps_in_recipe:
+        log.info("reduced budget: %d of the recipe's %d steps", budget.steps, budget.steps_in_recipe)
+    training = record.config["training"]
+    if training["overfit"] or training["limit_evaluation"]:
+        log.info("no result: trained on one batch, or tested on a part of the test set")
+    log.info("record: %s", folder / "record.json")
+    return record.objective.value
