@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longwave.schema import Annotated, OneOf, Section
 from longwave.tasks.base import Task
 from longwave.training.errors import Interrupted, UserError
 from longwave.training.files import write_atomic
@@ -21,32 +22,27 @@ MODES = ("auto", "online", "offline")
 
 
 @dataclass
-class Tracking:
-    """Where a run is shown.
+class Tracking(Section):
+    """Weights & Biases.
 
     Args:
         name: wandb or none.
         project: W&B's project.
         entity: W&B's user or team; null is your default.
-        mode: auto (online where you are logged in, else offline), online or offline. The environment's ``WANDB_MODE``
-            wins over auto.
+        mode: auto (online if you are logged in, else offline), online or offline. ``WANDB_MODE`` in the environment
+            overrides auto.
         tags: further tags of the run.
         notes: a remark on the run.
-        artifacts: keep the last checkpoint in W&B, and by which data it was trained: the names and checksums of the
-            files, not the files.
+        artifacts: keep the last checkpoint in W&B, and the names and checksums of the data files.
     """
 
     name: str = "wandb"
     project: str = "longwave"
     entity: str | None = None
-    mode: str = "auto"
+    mode: Annotated[str, OneOf(*MODES)] = "auto"
     tags: list[str] | None = None
     notes: str | None = None
     artifacts: bool = False
-
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode}: must be one of {', '.join(MODES)}")
 
 
 class NoTracker:

@@ -99,7 +99,7 @@ def test_what_is_refused(settings, message):
 def test_what_does_not_fit_the_task(fit_here, fake_mnist):
     with pytest.raises(UserError, match=r"^curriculum=grow: the length of this task is that of its data; use .*none$"):
         fit_here(f"data.root={fake_mnist}", "model=lstm", "task=smnist", "curriculum=grow")
-    with pytest.raises(UserError, match=r"^curriculum=lengths: T=1: must be 2 or more"):
+    with pytest.raises(UserError, match=r"^curriculum=lengths: T=1: must be at least 2"):
         fit_here(*SMALL, "training.steps=2", "curriculum=lengths", "curriculum.lengths=[1,5]")
     with pytest.raises(UserError, match=r"^curriculum\.start=5: is not a setting of curriculum=none$"):
         compose_run(["model=lstm", "curriculum.start=5"])
