@@ -1,5 +1,5 @@
-"""One file a task: where the data comes from, its split, its loss and its metric.
+"""One file a task: its data, split, loss and metric.
 
-A task file defines a dataclass ``Config`` (its keys, checked in ``__post_init__``) whose
-``build(seed, data_root)`` returns a :class:`longwave.tasks.base.Task`.
+A task file defines a dataclass ``Config`` (a :class:`longwave.schema.Section`) whose ``build(seed, data_root)`` returns
+a :class:`longwave.tasks.base.Task`.
 """

@@ -7,20 +7,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
 from longwave.tasks.base import ArrayTask, Task
 from longwave.tasks.randomness import generator
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Where the markers are, and how large the sets are.
+    """Positions of the markers and sizes of the sets.
 
     Args:
-        first: of T, the end of the range [0, first) of the first marker.
-        second: of T, the beginning of the range [second, T) of the second.
-        shortest: the least T.
-        train: samples of the training set that is drawn once; 0 is fresh batches for ever.
-        test: samples of the test set.
+        first: the first marker is in [0, first(T)).
+        second: the second marker is in [second(T), T).
+        shortest: least T.
+        train: size of the training set; 0 is an endless stream.
+        test: size of the test set.
     """
 
     first: Callable[[int], int]
@@ -41,35 +42,29 @@ PROTOCOLS = {
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Add the two marked numbers of a sequence.
 
     Args:
         T: length of the sequence; 2 or more (3 in ``scornn``, whose own is 200).
-        protocol: where the markers may be, and how large the sets are. ``cornn`` (and LEM): one in each half, the first
+        protocol: positions of the markers and sizes of the sets. ``cornn`` (and LEM): one in each half, the first
             in [0, floor(T/2)), the second from there on; fresh batches, 1,000 test sequences. ``nnrnn``: the second
             from ceil(T/2) on. ``scornn``: the boundary is floor((T-1)/2); 100,000 training and 10,000 test sequences.
-        train_samples: size of a training set that is drawn once, by the seed; 0 is fresh batches for ever; null is the
-            protocol's.
-        test_samples: size of the test set, which is the same for every seed; null is the protocol's.
+        train_samples: size of a training set drawn by the seed; 0 is an endless stream; null is the protocol's.
+        test_samples: size of the test set, the same for every seed; null is the protocol's.
     """
 
     name: str = "adding"
-    T: int = 100
-    protocol: str = "cornn"
-    train_samples: int | None = None
-    test_samples: int | None = None
+    T: Annotated[int, Ge(2), Le(10_000_000)] = 100
+    protocol: Annotated[str, OneOf(*PROTOCOLS)] = "cornn"
+    train_samples: Annotated[int | None, Ge(0), Le(100_000_000)] = None
+    test_samples: Annotated[int | None, Ge(1), Le(100_000_000)] = None
 
     def __post_init__(self):
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
+        super().__post_init__()
         shortest = PROTOCOLS[self.protocol].shortest
         if shortest > self.T:
-            raise ValueError(f"T={self.T}: must be {shortest} or more (each half of the sequence holds one marker)")
-        if self.train_samples is not None and self.train_samples < 0:
-            raise ValueError(f"train_samples={self.train_samples}: must be 0 (fresh batches) or more")
-        if self.test_samples is not None and self.test_samples < 1:
-            raise ValueError(f"test_samples={self.test_samples}: must be 1 or more")
+            raise ValueError(f"T={self.T}: must be at least {shortest} in the protocol {self.protocol}")
 
     def build(self, seed: int, data_root: Path) -> "Adding":
         protocol = PROTOCOLS[self.protocol]
@@ -80,8 +75,8 @@ class Config:
 class Adding(Task):
     """Channel 0 holds values U[0, 1), channel 1 two ones; the target is the sum of the two marked values.
 
-    Training batches are fresh for ever. Predicting 1 always gives an MSE of 2/12 = 0.1667. Where the released code
-    draws a new test batch at every evaluation, the test set here is drawn once, from a seed of its own.
+    Training batches are an endless stream. Predicting 1 has an MSE of 2/12 = 0.1667. The released code draws a new test
+    batch at every evaluation; here the test set is drawn once, from a seed of its own.
     """
 
     inputs, outputs = 2, 1
@@ -91,9 +86,9 @@ class Adding(Task):
     milestones = (0.01, 0.001)
     baseline = {"mse": 1 / 6}
 
-    # The test set is one for all seeds, so that their errors compare.
+    # One test set for all seeds, so that their errors compare.
     test_seed = 0
-    # A test batch of 1000 at T = 5000 would need gigabytes for the states of some models.
+    # The hidden states of a test batch of 1000 at T = 5000 would take gigabytes.
     values_per_batch = 500_000
 
     def __init__(self, config: Config, seed: int):
@@ -132,7 +127,7 @@ class Adding(Task):
 
 
 class FixedAdding(ArrayTask, Adding):
-    """The adding problem with a training set that is drawn once and gone through in epochs."""
+    """The adding problem with a training set that is drawn once and read in epochs."""
 
     def __init__(self, config: Config, seed: int, count: int):
         Adding.__init__(self, config, seed)

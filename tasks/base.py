@@ -1,4 +1,4 @@
-"""What every task gives to the training loop."""
+"""Interface between the tasks and the training loop."""
 
 import os
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from longwave import home
 from longwave.tasks.randomness import generator
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-"""x, its targets, and the lengths where they count."""
-
+"""x, targets, and lengths where samples differ in length."""
 
 READOUTS = ("model", "uniform", "kaiming")
 
 
 def start_readout(readout: nn.Linear, how: str) -> None:
-    """Initialises a model's readout as a task's protocol wants it.
+    """Initialises a model's readout as in a task's protocol.
 
     Args:
-        how: ``model`` leaves it as it is; ``uniform``: weights U(-0.1, 0.1); ``kaiming``: N(0, 2 / inputs); the biases
-            of both are 0.
+        how: ``model``: unchanged; ``uniform``: weights U(-0.1, 0.1); ``kaiming``: N(0, 2 / inputs). With the last two
+            the biases are 0.
     """
     if how == "uniform":
         nn.init.uniform_(readout.weight, -0.1, 0.1)
@@ -35,59 +35,59 @@ def start_readout(readout: nn.Linear, how: str) -> None:
 class Task:
     """A source of batches with its splits, loss and metric. Batches are time-major: x is (T, B, D).
 
-    A subclass sets the attributes and gives ``batch``, ``evaluation`` and ``scores``.
+    A subclass sets the attributes and implements ``batch``, ``evaluation`` and ``scores``.
 
-    A batch is x and its targets, and where samples differ in length and what pads them is not to be read, the lengths
-    (B,) too. Where the task has an ``embedding``, x is what that takes, such as tokens (T, B).
+    A batch is x and its targets, and the lengths (B,) where samples differ in length and padding is not to be read. A
+    task with an ``embedding`` has tokens (T, B) as x.
     """
 
     inputs: int
-    """D, the number of input channels, or the width of the embedding."""
+    """Number of input channels D, or width of the embedding."""
     outputs: int
-    """The width of the model's output."""
+    """Width of the model's output."""
     readout: str = "model"
-    """How the model's readout is initialised; see :func:`start_readout`."""
+    """Initialisation of the model's readout; see :func:`start_readout`."""
     read: str = "last"
-    """What the model is asked for: "last", an output (B, outputs), or "every", one at every step, (T, B, outputs)."""
+    """Steps that are read out: "last", an output (B, outputs), or "every", (T, B, outputs)."""
     carries_state: bool = False
-    """Whether a batch goes on where the one before it ended: then the model starts from the state it had there (without
-    its gradient), and from zeros at the beginning of an epoch and of an evaluation."""
+    """Truncated BPTT: the hidden state is carried, detached, from batch to batch; epochs and evaluations start from
+    zeros."""
     objective: str
-    """The score that is minimised in training (its mean over the batch is the loss)."""
+    """Score whose mean over the batch is the training loss."""
     metric: str
-    """The score that selects, stops and is compared with published values."""
+    """Score for selection, early stopping and the comparison with published values."""
     higher_is_better: bool
     monitor: str = "validation"
-    """The split that is evaluated while training."""
+    """Split that is evaluated during training."""
     selects_on_test: bool = False
-    """Whether the protocol selects the weights by the test set, as some papers do."""
+    """True if the protocol selects the weights by the test set, as some papers do."""
     milestones: tuple[float, ...] = ()
-    """Values of the metric on ``monitor``; the record says at which step each was first passed."""
+    """Values of the metric on ``monitor``; the record has the step at which each was first passed."""
     baseline: dict[str, float] = {}
-    """Scores of the trivial prediction, for comparison."""
+    """Scores of the trivial prediction."""
     length: int | None = None
-    """The number of steps that a curriculum may shorten; None where the data have the length that they have."""
+    """Length of the sequences, for a curriculum to shorten; None where the data fix it."""
     split_id: str
-    """What identifies the split and the order of the data: two runs compare only when it is equal."""
+    """Identifies protocol and split: two runs compare only if it is equal."""
     files: tuple[tuple[str, str], ...] = ()
-    """(name, sha256) of each data file that was read."""
+    """(name, sha256) of each data file."""
     notes: dict = {}
-    """What else the record says of the data."""
+    """Further facts on the data, for the record."""
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
-        """The number of batches in an epoch; None where fresh batches are drawn for ever."""
+        """Number of batches in an epoch; None for an endless stream."""
         raise NotImplementedError
 
     def at_length(self, length: int) -> "Task":
         """The same task at another ``length``, for a curriculum; only where ``length`` is not None.
 
         Raises:
-            ValueError: where the task cannot have that length; one line that names it.
+            ValueError: for a length that the task cannot have.
         """
         raise NotImplementedError
 
     def embedding(self) -> nn.Module | None:
-        """What turns x into (T, B, inputs), to be trained with the model; None where x is that already."""
+        """A module from tokens to (T, B, inputs), trained with the model; None where x is (T, B, inputs) already."""
         return None
 
     def batch(self, step: int, batch_size: int) -> Batch:
@@ -99,23 +99,40 @@ class Task:
         raise NotImplementedError
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Every score of every prediction, (B,) or, where every step is read, (T, B), or of a batch as a whole, ().
+        """Scores of each prediction, (B,) or (T, B) where every step is read; or of the batch as a whole, ().
 
-        What is reported is the mean over all of a split: over its predictions, or over its batches.
+        Reported is the mean over a split: over its predictions, or over its batches.
         """
         raise NotImplementedError
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """What is reported, of the mean scores over a split: a root mean squared error is a root of a mean."""
+        """Reported scores, given the means over a split: a root mean squared error is the root of a mean."""
         return means
 
     def better(self, a: float, b: float | None) -> bool:
-        """Whether metric value ``a`` beats ``b`` (None is beaten by everything)."""
+        """True if metric value ``a`` is better than ``b``; everything is better than None."""
         return b is None or (a > b if self.higher_is_better else a < b)
 
 
+def class_scores(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Scores of a classification: logits (B, classes) and classes (B,)."""
+    return {
+        "cross_entropy": F.cross_entropy(output, target, reduction="none"),
+        "accuracy": (output.argmax(-1) == target).float(),
+    }
+
+
+def binary_scores(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Scores of a binary classification: one logit (B, 1) and 0.0 or 1.0, (B,)."""
+    logit = output.squeeze(-1)
+    return {
+        "cross_entropy": F.binary_cross_entropy_with_logits(logit, target, reduction="none"),
+        "accuracy": ((logit > 0) == (target > 0.5)).float(),
+    }
+
+
 class ArrayTask(Task):
-    """A data set that fits in memory: one array of samples, sliced by an index permutation.
+    """A data set in memory: one array of samples, and indices of the splits.
 
     The order of epoch e is a function of (seed, e). The last batch of an epoch may be smaller.
 

@@ -9,36 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
 from longwave.tasks.base import READOUTS, Task
 from longwave.tasks.randomness import generator
 
 
 @dataclass
-class Config:
-    """Say a few symbols again, a long time after they were read.
+class Config(Section):
+    """Repeat a few symbols a long time after they were read.
 
     Args:
-        K: how many symbols.
-        L: how many blanks come between them and the marker.
-        alphabet: how many symbols there are.
-        test_samples: size of the test set, which is the same for every seed.
-        readout: how the model's readout is initialised: ``model`` (its own way), ``uniform`` or ``kaiming``;
-            ``kaiming`` (N(0, 2 / hidden), biases 0) in expRNN's code.
+        K: number of symbols to repeat.
+        L: number of blanks between them and the marker.
+        alphabet: number of different symbols.
+        test_samples: size of the test set, the same for every seed.
+        readout: initialisation of the readout: ``model`` (the model's own), ``uniform`` or ``kaiming``; ``kaiming``
+            (N(0, 2 / hidden), biases 0) in expRNN's code.
     """
 
     name: str = "copying"
-    K: int = 10
-    L: int = 1000
-    alphabet: int = 8
-    test_samples: int = 1000
-    readout: str = "model"
-
-    def __post_init__(self):
-        for key in ("K", "L", "alphabet", "test_samples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if self.readout not in READOUTS:
-            raise ValueError(f"readout={self.readout}: must be one of {', '.join(READOUTS)}")
+    K: Annotated[int, Ge(1), Le(100_000)] = 10
+    L: Annotated[int, Ge(1), Le(10_000_000)] = 1000
+    alphabet: Annotated[int, Ge(1), Le(10_000)] = 8
+    test_samples: Annotated[int, Ge(1), Le(100_000_000)] = 1000
+    readout: Annotated[str, OneOf(*READOUTS)] = "model"
 
     def build(self, seed: int, data_root: Path) -> "Copying":
         return Copying(self, seed)
@@ -47,10 +41,9 @@ class Config:
 class Copying(Task):
     """One-hot inputs (L + 2K, B, alphabet + 2): K symbols, L blanks, the marker, K - 1 blanks.
 
-    The output at every step is one of the symbols or the blank: the blank up to the marker, and at the marker and the
-    K - 1 steps behind it the K symbols in their order. The loss is the cross-entropy over all steps; ``accuracy`` is
-    of the last K alone. Training batches are fresh for ever. Saying the blank and then guessing has a cross-entropy of
-    K log(alphabet) / (L + 2K).
+    The target is the blank up to the marker, then the K symbols in their order. The loss is the cross-entropy over all
+    steps; ``accuracy`` is that of the last K. Training batches are an endless stream. Predicting the blank and then
+    guessing has a cross-entropy of K log(alphabet) / (L + 2K).
     """
 
     read = "every"
@@ -59,9 +52,9 @@ class Copying(Task):
     monitor = "test"
     milestones = (0.01, 0.001)
 
-    # The test set is one for all seeds, so that their errors compare.
+    # One test set for all seeds, so that their errors compare.
     test_seed = 0
-    # In a batch of the evaluation: the states of some models are large.
+    # Bounds the memory for the hidden states of an evaluation batch.
     steps_per_evaluation_batch = 200_000
 
     def __init__(self, config: Config, seed: int):

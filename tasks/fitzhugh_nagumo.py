@@ -1,14 +1,15 @@
 """The next value of a FitzHugh-Nagumo neuron (LEM: Rusch et al., ICLR 2022)."""
 
+import importlib.metadata
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
+from longwave.schema import Section
 from longwave.tasks.base import ArrayTask
 from longwave.tasks.data import cached, log
 from longwave.tasks.randomness import generator
@@ -20,8 +21,8 @@ SIZES = {"train": 128, "validation": 128, "test": 1024}
 
 
 @dataclass
-class Config:
-    """Predict v at the next point of time from v up to now, at every point. There is nothing to choose."""
+class Config(Section):
+    """Predict v at the next point of time from v up to now, at every point. There are no settings."""
 
     name: str = "fitzhugh_nagumo"
 
@@ -33,8 +34,8 @@ class FitzHughNagumo(ArrayTask):
     """v (999, B, 1) of two-scale oscillations with v(0) ~ U(-1, 1) and w(0) = 0; the root mean squared error.
 
     v' = v - v^3/3 - w + 0.5 and w' = (v + 0.7 - 0.8 w)/50 at 1,000 points of time in [0, 400], by scipy's ``solve_ivp``
-    with its defaults (RK45, relative tolerance 1e-3): the errors of the solver are part of the data. 128 series are
-    trained on, 128 validate, 1,024 test; they are the same for every seed.
+    with its defaults (RK45, relative tolerance 1e-3): the errors of the solver are part of the data. Training set,
+    validation and test set have 128, 128 and 1,024 series, the same for every seed.
     """
 
     inputs, outputs = 1, 1
@@ -48,9 +49,9 @@ class FitzHughNagumo(ArrayTask):
         splits = dict(zip(SIZES, torch.arange(len(v)).split(list(SIZES.values())), strict=True))
         super().__init__(v, v, splits, seed)
         self.split_id = f"fitzhugh_nagumo/scipy RK45/{'/'.join(map(str, SIZES.values()))}"
-        self.notes = {"scipy": scipy.__version__}
+        self.notes = {"scipy": importlib.metadata.version("scipy")}
         test = v[splits["test"]]
-        # Of saying that nothing changes.
+        # Of predicting the current value.
         self.baseline = {"rmse": (test[:, 1:] - test[:, :-1]).square().mean().sqrt().item()}
 
     def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +66,10 @@ class FitzHughNagumo(ArrayTask):
 
 
 def series(root: Path, seed: int, count: int) -> Tensor:
-    """v of ``count`` solutions, (count, 1000)."""
+    """Solutions v, (count, 1000)."""
 
     def build() -> dict[str, Tensor]:
-        # Imported here: half a second, for all who train on something else.
+        # Imported here: it takes half a second.
         from scipy.integrate import solve_ivp
 
         log.info("solving %d initial value problems, once", count)
@@ -77,7 +78,7 @@ def series(root: Path, seed: int, count: int) -> Tensor:
         v = [solve_ivp(_slope, (0, END), (v0, 0.0), t_eval=times).y[0] for v0 in start.tolist()]
         return {"v": torch.from_numpy(np.stack(v)).float()}
 
-    key = {"seed": seed, "count": count, "points": POINTS, "scipy": scipy.__version__}
+    key = {"seed": seed, "count": count, "points": POINTS, "scipy": importlib.metadata.version("scipy")}
     return cached(root, "fitzhugh_nagumo", key, build)["v"]
 
 

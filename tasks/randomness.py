@@ -1,7 +1,6 @@
-"""Counted randomness: every consumer draws from a generator made of (seed, purpose, counter), and nothing is carried.
+"""Counted randomness: each consumer draws from a generator seeded by (seed, purpose, counter); no state is carried.
 
-A run that resumes at step n therefore draws what it would have drawn, and two models with one seed see the same
-batches.
+A resumed run therefore draws the same numbers, and two models with one seed see the same batches.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Splits by a permutation, as the papers' code draws them."""
+"""Splits by a permutation, as in the papers' code."""
 
 import hashlib
 import math
@@ -20,8 +20,8 @@ def train_test(
         indices: to be split.
         test: fraction.
         rng: drawn from once.
-        labels: of all samples: every class is held out by the same fraction, as nearly as whole numbers allow (not
-            scikit-learn's ``stratify``, which no paper here uses).
+        labels: of all samples; the same fraction of each class is held out, up to rounding (not scikit-learn's
+            ``stratify``, which no paper here uses).
 
     Returns:
         (train, test), in the order of the permutation.
@@ -34,7 +34,7 @@ def train_test(
 def by_seed(
     indices: np.ndarray, counts: Sequence[int], seed: int, labels: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """Parts of the given sizes, and the rest, of a permutation that is drawn by the seed of the run.
+    """Parts of the given sizes, and the rest, of a permutation drawn by the seed of the run.
 
     ``labels`` as in :func:`train_test`.
     """
@@ -57,7 +57,7 @@ def _hold_out(order: np.ndarray, count: int, labels: np.ndarray | None) -> tuple
 
 
 def fingerprint(splits: dict[str, Tensor]) -> str:
-    """16 digits that identify what is validated and tested on, whatever the order."""
+    """16 digits that identify the validation and test sets, whatever their order."""
     parts = [splits[name].sort().values.numpy().astype("<i8").tobytes() for name in ("validation", "test")]
     return hashlib.sha256(b"/".join(parts)).hexdigest()[:16]
 

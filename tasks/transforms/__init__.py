@@ -1,5 +1,5 @@
-"""One file an input transform: what is done to the sequences of any task before any model reads them.
+"""One file an input transform: a map of the sequences of any task, before any model reads them.
 
-A transform file defines a dataclass ``Config`` (its keys, checked in ``__post_init__``) whose ``apply(task,
-data_root)`` returns a :class:`longwave.tasks.base.Task` with the same splits, targets and scores.
+A transform file defines a dataclass ``Config`` (a :class:`longwave.schema.Section`) whose ``apply(task, data_root)``
+returns a :class:`longwave.tasks.base.Task` with the same splits, targets and scores.
 """

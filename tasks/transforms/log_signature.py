@@ -15,118 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longwave.schema import NEUTRAL, Annotated, Ge, Le, OneOf, Section
 from longwave.tasks.base import ArrayTask, Task
 from longwave.tasks.data import cached
 
-# Numbers that are worked on at once: memory is bounded however long or many the sequences are.
+# Numbers that are transformed at once, to bound the memory.
 CHUNK = 1 << 20
 
 
-@dataclass
-class Config:
-    """A sequence becomes its first sample and the log-signatures of its blocks: see :func:`log_signatures`.
-
-    Args:
-        depth: of the log-signature: 1 (increments), 2 (and areas) or 3.
-        step: increments a block; 1 or more, and less than the length of the sequences.
-        time: whether time, from 0 to 1, is the first channel of the path.
-        backend: auto (pysiglib, where it is not installed torch), pysiglib, signatory or torch. They agree up to
-            rounding.
-    """
-
-    name: str = "log_signature"
-    depth: int = 1
-    step: int = 1
-    time: bool = True
-    backend: str = "auto"
-
-    def __post_init__(self):
-        if self.depth not in (1, 2, 3):
-            raise ValueError(f"depth={self.depth}: must be 1, 2 or 3")
-        if self.step < 1:
-            raise ValueError(f"step={self.step}: must be 1 or more")
-        if self.backend not in ("auto", *BACKENDS):
-            raise ValueError(f"backend={self.backend}: must be one of auto, {', '.join(BACKENDS)}")
-        if self.backend not in ("auto", "torch") and importlib.util.find_spec(self.backend) is None:
-            how = "make signatory" if self.backend == "signatory" else "pip install pysiglib"
-            raise ValueError(f"backend={self.backend}: is not installed; {how} does it, and backend=auto needs nothing")
-
-    def apply(self, task: Task, data_root: Path) -> Task:
-        """``task`` with transformed inputs; all else is as it was.
-
-        A data set in memory is transformed once, and kept in ``data_root/cache``; generated batches as they come.
-
-        Raises:
-            ValueError: for sequences that are too short for ``step``, that differ in length, that are no path (tokens),
-                of which every step is read, or that go on from batch to batch.
-        """
-        x, _, *lengths = task.batch(0, 1)
-        if lengths or task.carries_state or task.read != "last" or not x.is_floating_point():
-            raise ValueError(
-                "transform=log_signature: is for tasks with one output a sequence, all of one length, and numbers as "
-                "inputs, and this is none; use transform=none"
-            )
-        backend = _pick(self.backend)
-
-        def transform(x: Tensor) -> Tensor:
-            return log_signatures(x, self.depth, self.step, self.time, backend)
-
-        transformed = copy.copy(task)
-        transformed.inputs = transform(x).shape[-1]
-        transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
-        transformed.notes = task.notes | {"log_signature": backend}
-        transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
-        # A task that makes its batches itself adds what is not in its samples, such as noise.
-        if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
-            shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)
-            self._check_memory(4 * math.prod(shape))
-
-            def build() -> dict[str, Tensor]:
-                samples = torch.empty(shape)
-                for indices in _chunks(task):
-                    samples[indices] = transform(task.prepare(task.samples[indices])).transpose(0, 1)
-                return {"samples": samples}
-
-            key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time}
-            key["backend"] = f"{backend} {importlib.metadata.version(backend)}"
-            transformed.samples = cached(data_root, "log_signature", key, build)["samples"]
-            transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
-        else:
-
-            def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-                return transform(batch[0]), batch[1]
-
-            transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
-            transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
-        return transformed
-
-    def _check_memory(self, size: int) -> None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size > memory:
-            raise ValueError(
-                f"transform.depth={self.depth}: the data would take {size / 1e9:.0f} GB, and this machine has "
-                f"{memory / 1e9:.0f} GB; a greater transform.step or a smaller depth takes less"
-            )
-
-
-def _chunks(task: ArrayTask) -> Iterator[Tensor]:
-    """The indices of all samples, as many at a time as CHUNK allows."""
-    size = max(1, CHUNK // task.prepare(task.samples[:1]).numel())
-    return iter(torch.arange(len(task.samples)).split(size))
-
-
-def _digest(task: ArrayTask) -> str:
-    """The sha256 of all inputs."""
-    found = hashlib.sha256()
-    for indices in _chunks(task):
-        x = task.prepare(task.samples[indices])
-        found.update(str(tuple(x.shape)).encode())
-        found.update(x.contiguous().numpy())
-    return found.hexdigest()
-
-
 def log_signatures(x: Tensor, depth: int, step: int, time: bool = True, backend: str = "auto") -> Tensor:
-    """The log-signatures of the blocks of ``step`` increments of a path.
+    """Log-signatures of the blocks of ``step`` increments of a path.
 
     The path has time, linspace(0, 1, L), as its first channel, then those of ``x``. Block k is samples k step to
     (k + 1) step, both included, so that neighbours share an end point; blocks start at 0, step, 2 step, ... while
@@ -134,8 +32,8 @@ def log_signatures(x: Tensor, depth: int, step: int, time: bool = True, backend:
     Its components are the coefficients of the Lyndon words in the channels up to length ``depth``, by length, then in
     lexicographic order: signatory's "words" (Morrill et al.: ncdes/data; signatory: logsignature).
 
-    A log-signature does not know where its path starts, so the first entry of the result holds the first sample, time
-    included, in its first channels, and zeros after them, as in torchcde's ``logsig_windows``.
+    A log-signature does not depend on the start of its path, so the first entry of the result has the first sample,
+    with the time, in its first channels, and zeros after them, as in torchcde's ``logsig_windows``.
 
     Args:
         x: (L, B, C).
@@ -146,7 +44,7 @@ def log_signatures(x: Tensor, depth: int, step: int, time: bool = True, backend:
         and 7, 28, 140 for 7, at depth 1, 2, 3.
 
     Raises:
-        ValueError: where there is no complete block.
+        ValueError: if there is no complete block.
     """
     if step >= len(x):
         raise ValueError(f"transform.step={step}: must be less than {len(x)}, the length of the sequences")
@@ -165,7 +63,7 @@ def _pick(backend: str) -> str:
 
 
 def lyndon_words(channels: int, length: int) -> list[tuple[int, ...]]:
-    """The words over 0 ... channels - 1 that come before all their rotations, in lexicographic order."""
+    """Words over 0 ... channels - 1 that come before all their rotations, in lexicographic order."""
     words = itertools.product(range(channels), repeat=length)
     return [word for word in words if all(word < word[i:] + word[:i] for i in range(1, length))]
 
@@ -174,7 +72,7 @@ def _pysiglib(paths: Tensor, depth: int) -> Tensor:
     import pysiglib
 
     pysiglib.prepare_log_sig(paths.shape[-1], depth, 1, device="cpu")
-    # It warns where it has to do that itself.
+    # It warns about an input that is not contiguous.
     paths = paths.clone(memory_format=torch.contiguous_format)
     return pysiglib.log_sig(paths, depth, method=1, n_jobs=torch.get_num_threads())
 
@@ -219,3 +117,102 @@ def _log_signature(path: Tensor, depth: int) -> Tensor:
 
 
 BACKENDS = {"pysiglib": _pysiglib, "signatory": _signatory, "torch": _torch}
+
+
+@dataclass
+class Config(Section):
+    """First sample and log-signatures of the blocks of a sequence: see :func:`log_signatures`.
+
+    Args:
+        depth: of the log-signature: 1 (increments), 2 (and areas) or 3.
+        step: increments a block; less than the length of the sequences.
+        time: whether time, from 0 to 1, is the first channel of the path.
+        backend: auto (pysiglib if it is installed, else torch), pysiglib, signatory or torch. They agree up to
+            rounding.
+    """
+
+    name: str = "log_signature"
+    depth: Annotated[int, OneOf(1, 2, 3)] = 1
+    step: Annotated[int, Ge(1), Le(10_000_000)] = 1
+    time: bool = True
+    backend: Annotated[str, OneOf("auto", *BACKENDS), NEUTRAL] = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.backend not in ("auto", "torch") and importlib.util.find_spec(self.backend) is None:
+            how = "make signatory" if self.backend == "signatory" else "pip install pysiglib"
+            raise ValueError(f"backend={self.backend}: is not installed; use {how}, or backend=auto")
+
+    def apply(self, task: Task, data_root: Path) -> Task:
+        """A copy of ``task`` with transformed inputs.
+
+        A data set in memory is transformed once, and kept in ``data_root/cache``; generated batches are transformed one
+        by one.
+
+        Raises:
+            ValueError: for sequences that are too short for ``step``, that differ in length or are tokens, for tasks
+                that read every step or carry the hidden state.
+        """
+        x, _, *lengths = task.batch(0, 1)
+        if lengths or task.carries_state or task.read != "last" or not x.is_floating_point():
+            raise ValueError(
+                "transform=log_signature: is for tasks with one output a sequence, one length and numbers as inputs; "
+                "use transform=none"
+            )
+        backend = _pick(self.backend)
+
+        def transform(x: Tensor) -> Tensor:
+            return log_signatures(x, self.depth, self.step, self.time, backend)
+
+        transformed = copy.copy(task)
+        transformed.inputs = transform(x).shape[-1]
+        transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
+        transformed.notes = task.notes | {"log_signature": backend}
+        transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
+        # A task with a batch method of its own adds what is not in its samples, such as noise.
+        if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
+            shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)
+            self._check_memory(4 * math.prod(shape))
+
+            def build() -> dict[str, Tensor]:
+                samples = torch.empty(shape)
+                for indices in _chunks(task):
+                    samples[indices] = transform(task.prepare(task.samples[indices])).transpose(0, 1)
+                return {"samples": samples}
+
+            key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time}
+            key["backend"] = f"{backend} {importlib.metadata.version(backend)}"
+            transformed.samples = cached(data_root, "log_signature", key, build)["samples"]
+            transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
+        else:
+
+            def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+                return transform(batch[0]), batch[1]
+
+            transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
+            transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
+        return transformed
+
+    def _check_memory(self, size: int) -> None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > memory:
+            raise ValueError(
+                f"transform.depth={self.depth}: the data would take {size / 1e9:.0f} GB, and this machine has "
+                f"{memory / 1e9:.0f} GB; use a larger transform.step or a smaller depth"
+            )
+
+
+def _chunks(task: ArrayTask) -> Iterator[Tensor]:
+    """Indices of all samples, in parts that CHUNK allows."""
+    size = max(1, CHUNK // task.prepare(task.samples[:1]).numel())
+    return iter(torch.arange(len(task.samples)).split(size))
+
+
+def _digest(task: ArrayTask) -> str:
+    """The sha256 of all inputs."""
+    found = hashlib.sha256()
+    for indices in _chunks(task):
+        x = task.prepare(task.samples[indices])
+        found.update(str(tuple(x.shape)).encode())
+        found.update(x.contiguous().numpy())
+    return found.hexdigest()

@@ -120,10 +120,11 @@ def test_scornn_has_100000_and_10000():
     ("options", "message"),
     [
         ({"protocol": "lstm"}, "protocol=lstm: must be one of cornn, nnrnn, scornn"),
-        ({"T": 1}, "T=1: must be 2 or more"),
-        ({"T": 2, "protocol": "scornn"}, "T=2: must be 3 or more"),
-        ({"train_samples": -1}, "train_samples=-1: must be 0"),
-        ({"test_samples": 0}, "test_samples=0: must be 1 or more"),
+        ({"T": 50_000_000}, "T=50000000: must be at most 10000000"),
+        ({"T": 1}, "T=1: must be at least 2"),
+        ({"T": 2, "protocol": "scornn"}, "T=2: must be at least 3 in the protocol scornn"),
+        ({"train_samples": -1}, "train_samples=-1: must be at least 0"),
+        ({"test_samples": 0}, "test_samples=0: must be at least 1"),
     ],
 )
 def test_refuses(options, message):

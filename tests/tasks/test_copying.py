@@ -72,5 +72,5 @@ def test_an_lstm_learns_it(fit_here):
 
 def test_refuses():
     for key in ("K", "L", "alphabet", "test_samples"):
-        with pytest.raises(ValueError, match=f"{key}=0: must be 1 or more"):
+        with pytest.raises(ValueError, match=f"{key}=0: must be at least 1"):
             Config(**{key: 0})

@@ -179,9 +179,9 @@ def test_gradients_of_the_torch_backend():
 def test_auto_is_pysiglib_and_else_torch(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert module._pick("auto") == "torch"
-    with pytest.raises(ValueError, match=r"^backend=pysiglib: is not installed; pip install pysiglib"):
+    with pytest.raises(ValueError, match=r"^backend=pysiglib: is not installed; use pip install pysiglib"):
         Config(backend="pysiglib")
-    with pytest.raises(ValueError, match=r"^backend=signatory: is not installed; make signatory"):
+    with pytest.raises(ValueError, match=r"^backend=signatory: is not installed; use make signatory"):
         Config(backend="signatory")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
     assert module._pick("auto") == "pysiglib"
@@ -333,9 +333,9 @@ def test_what_cannot_be_transformed_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
-        ("depth", 0, "1, 2 or 3"),
-        ("depth", 4, "1, 2 or 3"),
-        ("step", 0, "1 or more"),
+        ("depth", 0, "one of 1, 2, 3"),
+        ("depth", 4, "one of 1, 2, 3"),
+        ("step", 0, "at least 1"),
         ("backend", "x", "one of auto, .*torch"),
     ],
 )
