@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from longwave.schema import Annotated, Gt, Lt, OneOf, Section
 from longwave.tasks import series
 from longwave.tasks.eigenworms import nrde
 from longwave.tasks.series import SeriesTask, split_id
@@ -21,14 +22,11 @@ SOURCES = {
 }
 
 TARGETS = {f"bidmc_{target.lower()}": target for target in RECORDS}
-PROTOCOLS = ("nrde", "lem", "unicornn", "s4", "official")
 LEM = (5565, 1192, 1192)  # train, test, validation
-LOSSES = ("mse", "batch_rmse")
-METRICS = ("rmse", "batch_rmse")
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Predict breaths a minute (``bidmc_rr``), beats a minute (``bidmc_hr``) or percent (``bidmc_spo2``).
 
     The 7,949 windows of 4,000 steps are of few patients and overlap: every protocol but ``official`` splits them at
@@ -38,28 +36,21 @@ class Config:
         protocol: ``nrde`` (jambo6/neuralRDEs): 5563/1193/1193 by scikit-learn from numpy's seed 0; z-score of every
             channel by the training series. ``lem`` (tk-rusch/LEM): 5565/1192/1192 by torch's random_split from seed
             123456. ``unicornn``: 70/15/15 by the seed of the run; the paper's is not known. ``s4``: 5564/1192/1193 by
-            scikit-learn with random_state 0, then 1. ``official``: the archive's training and test sets, which are said
-            to be of different patients; ``validation`` of the training windows are held out by the seed. All but
-            ``nrde`` take the signals as they are.
-        validation: the fraction that ``official`` holds out, at random: of patients that are in the training set too.
-        loss: ``mse``, or ``batch_rmse``: sqrt(MSE + 1e-6) of each batch, as nrde trains.
-        metric: ``rmse``, or ``batch_rmse``: the mean of it over batches of 512 as nrde tests, a little below the RMSE.
-        time: adds the time in [0, 1] as the first channel (a log-signature brings its own).
+            scikit-learn with random_state 0, then 1. ``official``: the archive's training and test sets, reported to be
+            of different patients; ``validation`` of the training windows are held out by the seed. Only ``nrde``
+            normalises.
+        validation: fraction that ``official`` holds out at random, of patients that are also in the training set.
+        loss: ``mse``, or ``batch_rmse``: sqrt(MSE + 1e-6) of each batch, as in nrde's training.
+        metric: ``rmse``, or ``batch_rmse``: its mean over batches of 512 as in nrde's test, a little below the RMSE.
+        time: adds the time in [0, 1] as the first channel (a log-signature has its own).
     """
 
     name: str = "bidmc_rr"
-    protocol: str = "nrde"
-    validation: float = 0.15
-    loss: str = "mse"
-    metric: str = "rmse"
+    protocol: Annotated[str, OneOf("nrde", "lem", "unicornn", "s4", "official")] = "nrde"
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.15
+    loss: Annotated[str, OneOf("mse", "batch_rmse")] = "mse"
+    metric: Annotated[str, OneOf("rmse", "batch_rmse")] = "rmse"
     time: bool = False
-
-    def __post_init__(self):
-        for key, allowed in (("protocol", PROTOCOLS), ("loss", LOSSES), ("metric", METRICS)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation={self.validation}: must be between 0 and 1")
 
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, f"BIDMC32{TARGETS[self.name]}", SOURCES[self.name], ())
@@ -71,7 +62,7 @@ class Config:
 
 
 def split(config: Config, total: int, official: int, seed: int) -> dict[str, np.ndarray]:
-    """The indices of train, validation and test among TRAIN and TEST put together; the first ``official`` are TRAIN."""
+    """Indices of train, validation and test into TRAIN followed by TEST; the first ``official`` are TRAIN."""
     everything = np.arange(total)
     if config.protocol == "nrde":
         return nrde(total)

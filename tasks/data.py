@@ -1,7 +1,7 @@
-"""Files from the internet, and what is made of them: downloaded, unpacked and processed once, checked whenever used.
+"""Data files: downloaded, unpacked and processed once, checked at every use.
 
-A task file that needs some says which in ``SOURCES``, a dict from a name to a tuple of :class:`Source`:
-``python -m tasks.download`` offers what it finds there. ``FALLBACKS``, likewise, has other files with the same content.
+A task file lists its files in ``SOURCES``, a dict from a name to a tuple of :class:`Source`, for ``python -m
+tasks.download``. ``FALLBACKS``, likewise, lists other files with the same content.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -25,14 +26,30 @@ from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 log = logging.getLogger("longwave")
-console = Console(stderr=True)
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
+
+AGAIN = "delete it and run again to download it"
+
+
+class DataError(OSError):
+    """A data file that is missing, wrong or malformed: ``<file>, <place>: <reason>``.
+
+    Args:
+        file: its path, or its name.
+        place: where in the file, such as ``line 7``; None is the whole file.
+        reason: what is wrong and what to do about it.
+    """
+
+    def __init__(self, file: Path | str, place: str | None, reason: str):
+        super().__init__(f"{file}, {place}: {reason}" if place else f"{file}: {reason}")
+        self.file, self.place, self.reason = file, place, reason
+
+    def __reduce__(self):
+        return DataError, (self.file, self.place, self.reason)
 
 
 @dataclass(frozen=True)
@@ -40,12 +57,12 @@ class Source:
     """One file from the internet.
 
     Args:
-        path: where it lies, relative to the data root, such as ``downloads/EigenWorms.zip``.
+        path: relative to the data root, such as ``downloads/EigenWorms.zip``.
         urls: the official address first, then mirrors.
-        sha256: of the file; None is trust on first use: what came first is recorded and holds from then on.
-        size: in bytes, roughly, for people; None where it is not known.
+        sha256: of the file; None is trust on first use: the checksum of the first download is kept.
+        size: approximate, in bytes, for display; None where it is not known.
         licence: as the publisher states it.
-        md5: where that is all that is published.
+        md5: of the file, where no sha256 is published.
     """
 
     path: str
@@ -57,14 +74,14 @@ class Source:
 
 
 def fetch(source: Source, root: Path) -> Path:
-    """The path of a file, which is downloaded unless it is there, and checked.
+    """Path of a file, downloaded unless it is there, and checked.
 
-    A broken download goes on where it stopped (``.part`` beside the file), also in another process. Of several
-    processes one downloads and the others wait. Beside the file lies ``<name>.source.json`` with its sha256; as long as
-    size and time of change are those noted there, the file is not read again to check it.
+    A broken download is resumed (``.part`` beside the file), also by another process. One process downloads, the others
+    wait. Beside the file, ``<name>.source.json`` holds its sha256; while size and modification time are as noted there,
+    the file is not hashed again.
 
     Raises:
-        OSError: offline, or a wrong file; one line that names addresses, expected path and checksum.
+        DataError: offline (the path, the addresses and the checksum, in a line each), or a wrong checksum.
     """
     path = root / source.path
     if path.exists():
@@ -76,55 +93,58 @@ def fetch(source: Source, root: Path) -> Path:
 
 
 def fetch_all(sources: Sequence[Source], fallback: Sequence[Source], root: Path) -> list[Path]:
-    """:func:`fetch` of several files, or, where they cannot be had, of those that are as good.
+    """:func:`fetch` of several files, or of ``fallback`` where one of them is not available.
 
-    What is there already is preferred to what must be downloaded.
+    Files that are there already are preferred to a download.
     """
-    if fallback and _there(fallback, root) and not _there(sources, root):
+
+    def there(files: Sequence[Source]) -> bool:
+        return all((root / source.path).exists() for source in files)
+
+    if fallback and there(fallback) and not there(sources):
         sources, fallback = fallback, ()
     try:
         return [fetch(source, root) for source in sources]
-    except OSError as error:
+    except DataError as error:
         if not fallback:
             raise
         try:
             return [fetch(source, root) for source in fallback]
-        except OSError as second:
-            raise OSError(f"{error}; or else: {second}") from error
-
-
-def _there(sources: Sequence[Source], root: Path) -> bool:
-    return all((root / source.path).exists() for source in sources)
+        except DataError as second:
+            raise DataError(error.file, error.place, f"{error.reason}\nor {second}") from error
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file that :func:`fetch` gave, read from the note beside it where that still holds."""
+    """The sha256 of a fetched file, from the note beside it while that is valid."""
     note = _read_note(path)
     return note["sha256"] if note and _same(path, note) else _hash(path, "sha256")
 
 
+def verify(path: Path, algorithm: str, expected: str, advice: str = AGAIN) -> None:
+    """Raises DataError unless the checksum of a file is ``expected``."""
+    found = _hash(path, algorithm)
+    if found != expected:
+        raise DataError(path, None, f"{algorithm} is {found}, not {expected}; {advice}")
+
+
 def _check(source: Source, path: Path, url: str | None = None) -> None:
-    """Raises OSError for a wrong file; ``url`` is where it has just come from."""
-    note = _read_note(path)
-    if note and _same(path, note):
-        found = note["sha256"]
-    else:
-        found = _hash(path, "sha256")
-        if source.sha256 is None and source.md5 is not None and (wrong := _hash(path, "md5")) != source.md5:
-            raise OSError(_wrong(source, path, f"md5 {wrong}, not {source.md5}"))
-    if source.sha256 is not None and found != source.sha256:
-        raise OSError(_wrong(source, path, f"sha256 {found}, not {source.sha256}"))
-    if source.sha256 is None and source.md5 is None and note and found != note["sha256"]:
-        first = f"sha256 {found}, not {note['sha256']} as when it was first used"
-        raise OSError(_wrong(source, path, first) + f"; if the new file is right, delete {_note_path(path)} only")
-    if not note or not _same(path, note):
+    """Raises DataError for a wrong checksum; ``url`` is the address of a fresh download."""
+    advice = f"{AGAIN} from {' or '.join(source.urls)}"
+    expected, note = source.sha256, _read_note(path)
+    unchanged = note is not None and _same(path, note)
+    found = note["sha256"] if unchanged else _hash(path, "sha256")
+    if expected is None and source.md5 is not None:
+        if not unchanged:
+            verify(path, "md5", source.md5, advice)
+    elif expected is None and note:
+        expected = note["sha256"]
+        advice = f"as at its first use; {advice}; if the new file is right, delete {_note_path(path)} only"
+    if expected not in (None, found):
+        raise DataError(path, None, f"sha256 is {found}, not {expected}; {advice}")
+    if not unchanged:
         # A data root that cannot be written to is no obstacle.
         with contextlib.suppress(OSError):
             _write_note(path, found, url or (note and note.get("url")))
-
-
-def _wrong(source: Source, path: Path, what: str) -> str:
-    return f"{path} has {what}: delete it and run again to download it from {' or '.join(source.urls)}"
 
 
 def _note_path(path: Path) -> Path:
@@ -170,12 +190,12 @@ def _locked(path: Path, waiting: str) -> Iterator[None]:
         lock.release()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: a temporary file, fsync, rename. OSError leaves what was there."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+@contextlib.contextmanager
+def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
+    """A file that replaces ``path`` once it is complete: fsync, then rename; an error leaves ``path`` as it was."""
     try:
         with open(temporary, "wb") as out:
-            out.write(content)
+            yield out
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, path)
@@ -183,39 +203,45 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class _NoFile(Exception):
-    """Why an address did not give the file."""
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; an OSError leaves the old one."""
+    with _replacing(path, path.with_name(f"{path.name}.tmp{os.getpid()}")) as out:
+        out.write(content)
+
+
+class _Failed(Exception):
+    """Reason why an address did not give the file."""
 
 
 def _download(source: Source, path: Path) -> str:
-    """Gives the address that the file came from."""
+    """Downloads a file and returns the address that gave it."""
     part = path.with_name(f"{path.name}.part")
-    reasons = []
+    failures = []
     for url in source.urls:
         try:
-            begun_before = part.exists()
+            resumed = part.exists()
             _download_from(url, source, part)
             try:
                 _check_download(source, part)
-            except _NoFile:
-                if not begun_before:
+            except _Failed:
+                if not resumed:
                     raise
-                # What was there before may be what is wrong.
+                # The earlier part may be what is wrong.
                 _download_from(url, source, part)
                 _check_download(source, part)
-        except _NoFile as error:
-            reasons.append(f"{url} ({error})")
+        except _Failed as error:
+            failures.append(f"{url} ({error})")
             continue
         os.replace(part, path)
         _part_note(part).unlink(missing_ok=True)
         return url
-    checksum = next(
-        (f"{n} {s}" for n, s in (("sha256", source.sha256), ("md5", source.md5)) if s),
-        "none is published; that of the first is kept",
-    )
-    raise OSError(
-        f"cannot download {path.name} from {' or '.join(reasons) or 'anywhere: it has no address'}; put it at {path} "
-        f"(checksum: {checksum}), or name another data root with data.root or LONGWAVE_DATA"
+    addresses = " or ".join(failures) or "no known address"
+    published = [f"{name} {value}" for name, value in (("sha256", source.sha256), ("md5", source.md5)) if value]
+    raise DataError(
+        path,
+        None,
+        "cannot be downloaded; put it there, or set data.root or LONGWAVE_DATA to the folder of the data\n"
+        f"from {addresses}\n{published[0] if published else 'no published checksum; that of the first file is kept'}",
     )
 
 
@@ -223,10 +249,10 @@ def _check_download(source: Source, part: Path) -> None:
     for algorithm, expected in (("sha256", source.sha256), ("md5", source.md5)):
         if expected is not None and (found := _hash(part, algorithm)) != expected:
             part.unlink()
-            raise _NoFile(f"what came has {algorithm} {found}, not {expected}")
+            raise _Failed(f"{algorithm} is {found}, not {expected}")
     if source.path.endswith(".zip") and not zipfile.is_zipfile(part):
         part.unlink()
-        raise _NoFile("what came is no zip archive")
+        raise _Failed("not a zip archive")
 
 
 def _part_note(part: Path) -> Path:
@@ -234,18 +260,18 @@ def _part_note(part: Path) -> Path:
 
 
 def _download_from(url: str, source: Source, part: Path) -> None:
-    """Completes ``part``; raises _NoFile with the reason where that fails."""
+    """Completes ``part``, or raises _Failed."""
     with _progress(part.stem, source.size) as show:
         while True:
             before = _size(part)
             try:
                 return _request(url, source, part, show)
             except urllib.error.HTTPError as error:
-                raise _NoFile(f"HTTP {error.code} {error.reason}") from error
+                raise _Failed(f"HTTP {error.code} {error.reason}") from error
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-                # A connection that breaks is taken up again as long as something comes.
+                # A broken connection is resumed as long as bytes arrive.
                 if _size(part) <= before:
-                    raise _NoFile(" ".join(str(getattr(error, "reason", error)).split())) from error
+                    raise _Failed(" ".join(str(getattr(error, "reason", error)).split())) from error
 
 
 def _size(path: Path) -> int:
@@ -253,12 +279,12 @@ def _size(path: Path) -> int:
 
 
 def _request(url: str, source: Source, part: Path, show: Callable[[int, int | None], None]) -> None:
-    """One request for what ``part`` lacks; an answer that breaks off raises ConnectionError."""
+    """Requests the rest of ``part``; raises ConnectionError where the connection breaks."""
     request = urllib.request.Request(url, headers={"User-Agent": "longwave", "Accept-Encoding": "identity"})
     have = _size(part)
     if have:
-        # The same address says by its validator whether the file is still the same. Without one, or from another
-        # address, what is there is continued only where a checksum tells in the end.
+        # The validator tells whether the file at this address has changed. Without one, or from another address, the
+        # part is resumed only if there is a checksum to verify the whole.
         validator = _validator(part, url)
         if validator:
             request.add_header("If-Range", validator)
@@ -277,7 +303,7 @@ def _request(url: str, source: Source, part: Path, show: Callable[[int, int | No
         return _request(url, source, part, show)
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise _NoFile("an HTML page came instead of the file")
+            raise _Failed("an HTML page, not the file")
         if response.status != 206:
             have = 0
         elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -298,7 +324,7 @@ def _request(url: str, source: Source, part: Path, show: Callable[[int, int | No
         except ConnectionError:
             raise
         except OSError as error:
-            raise OSError(f"cannot write {part}: {error.strerror}; run again, and it goes on from there") from error
+            raise DataError(part, None, f"cannot be written ({error.strerror}); run again to resume") from error
     if total is not None and have < total:
         raise ConnectionError(f"the connection broke after {have} of {total} bytes")
 
@@ -311,7 +337,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _validator(part: Path, url: str) -> str | None:
-    """What the server called its version of the file when ``part`` was begun, where ``url`` is where it is from."""
+    """The server's validator of the file that ``part`` is of, if it came from ``url``."""
     try:
         note = json.loads(_part_note(part).read_text())
         return note["validator"] if note["url"] == url else None
@@ -321,138 +347,149 @@ def _validator(part: Path, url: str) -> str | None:
 
 def _note_validator(part: Path, url: str, headers: http.client.HTTPMessage) -> None:
     validator = headers.get("ETag") or headers.get("Last-Modified")
-    if validator and validator.startswith("W/"):  # says that two files mean the same, not that they are
+    if validator and validator.startswith("W/"):  # weak: equivalent, not equal
         validator = None
     write_atomic(_part_note(part), json.dumps({"url": url, "validator": validator}).encode())
 
 
 @contextlib.contextmanager
 def _progress(name: str, size: int | None) -> Iterator[Callable[[int, int | None], None]]:
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         log.info("downloading %s%s", name, f" ({readable(size)})" if size else "")
         yield lambda have, total: None
         return
+    # Imported here: 0.1 s that only a download needs.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=size)
         yield lambda have, total: bar.update(task, completed=have, total=total or size)
 
 
 def readable(size: int | None) -> str:
-    """A number of bytes for people."""
+    """A number of bytes, rounded to MB or kB."""
     return "?" if size is None else f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def unpack(archive: Path, members: Sequence[str] | None, into: Path) -> Path:
-    """Unpacks a zip or tar archive into a folder, unless it is there.
+    """Unpacks a zip or tar archive into a folder, unless that was done before.
 
-    Nothing is written outside of ``into``: names that lead out of it are refused, links and special files too. The
-    folder appears complete or not at all; a single member likewise.
+    Nothing is written outside of ``into``: names that lead out of it, links and special files are refused. The folder,
+    or each member, appears complete or not at all.
 
     Args:
-        members: names in the archive, with or without the folders above them; they land as ``into / name``. None is
-            everything.
+        members: names in the archive, with or without the folders above them, unpacked to ``into / name``; None is all.
 
     Returns:
         ``into``.
 
     Raises:
-        OSError: for a damaged archive, a member that it does not have, a name that leads out; a full disk.
+        DataError: for a damaged archive, a missing member, a refused name, a full disk.
     """
-    wanted = None if members is None else [name for name in members if not (into / name).exists()]
-    if wanted == [] or (wanted is None and into.exists()):
+
+    def missing() -> list[str] | None:
+        if members is None:
+            return [] if into.exists() else None
+        return [name for name in members if not (into / name).exists()]
+
+    if missing() == []:
         return into
     with _locked(into, f"another process unpacks {archive.name}; waiting for it"):
-        wanted = None if members is None else [name for name in members if not (into / name).exists()]
-        if wanted == [] or (wanted is None and into.exists()):
+        wanted = missing()
+        if wanted == []:
             return into
         temporary = into.with_name(f"{into.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         temporary.mkdir()
         try:
             with open_archive(archive) as (names, open_member):
-                if wanted is None:
-                    todo = {name: name for name in names}
-                else:
-                    todo = {find(archive, names, name): name for name in wanted}
-                for name, target in todo.items():
+                for target in names if wanted is None else wanted:
                     _check_name(archive, target)
+                    name = target if wanted is None else find(archive, names, target)
                     (temporary / target).parent.mkdir(parents=True, exist_ok=True)
                     with open_member(name) as source, open(temporary / target, "wb") as out:
                         shutil.copyfileobj(source, out, CHUNK)
             if wanted is None:
                 os.replace(temporary, into)
-            else:
-                for name in wanted:
-                    (into / name).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(temporary / name, into / name)
+            for name in wanted or ():
+                (into / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / name, into / name)
+        except DataError:
+            raise
         except OSError as error:
-            if error.errno is None:
-                raise
-            raise OSError(f"cannot unpack {archive} into {into}: {error.strerror}; nothing is left behind") from error
+            raise DataError(into, None, f"cannot be unpacked from {archive} ({error.strerror})") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return into
 
 
 @contextlib.contextmanager
+def intact(archive: Path) -> Iterator[None]:
+    """Turns the errors of reading a damaged archive into a DataError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(archive, None, f"damaged ({' '.join(str(error).split())}); {AGAIN}") from error
+
+
+@contextlib.contextmanager
 def open_archive(archive: Path) -> Iterator[tuple[list[str], Callable[[str], BinaryIO]]]:
-    """The names of the files in a zip or tar archive, and what opens one of them.
+    """The names of the files in a zip or tar archive, and a function that opens one of them.
 
     Raises:
-        OSError: for a damaged archive, also while one reads; for one with links or special files.
+        DataError: for a damaged archive, also while a member is read; for one with links or special files.
     """
-    try:
+    with intact(archive):
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 files = [info for info in opened.infolist() if not info.is_dir()]
                 for info in files:
                     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-                        raise OSError(f"{archive}: {info.filename} is a link or a special file; refused")
+                        raise DataError(archive, info.filename, "a link or a special file; refused")
                 yield [info.filename for info in files], opened.open
         else:
             with tarfile.open(archive) as opened:
                 infos = {info.name: info for info in opened if not info.isdir()}
                 for info in infos.values():
                     if not info.isreg():
-                        raise OSError(f"{archive}: {info.name} is a link or a special file; refused")
-                # To the end, where the checksum is.
+                        raise DataError(archive, info.name, "a link or a special file; refused")
+                # The checksum is at the end.
                 while opened.fileobj.read(CHUNK):
                     pass
                 yield list(infos), lambda name: opened.extractfile(infos[name])
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = " ".join(str(error).split())
-        raise OSError(f"{archive} is damaged ({reason}): delete it and run again to download it") from error
 
 
 def find(archive: Path, names: Sequence[str], wanted: str) -> str:
-    """The one member that is called ``wanted``, in whatever folder; OSError where there is none, or several."""
+    """The one member named ``wanted``, in any folder; DataError if there is none, or several."""
     found = [wanted] if wanted in names else [name for name in names if name.endswith(f"/{wanted}")]
     if len(found) != 1:
         listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise OSError(f"{archive} has {len(found) or 'no'} files named {wanted}; it holds {listed}")
+        raise DataError(archive, None, f"{len(found) or 'no'} files named {wanted}; it holds {listed}")
     return found[0]
 
 
 def _check_name(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise OSError(f"{archive}: {name} leads out of the folder; refused")
+        raise DataError(archive, name, "leads out of the folder; refused")
 
 
 def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``build`` gives, kept in ``root/cache/<name>-<hash>.pt``.
+    """The result of ``build``, kept in ``root/cache/<name>-<hash>.pt``.
 
-    The hash is of ``key`` and of the code of the file in which ``build`` is defined. The file is written whole or not
-    at all, by one process while the others wait; its checksums are verified when it is read, and a damaged one is built
-    anew. Where the data root cannot be written to, nothing is kept.
+    The hash is of ``key`` and of the code of the file that defines ``build``. The file is written whole or not at all,
+    by one process while the others wait. It is checked when it is read, and built again if it is damaged. Where the
+    data root cannot be written to, nothing is kept.
 
     Args:
-        key: all that the result depends on, as JSON: checksums of the files, the protocol, :func:`code` of other files.
-        build: gives tensors, and plain values (text, numbers, lists of them), by name.
+        key: everything that the result depends on, as JSON: checksums of the files, the protocol, :func:`code` of other
+            source files.
+        build: returns tensors and plain values (text, numbers, lists of them) by name.
 
     Raises:
-        OSError: the disk is full; nothing is left behind.
+        DataError: the disk is full.
     """
     whole = json.dumps([key, code(build.__code__.co_filename)], sort_keys=True)
     path = root / "cache" / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.pt"
@@ -473,13 +510,13 @@ def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]
 
 
 def code(*files: str) -> str:
-    """A hash of source files, for the keys of :func:`cached`: ``code(tasks.uea.__file__)``."""
+    """A hash of source files, for the keys of :func:`cached`."""
     return hashlib.sha256(b"\0".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _load_cache(path: Path) -> dict[str, Any] | None:
     try:
-        # torch.load reads some damaged files without complaint; the checksums inside tell.
+        # torch.load reads some damaged files without an error; the checksums of the zip file find them.
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
@@ -488,21 +525,16 @@ def _load_cache(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        log.warning("%s is damaged (%s); building it anew", path, " ".join(str(error).split()))
+        log.warning("%s is damaged (%s); building it again", path, " ".join(str(error).split()))
         return None
 
 
 def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open(temporary, "wb") as out:
+        # One name for all processes: the next one replaces what a killed one left.
+        with _replacing(path, path.with_name(f"{path.name}.tmp")) as out:
             torch.save(content, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
     # torch reports a failed write as a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise OSError(f"cannot write {path}: {reason}; nothing is left behind, make room and run again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(path, None, f"cannot be written ({reason}); make room and run again") from error

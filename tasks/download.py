@@ -26,13 +26,13 @@ def known() -> dict[str, tuple[tuple[Source, ...], tuple[Source, ...]]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Gives the exit code: 1 where something could not be had."""
+    """Returns the exit code: 1 if a download failed."""
     parser = argparse.ArgumentParser(prog="python -m tasks.download", description="Fetch data sets ahead of time.")
     parser.add_argument("names", nargs="*", help="names from --list, uea/<data set of the archives>, or all")
-    parser.add_argument("--list", action="store_true", help="what can be fetched: size, whether it is there, licence")
-    parser.add_argument("--root", help="where data sets live; otherwise LONGWAVE_DATA, or data/ in the checkout")
+    parser.add_argument("--list", action="store_true", help="list the data sets: size, state, licence")
+    parser.add_argument("--root", help="folder of the data sets; default LONGWAVE_DATA, or data/ in the checkout")
     options = parser.parse_args(arguments)
-    # As data.root in train.py, but from where the user stands.
+    # As data.root in train.py, but relative to the current folder.
     root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     offered = known()
     if options.list:

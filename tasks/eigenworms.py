@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longwave.schema import Annotated, OneOf, Section
 from longwave.tasks import series
 from longwave.tasks.series import SeriesTask, split_id
 from longwave.tasks.splits import train_test
@@ -16,33 +17,27 @@ log = logging.getLogger("longwave")
 SOURCES = {"eigenworms": series.zipped("EigenWorms")}
 FALLBACKS = {"eigenworms": series.on_zenodo("EigenWorms", 11206196)}
 
-PROTOCOLS = ("nrde", "lem", "dedup")
-
 
 @dataclass
-class Config:
+class Config(Section):
     """Classify a worm (wild type or one of four mutants) by how it moves.
 
-    The archive's training and test sets are put together and split anew. 23 of the 259 series are exact copies of
-    others, so that a test series may have a copy in the training set; the record counts them.
+    The archive's training and test sets are joined and split again. 23 of the 259 series are exact copies of others, so
+    that a test series may have a copy in the training set; the record counts them.
 
     Args:
         protocol: ``nrde`` (jambo6/neuralRDEs): 181/39/39 by scikit-learn from numpy's seed 0; z-score of every channel
-            by the training series. ``lem`` (tk-rusch/LEM): 181/39/39 by scikit-learn with random_state 1234; as it is.
-            ``dedup`` (LinOSS, Log-NCDE): 236 series without the copies, 165/35/36 by the seed of the run; as it is.
-            Theirs is drawn by jax from seeds 2345, 3456, ...; ours has the sizes, not the series.
+            by the training series. ``lem`` (tk-rusch/LEM): 181/39/39 by scikit-learn with random_state 1234. ``dedup``
+            (LinOSS, Log-NCDE): 236 series without the copies, 165/35/36 by the seed of the run; theirs is drawn by jax
+            from seeds 2345, 3456, ...: the sizes are equal, the series are not. Only ``nrde`` normalises.
         stratified: whether validation and test set have the same fraction of each class; in no paper.
-        time: adds the time in [0, 1] as the first channel (an option of LinOSS; a log-signature brings its own).
+        time: adds the time in [0, 1] as the first channel (an option of LinOSS; a log-signature has its own).
     """
 
     name: str = "eigenworms"
-    protocol: str = "nrde"
+    protocol: Annotated[str, OneOf("nrde", "lem", "dedup")] = "nrde"
     stratified: bool = False
     time: bool = False
-
-    def __post_init__(self):
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
 
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, "EigenWorms", SOURCES["eigenworms"], FALLBACKS["eigenworms"])
@@ -72,7 +67,7 @@ class Config:
 
 
 def nrde(total: int, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The split of jambo6/neuralRDEs: 15 % are the test set, 0.15/0.85 of the rest validation, from one generator."""
+    """Split of jambo6/neuralRDEs: a test set of 15 %, then 0.15/0.85 of the rest for validation, by one generator."""
     rng = np.random.RandomState(0)
     rest, test = train_test(np.arange(total), 0.15, rng, labels)
     train, validation = train_test(rest, 0.15 / 0.85, rng, labels)

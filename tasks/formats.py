@@ -9,18 +9,20 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
+from longwave.tasks.data import DataError
+
 ENCODING = "utf-8"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one file holds, in its order.
+    """The series of one file, in its order.
 
     Args:
         series: N arrays (T, C), float32; T may differ. NaN is a missing value.
         labels: the N labels, as written.
-        classes: the labels that the header lists; None where the label is a number to predict.
-        lines: the number of the line that each series is from.
+        classes: the labels in the header; None where the label is a number to predict.
+        lines: the line number of each series.
     """
 
     series: list[np.ndarray]
@@ -30,10 +32,10 @@ class Part:
 
 
 def read(file: BinaryIO, name: str) -> Part:
-    """Reads a file opened in binary; ``name`` tells the format by its suffix, and appears in errors.
+    """Reads a file opened in binary; the suffix of ``name`` selects the format.
 
     Raises:
-        OSError: for what is not in the format; names the line.
+        DataError: for a malformed line.
     """
     lines = enumerate(file, 1)
     header = _arff_header if name.endswith(".arff") else _ts_header
@@ -41,7 +43,7 @@ def read(file: BinaryIO, name: str) -> Part:
     series, labels, numbers = [], [], []
     known = None if classes is None else {_plain(label) for label in classes}
     with warnings.catch_warnings():
-        # Some versions of numpy only warn where text is not a number, and give what came before.
+        # Some versions of numpy only warn of text that is not a number, and return what precedes it.
         warnings.simplefilter("error", DeprecationWarning)
         for number, line in lines:
             line = line.strip()
@@ -59,12 +61,12 @@ def read(file: BinaryIO, name: str) -> Part:
                     )
                 _check_label(label, known)
             except ValueError as error:
-                raise OSError(f"{name}, line {number}: {error}") from error
+                raise DataError(name, f"line {number}", str(error)) from error
             series.append(values)
             labels.append(label)
             numbers.append(number)
     if not series:
-        raise OSError(f"{name}: no series")
+        raise DataError(name, None, "no series")
     return Part(series, labels, classes, numbers)
 
 
@@ -97,11 +99,11 @@ def _same_length(channels: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def numbers(text: bytes) -> np.ndarray:
-    """The numbers of ``1.5,?,-2e-3``, float64; ``?`` is NaN. Raises ValueError for anything else."""
+    """Numbers from ``1.5,?,-2e-3``, float64; ``?`` is NaN. Raises ValueError for anything else."""
     try:
         if text.translate(None, b"0123456789+-.eE, "):
             raise ValueError("not all are plain numbers")
-        # As JSON: several times faster than numpy reads text, which is what counts with 28 million numbers.
+        # As JSON: several times faster than numpy, and EigenWorms has 28 million numbers.
         values = np.array(orjson.loads(b"[%b]" % text), np.float64)
     except ValueError:
         try:
@@ -130,26 +132,26 @@ def _shown(text: bytes) -> str:
 
 
 def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
-    """Reads up to ``@data``; gives what splits a line, the classes, and whether all series are of one length."""
+    """Reads up to ``@data``; returns a function that splits a line, the classes, and whether all lengths are equal."""
     keys: dict[str, list[str]] = {}
     for number, raw in lines:
         line = raw.decode(ENCODING, "replace").strip()
         if not line or line.startswith(("#", "%")):
             continue
         if not line.startswith("@"):
-            raise OSError(f"{name}, line {number}: {_shown(raw.strip())} comes before @data")
+            raise DataError(name, f"line {number}", f"{_shown(raw.strip())} comes before @data")
         key, *values = line.split()
         if key.lower() == "@data":
             break
         keys[key.lower()[1:]] = values
     else:
-        raise OSError(f"{name}: no line @data")
+        raise DataError(name, None, "no line @data")
 
     def true(key: str) -> bool:
         return [value.lower() for value in keys.get(key, [])[:1]] == ["true"]
 
     if not true("classlabel") and not true("targetlabel"):
-        raise OSError(f"{name}: the header has neither @classLabel true nor @targetLabel true")
+        raise DataError(name, None, "the header has neither @classLabel true nor @targetLabel true")
     classes = keys["classlabel"][1:] if true("classlabel") else None
     stamped = true("timestamps")
 
@@ -201,18 +203,18 @@ def _arff_header(lines: Iterator[tuple[int, bytes]], name: str):
             attributes.append((found[1], found[2]))
             inside = found[2].lower() == "relational"
         elif word not in ("@relation", "@attribute"):
-            raise OSError(f"{name}, line {number}: {_shown(raw.strip())} comes before @data")
+            raise DataError(name, f"line {number}", f"{_shown(raw.strip())} comes before @data")
     else:
-        raise OSError(f"{name}: no line @data")
+        raise DataError(name, None, "no line @data")
     if len(attributes) < 2:
-        raise OSError(f"{name}: {len(attributes)} attributes, where there must be values and a label")
+        raise DataError(name, None, f"{len(attributes)} attributes, where there must be values and a label")
     relational = attributes[0][1].lower() == "relational"
     kind = attributes[-1][1]
     classes = None
     if kind.startswith("{"):
         classes = [label.strip().strip("'\"") for label in kind.strip("{} ").split(",")]
     elif kind.lower() not in ("numeric", "real"):
-        raise OSError(f"{name}: the label is of the type {kind}; it must be {{a,b,...}} or numeric")
+        raise DataError(name, None, f"the label is of the type {kind}; it must be {{a,b,...}} or numeric")
 
     def split(line: bytes) -> tuple[list[np.ndarray], str]:
         if relational:

@@ -1,16 +1,15 @@
 """HAR-2 (Kusupati et al., NeurIPS 2018): two groups of activities from 128 steps of a phone's motion sensors."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from longwave.tasks.base import ArrayTask
-from longwave.tasks.data import Source, cached, fetch, unpack
+from longwave.schema import Annotated, Gt, Lt, OneOf, Section
+from longwave.tasks.base import ArrayTask, binary_scores
+from longwave.tasks.data import AGAIN, DataError, Source, cached, digest, fetch, unpack
 from longwave.tasks.splits import hold_out, index_hash
 
 SOURCES = {
@@ -36,32 +35,24 @@ ONES = (1, 3, 5)
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Tell {walking, walking downstairs, standing} (1) from {walking upstairs, sitting, laying} (0).
 
-    Which windows coRNN's authors validated on, and how they normalised, is not known.
+    The validation windows and the normalisation of coRNN's authors are not known.
 
     Args:
-        validation: what is held out of the 7,352 training windows. ``random``: windows (80/20 in FastGRNN's tuning);
-            ``subject``: all windows of some of the 21 subjects (as EdgeML's loader does); ``none``: nothing, as in
-            FastGRNN's final training; the test set is then evaluated while training.
+        validation: held out of the 7,352 training windows. ``random``: windows (80/20 in FastGRNN's tuning);
+            ``subject``: all windows of some of the 21 subjects (as in EdgeML's loader); ``none``: nothing, as in
+            FastGRNN's final training; the test set is then evaluated during training.
         fraction: of the windows or subjects, held out.
         normalisation: ``channel``: each of the 9 signals to zero mean and unit variance; ``feature``: each signal at
-            each step (1,152 statistics); ``none``. The statistics are those of the windows trained on.
+            each step (1,152 statistics); ``none``. The statistics are those of the training windows.
     """
 
     name: str = "har2"
-    validation: str = "random"
-    fraction: float = 0.2
-    normalisation: str = "channel"
-
-    def __post_init__(self):
-        if self.validation not in ("random", "subject", "none"):
-            raise ValueError(f"validation={self.validation}: must be one of random, subject, none")
-        if not 0 < self.fraction < 1:
-            raise ValueError(f"fraction={self.fraction}: must be between 0 and 1")
-        if self.normalisation not in ("channel", "feature", "none"):
-            raise ValueError(f"normalisation={self.normalisation}: must be one of channel, feature, none")
+    validation: Annotated[str, OneOf("random", "subject", "none")] = "random"
+    fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
+    normalisation: Annotated[str, OneOf("channel", "feature", "none")] = "channel"
 
     def build(self, seed: int, data_root: Path) -> "HAR2":
         return HAR2(self, seed, data_root)
@@ -111,19 +102,18 @@ class HAR2(ArrayTask):
         return samples.transpose(0, 1)
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        logit = output.squeeze(-1)
-        return {
-            "cross_entropy": F.binary_cross_entropy_with_logits(logit, target, reduction="none"),
-            "accuracy": ((logit > 0) == (target > 0.5)).float(),
-        }
+        return binary_scores(output, target)
 
 
 def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str], ...]]:
-    """Windows (N, 128, 9), labels 1 to 6 and subjects, each (N,), training windows first; how many of these there are;
-    (name, sha256) of each file.
+    """Reads the data set, the training windows first.
+
+    Returns:
+        Windows (N, 128, 9); labels 1 to 6, (N,); subjects (N,); the number of training windows; (name, sha256) of each
+        file.
 
     Raises:
-        OSError: offline, or a file that is not as it should be; the message says what to put where.
+        DataError: offline, or a malformed file.
     """
     names = {part: [name.format(part=part) for name in NAMES] for part in ("train", "test")}
     every = names["train"] + names["test"]
@@ -133,14 +123,14 @@ def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str]
         outer = fetch(SOURCES["har2"][0], root)
         inner = unpack(outer, ["UCI HAR Dataset.zip"], outer.parent / "har2") / "UCI HAR Dataset.zip"
         unpack(inner, every, folder)
-    files = tuple((name, hashlib.sha256((folder / name).read_bytes()).hexdigest()) for name in every)
+    files = tuple((name, digest(folder / name)) for name in every)
 
     def build() -> dict[str, Tensor]:
         parts = {part: [_table(folder / name) for name in names[part]] for part in names}
         for part, tables in parts.items():
             if len({len(table) for table in tables}) != 1 or any(t.shape[1] != 128 for t in tables[:9]):
                 shapes = ", ".join(f"{name} {t.shape}" for name, t in zip(names[part], tables, strict=True))
-                raise OSError(f"{folder}: the files do not belong together; they hold {shapes}")
+                raise DataError(folder, None, f"the files do not belong together; they hold {shapes}")
         joined = [torch.cat(pair) for pair in zip(*parts.values(), strict=True)]
         return {
             "windows": torch.stack(joined[:9], -1),
@@ -157,4 +147,4 @@ def _table(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=2))
     except ValueError as error:
-        raise OSError(f"{path}: {error}; delete it and run again to get it anew") from error
+        raise DataError(path, None, f"{error}; {AGAIN}") from error

@@ -1,23 +1,23 @@
-"""IMDB (Maas et al., ACL 2011): is a film review favourable?"""
+"""IMDB (Maas et al., ACL 2011): the sentiment of film reviews."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import re
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from longwave.tasks.base import Batch, Task
-from longwave.tasks.data import Source, cached, digest, fetch, log
+from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf, Section
+from longwave.tasks.base import Batch, Task, binary_scores
+from longwave.tasks.data import AGAIN, DataError, Source, cached, digest, fetch, find, intact, log, open_archive
 from longwave.tasks.randomness import generator
 from longwave.tasks.splits import hold_out, index_hash
 
@@ -45,66 +45,47 @@ REVIEWS = 12_500
 
 UNKNOWN, PADDING = 0, 1
 
-# Words, and apart from them: n't, 's and the like, as the corpus of the word vectors has them; runs of full stops or
-# hyphens; every other sign.
+# Words; n't, 's and the like are tokens of their own, as in the corpus of the word vectors, and so are runs of full
+# stops or hyphens and every other sign.
 TOKEN = re.compile(r"n't\b|\w+?(?=n't\b)|'(?:s|re|ve|ll|d|m)\b|\w+|\.\.+|--+|[^\w\s]", re.IGNORECASE)
 
-TOKENIZERS = ("regex", "spacy")
 VECTORS = {f"glove.6B.{width}d": width for width in (50, 100, 200, 300)}
 
 
 @dataclass
-class Config:
-    """Tell favourable reviews from the others, word by word.
+class Config(Section):
+    """Classify film reviews as favourable or not, word by word.
 
-    The defaults are the protocol of coRNN and UnICORNN but for the tokenizer, which was spaCy's in a version of 2020.
+    The defaults are the protocol of coRNN and UnICORNN except for the tokenizer, which was spaCy's of 2020.
 
     Args:
         tokenizer: ``regex``: words, their endings as in "n't" and "'s", and signs; or ``spacy``: that of a blank
-            English pipeline, where spaCy is installed.
+            English pipeline, if spaCy is installed.
         lower: whether words are lower-cased. The vectors are of lower-cased words: with false, a capitalised word
-            begins with a random one.
+            starts from a random vector.
         validation: fraction of the 25,000 training reviews that is held out.
-        vocabulary: how many of the most frequent words of the reviews trained on are told apart, beside <unk> and
-            <pad>.
-        vectors: with which words begin: ``glove.6B.50d``, ``100d``, ``200d`` or ``300d``. Words that it lacks begin
-            with N(0, 1), <unk> and <pad> with zeros. All are trained but that of <pad>.
-        lengths: ``ignored``: the network runs over the padding at the end, up to the longest review of the batch, and
-            is read there; ``respected``: it is read at the last word.
+        vocabulary: number of words, the most frequent ones of the training reviews, beside <unk> and <pad>.
+        vectors: initial word vectors: ``glove.6B.50d``, ``100d``, ``200d`` or ``300d``. A missing word starts from
+            N(0, 1), <unk> and <pad> from zeros. All are trained except <pad>.
+        lengths: ``ignored``: the network runs over the padding, up to the longest review of the batch, and the last
+            step is read out; ``respected``: the last word is.
         bucketing: whether pools of 100 batches are sorted by length before they are cut into batches.
-        evaluation_batch: reviews in a batch of validation and test; where lengths are ignored, it has an effect.
-        average: of the accuracy: over ``batches``, whatever their sizes, or over ``samples``.
-        dropout: probability with which, in a training step, all occurrences of a word are dropped (0.65 in UnICORNN).
+        evaluation_batch: reviews in a batch of validation and test; it matters if lengths are ignored.
+        average: of the accuracy: over ``batches``, regardless of their sizes, or over ``samples``.
+        dropout: probability that all occurrences of a word are dropped in a training step (0.65 in UnICORNN).
     """
 
     name: str = "imdb"
-    tokenizer: str = "regex"
+    tokenizer: Annotated[str, OneOf("regex", "spacy")] = "regex"
     lower: bool = False
-    validation: float = 0.3
-    vocabulary: int = 25_000
-    vectors: str = "glove.6B.100d"
-    lengths: str = "ignored"
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.3
+    vocabulary: Annotated[int, Ge(1), Le(1_000_000)] = 25_000
+    vectors: Annotated[str, OneOf(*VECTORS)] = "glove.6B.100d"
+    lengths: Annotated[str, OneOf("ignored", "respected")] = "ignored"
     bucketing: bool = True
-    evaluation_batch: int = 64
-    average: str = "batches"
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        for key, allowed in (
-            ("tokenizer", TOKENIZERS),
-            ("vectors", VECTORS),
-            ("lengths", ("ignored", "respected")),
-            ("average", ("batches", "samples")),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation={self.validation}: must be between 0 and 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be from 0 to less than 1")
-        for key in ("vocabulary", "evaluation_batch"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+    evaluation_batch: Annotated[int, Ge(1), Le(25_000)] = 64
+    average: Annotated[str, OneOf("batches", "samples")] = "batches"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def build(self, seed: int, data_root: Path) -> "IMDB":
         return IMDB(self, seed, data_root)
@@ -155,7 +136,7 @@ class IMDB(Task):
         self._plan: tuple[tuple[int, int], list[Tensor]] | None = None
 
     def _vocabulary(self, tokens: Tensor, types: int) -> Tensor:
-        """The most frequent words of the training reviews, those of equal frequency in alphabetical order."""
+        """The most frequent words of the training reviews; of equal frequency, in alphabetical order."""
         of_train = torch.zeros(len(self.lengths), dtype=torch.bool)
         of_train[self.splits["train"]] = True
         counts = torch.bincount(tokens[of_train.repeat_interleave(self.lengths)], minlength=types)
@@ -201,21 +182,19 @@ class IMDB(Task):
         return x, self.targets[indices], lengths.clamp(min=1)
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        logit = output.squeeze(-1)
-        right = ((logit > 0) == (target > 0.5)).float()
-        return {
-            "cross_entropy": F.binary_cross_entropy_with_logits(logit, target, reduction="none"),
-            "accuracy": right.mean() if self.config.average == "batches" else right,
-        }
+        scores = binary_scores(output, target)
+        if self.config.average == "batches":
+            scores["accuracy"] = scores["accuracy"].mean()
+        return scores
 
 
 class WordEmbedding(nn.Embedding):
-    """Words (T, B) to vectors (T, B, D), all trained but that of the padding.
+    """Words (T, B) to vectors (T, B, D), trained except for the padding.
 
     Args:
         vectors: (words, D), the initial ones.
-        dropout: in training, each word is dropped from a whole batch with this probability p, and the vectors of the
-            others are scaled by 1/(1 - p).
+        dropout: probability p that a word is dropped from a whole training batch; the vectors of the others are scaled
+            by 1/(1 - p).
     """
 
     def __init__(self, vectors: Tensor, dropout: float):
@@ -231,15 +210,15 @@ class WordEmbedding(nn.Embedding):
 
 
 def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]:
-    """The 50,000 reviews as tokens.
+    """Reads the 50,000 reviews as tokens.
 
     Returns:
-        (text, types, sha256). ``text`` holds ``tokens``, those of all reviews one after the other, as indices into
-        ``types``; ``lengths``, of each review; ``tokenizer``, its name and version. The reviews are those of train/pos,
-        train/neg, test/pos, test/neg, by file name. ``types`` are in alphabetical order. The hash is of the texts.
+        (text, types, sha256). ``text`` has ``tokens``, those of all reviews in turn, as indices into ``types``;
+        ``lengths`` of the reviews; ``tokenizer``, its name and version. The reviews are those of train/pos, train/neg,
+        test/pos, test/neg, by file name. ``types`` are in alphabetical order. The hash is of the texts.
 
     Raises:
-        OSError: offline, files that are not IMDB's, or spaCy asked for and not installed; the message says what to do.
+        OSError: offline, malformed files, or spaCy is not installed.
     """
     split, version = _tokenizer(tokenizer)
     state, reviews = _reviews(root)
@@ -271,23 +250,22 @@ def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]
 
 
 def _tokenizer(name: str) -> tuple[Callable[[str], list[str]], str]:
-    """From a text to its tokens; what names it."""
+    """A function from a text to its tokens, and its name and version."""
     if name == "regex":
         return TOKEN.findall, "regex"
     try:
         import spacy
     except ImportError as error:
-        raise OSError("task.tokenizer=spacy: spaCy is not installed; pip install spacy, or take regex") from error
+        raise OSError("task.tokenizer=spacy: is not installed; use pip install spacy, or regex") from error
     pipeline = spacy.blank("en")
-    return lambda text: [
-        token.text for token in pipeline.tokenizer(text)
-    ], f"spacy {importlib.metadata.version('spacy')}"
+    version = importlib.metadata.version("spacy")
+    return lambda text: [token.text for token in pipeline.tokenizer(text)], f"spacy {version}"
 
 
 def _reviews(root: Path) -> tuple[str, Callable[[], Iterator[tuple[str, bytes]]]]:
-    """What changes when the files do, and what reads them: the name and the content of each, in order.
+    """A fingerprint of the files, and a function that reads the name and content of each, in order.
 
-    An archive is read as it is; of an unpacked one the folder ``aclImdb`` will do.
+    The files are in the archive or, unpacked, in the folder ``aclImdb``.
     """
     source, folder = SOURCES["imdb"][0], root / "aclImdb"
     if (root / source.path).exists() or not folder.is_dir():
@@ -305,15 +283,12 @@ def _reviews(root: Path) -> tuple[str, Callable[[], Iterator[tuple[str, bytes]]]
 
 def _from_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
     found = {}
-    try:
-        # In one pass: to go back in a compressed file is to begin anew.
-        with tarfile.open(archive, "r|gz") as members:
-            for member in members:
-                name = member.name.removeprefix("aclImdb/")
-                if name.endswith(".txt") and name.rpartition("/")[0] in PARTS and member.isreg():
-                    found[name] = members.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise OSError(f"{archive} is damaged ({error}): delete it and run again to download it") from error
+    # In one pass: a compressed file cannot seek back.
+    with intact(archive), tarfile.open(archive, "r|gz") as members:
+        for member in members:
+            name = member.name.removeprefix("aclImdb/")
+            if name.endswith(".txt") and name.rpartition("/")[0] in PARTS and member.isreg():
+                found[name] = members.extractfile(member).read()
     return ((name, found[name]) for name in _in_order(found, archive))
 
 
@@ -321,16 +296,18 @@ def _in_order(names, where: Path) -> list[str]:
     counts = {part: sum(name.startswith(f"{part}/") for name in names) for part in PARTS}
     if set(counts.values()) != {REVIEWS}:
         listed = ", ".join(f"{count} in {part}" for part, count in counts.items())
-        raise OSError(f"{where} holds {listed} where {REVIEWS} are expected in each: delete it and run again")
+        raise DataError(where, None, f"{listed}, and {REVIEWS} are expected in each; {AGAIN}")
     return sorted(names, key=lambda name: (PARTS.index(name.rpartition("/")[0]), name))
 
 
 def read_vectors(root: Path, name: str, types: list[str]) -> dict:
-    """Those of ``types`` that have a vector, ``types`` (n,) as indices, their ``vectors`` (n, D), and the ``sha256`` of
-    the text.
+    """Reads the vectors of words.
+
+    Returns:
+        ``types`` (n,), indices of those with a vector; their ``vectors`` (n, D); the ``sha256`` of the text file.
 
     Raises:
-        OSError: offline, or a file in another format; the message says what to put where.
+        DataError: offline, or a malformed file.
     """
     source, plain = SOURCES["imdb"][1], root / f"{name}.txt"
     if plain.exists():
@@ -343,14 +320,17 @@ def read_vectors(root: Path, name: str, types: list[str]) -> dict:
         log.info("reading %s, once", name)
         place = {word.encode(): index for index, word in enumerate(types)}
         found, rows, whole = [], [], hashlib.sha256()
-        with plain.open("rb") if plain.exists() else _in_zip(root / source.path, f"{name}.txt") as lines:
+        with plain.open("rb") if plain.exists() else _in_zip(root / source.path, plain.name) as lines:
             for number, line in enumerate(lines, 1):
                 whole.update(line)
                 word, _, numbers = line.rstrip().partition(b" ")
                 if word in place:
-                    row = np.array(numbers.split(), dtype=np.float32)
+                    try:
+                        row = np.array(numbers.split(), dtype=np.float32)
+                    except ValueError as error:
+                        raise DataError(plain.name, f"line {number}", str(error)) from error
                     if len(row) != VECTORS[name]:
-                        raise OSError(f"{name}.txt, line {number}: {len(row)} numbers, not {VECTORS[name]}")
+                        raise DataError(plain.name, f"line {number}", f"{len(row)} numbers, not {VECTORS[name]}")
                     found.append(place[word])
                     rows.append(row)
         vectors = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VECTORS[name])
@@ -360,8 +340,7 @@ def read_vectors(root: Path, name: str, types: list[str]) -> dict:
     return cached(root, name, {"file": state, "types": words}, build)
 
 
-def _in_zip(archive: Path, member: str):
-    try:
-        return zipfile.ZipFile(archive).open(member)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise OSError(f"{archive} is damaged ({error}): delete it and run again to download it") from error
+@contextlib.contextmanager
+def _in_zip(archive: Path, member: str) -> Iterator[BinaryIO]:
+    with open_archive(archive) as (names, open_member), open_member(find(archive, names, member)) as lines:
+        yield lines

@@ -1,22 +1,20 @@
 """Sequential and permuted MNIST: an image is read pixel by pixel, 784 steps of one value."""
 
 import gzip
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.datasets import MNIST
 
-from longwave.tasks.base import ArrayTask
-from longwave.tasks.data import Source, fetch, write_atomic
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
+from longwave.tasks.base import ArrayTask, class_scores
+from longwave.tasks.data import Source, fetch, verify, write_atomic
 from longwave.tasks.splits import hold_out, index_hash
 
-# Each paper's permutation: which generator draws it, from which seed, and the first 16 digits of the sha256 of the
-# 784 indices as little-endian int64. UnICORNN and LEM name the seed of expRNN, but draw from another generator.
+# Each paper's permutation: its generator, the seed, and the first 16 digits of the sha256 of the 784 indices as
+# little-endian int64. UnICORNN and LEM name the seed of expRNN, but draw from another generator.
 PERMUTATIONS = {
     "cornn": ("torch", 12008, "f4113bc8ae789021"),
     "unicornn": ("torch", 5544, "88c77bc3e243c77b"),
@@ -26,20 +24,26 @@ PERMUTATIONS = {
     "nnrnn": ("numpy", 1234, "12a7f1b0d6e7008a"),
 }
 
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 SOURCES = {
     "mnist": tuple(
-        Source(f"MNIST/raw/{name}", tuple(mirror + name for mirror in MNIST.mirrors), md5=md5)
-        for name, md5 in MNIST.resources
+        Source(f"MNIST/raw/{name}.gz", tuple(f"{mirror}{name}.gz" for mirror in MIRRORS), md5=md5)
+        for name, md5 in (
+            ("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            ("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
+            ("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
+            ("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
+        )
     )
 }
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a paper makes of MNIST.
+    """A paper's preparation of MNIST.
 
     Args:
-        validation: how many of the 60,000 training images are held out.
+        validation: number of the 60,000 training images that are held out.
         divisor: of the bytes of the pixels.
         centred: whether x becomes (x - 0.5) * 2 after that.
     """
@@ -59,7 +63,7 @@ PROTOCOLS = {
     "exprnn": Protocol(validation=0),
 }
 
-# Of the uncompressed files.
+# Checksums of the unpacked files.
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -69,31 +73,28 @@ SHA256 = {
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Classify a digit from its 784 pixels, row by row (``smnist``) or permuted (``psmnist``).
 
     Args:
-        permutation: whose fixed permutation of the pixels; null is row by row.
-        protocol: whose normalisation and split. ``cornn`` (also UnICORNN and LEM): pixels in [0, 1], 3,000 of the
-            60,000 training images held out. ``nnrnn``: the same with 10,000. ``indrnn``: pixels in [-1, 1), 3,000.
-            ``exprnn``: pixels in [0, 1], no validation set; weights are selected by the test set.
-        validation: how many training images are held out; null is the protocol's, and 0 is not to hold out any.
+        permutation: paper whose fixed permutation of the pixels is used; null is row by row.
+        protocol: paper whose normalisation and split are used. ``cornn`` (also UnICORNN and LEM): pixels in [0, 1],
+            3,000 of the 60,000 training images held out. ``nnrnn``: the same with 10,000. ``indrnn``: pixels in
+            [-1, 1), 3,000. ``exprnn``: pixels in [0, 1], no validation set; weights are selected by the test set.
+        validation: number of training images that are held out; null is the protocol's.
     """
 
     name: str = "smnist"
-    permutation: str | None = None
-    protocol: str = "cornn"
-    validation: int | None = None
+    permutation: Annotated[str | None, OneOf(*PERMUTATIONS, None)] = None
+    protocol: Annotated[str, OneOf(*PROTOCOLS)] = "cornn"
+    validation: Annotated[int | None, Ge(0), Le(59_999)] = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.name == "smnist" and self.permutation is not None:
             raise ValueError(f"permutation={self.permutation}: smnist is not permuted; use task=psmnist")
-        if self.name == "psmnist" and self.permutation not in PERMUTATIONS:
-            raise ValueError(f"permutation={self.permutation}: must be one of {', '.join(PERMUTATIONS)}")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
-        if self.validation is not None and not 0 <= self.validation < 60000:
-            raise ValueError(f"validation={self.validation}: must be from 0 to 59999")
+        if self.name == "psmnist" and self.permutation is None:
+            raise ValueError(f"permutation=null: must be one of {', '.join(PERMUTATIONS)}; or use task=smnist")
 
     def build(self, seed: int, data_root: Path) -> "SequentialMNIST":
         return SequentialMNIST(self, seed, data_root)
@@ -103,7 +104,8 @@ class SequentialMNIST(ArrayTask):
     """MNIST as a sequence (784, B, 1); cross-entropy on the ten digits, accuracy as the metric.
 
     The validation images are drawn from the 60,000 training images by the seed; the test set is the official 10,000.
-    Without a validation set, the test set is evaluated while training, and in expRNN's protocol may select the weights.
+    Without a validation set, the test set is evaluated during training, and in expRNN's protocol may select the
+    weights.
     """
 
     inputs, outputs = 1, 10
@@ -112,9 +114,8 @@ class SequentialMNIST(ArrayTask):
     baseline = {"accuracy": 0.1135}
 
     def __init__(self, config: Config, seed: int, data_root: Path):
-        self.files = read_checked(data_root)
-        train, test = (MNIST(data_root, train=part) for part in (True, False))
-        pixels = torch.cat([train.data, test.data]).flatten(1)  # (70000, 784), uint8
+        pixels, labels = read(data_root)
+        self.files = tuple(SHA256.items())
         order = "rows"
         if config.permutation is not None:
             pixels = pixels[:, permutation(config.permutation)]
@@ -122,7 +123,7 @@ class SequentialMNIST(ArrayTask):
         self.protocol = PROTOCOLS[config.protocol]
         held_out = self.protocol.validation if config.validation is None else config.validation
         splits = hold_out(60000, held_out, seed) | {"test": torch.arange(60000, 70000)}
-        super().__init__(pixels, torch.cat([train.targets, test.targets]), splits, seed)
+        super().__init__(pixels, labels, splits, seed)
         if held_out == 0:
             self.monitor, self.selects_on_test = "test", config.protocol == "exprnn"
         whose = "" if config.protocol == "cornn" else f"/{config.protocol}"
@@ -133,17 +134,14 @@ class SequentialMNIST(ArrayTask):
         return (x - 0.5) * 2 if self.protocol.centred else x
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {
-            "cross_entropy": F.cross_entropy(output, target, reduction="none"),
-            "accuracy": (output.argmax(-1) == target).float(),
-        }
+        return class_scores(output, target)
 
 
 def permutation(name: str) -> Tensor:
-    """The 784 indices of a paper's permutation: ``permuted[t] = image[permutation[t]]``.
+    """A paper's permutation, 784 indices: ``permuted[t] = image[permutation[t]]``.
 
     Raises:
-        RuntimeError: where this version of the library draws other numbers than the paper's did.
+        RuntimeError: if this version of the library draws other numbers than the paper's.
     """
     library, seed, expected = PERMUTATIONS[name]
     if library == "torch":
@@ -156,14 +154,11 @@ def permutation(name: str) -> Tensor:
     return indices
 
 
-def read_checked(root: Path) -> tuple[tuple[str, str], ...]:
-    """Downloads MNIST into ``root`` unless it is there, and checks the four files.
-
-    Returns:
-        (name, sha256) of each file.
+def read(root: Path) -> tuple[Tensor, Tensor]:
+    """Pixels (70000, 784) as bytes and labels (70000,), the training images first; downloaded unless they are there.
 
     Raises:
-        OSError: offline, or a file that is not MNIST's; the message says what to put where.
+        DataError: offline, or a wrong checksum.
     """
     raw = root / "MNIST" / "raw"
     for source in SOURCES["mnist"]:
@@ -171,7 +166,9 @@ def read_checked(root: Path) -> tuple[tuple[str, str], ...]:
         if not unpacked.exists():
             write_atomic(unpacked, gzip.decompress(fetch(source, root).read_bytes()))
     for name, expected in SHA256.items():
-        found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
-        if found != expected:
-            raise OSError(f"{raw / name} has sha256 {found}, not {expected}: delete it and run again to download it")
-    return tuple(SHA256.items())
+        verify(raw / name, "sha256", expected)
+    # Behind headers of 16 and 8 bytes.
+    train, train_labels, test, test_labels = (
+        torch.from_numpy(np.fromfile(raw / name, np.uint8, offset=16 if "images" in name else 8)) for name in SHA256
+    )
+    return torch.cat([train, test]).view(-1, 784), torch.cat([train_labels, test_labels]).long()

@@ -1,6 +1,5 @@
 """Noise-padded CIFAR-10 (Chang et al., ICLR 2019): an image is read row by row, then comes noise up to step 1000."""
 
-import hashlib
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.datasets import CIFAR10
 
-from longwave.tasks.base import ArrayTask
-from longwave.tasks.data import Source, fetch, unpack
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
+from longwave.tasks.base import ArrayTask, class_scores
+from longwave.tasks.data import Source, digest, fetch, unpack, verify
 from longwave.tasks.randomness import generator
 from longwave.tasks.splits import hold_out, index_hash
 
@@ -28,30 +26,31 @@ SOURCES = {
     )
 }
 
-# Name and md5 of the five files of 10,000 training images and of the file of test images.
-TRAIN, TEST = CIFAR10.train_list, CIFAR10.test_list
+# md5 of the files, of 10,000 images each; the last one has the test images.
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
 
 
 @dataclass
-class Config:
-    """Classify an image of CIFAR-10 from its 32 rows, long after they have gone by.
+class Config(Section):
+    """Classify an image of CIFAR-10 from its 32 rows, long after they were read.
 
     Args:
-        noise: what follows the rows. ``constant``: one block of standard-normal noise, drawn once a run and the same
-            for every sample, in training and test, as in the code of coRNN, UnICORNN and LEM. ``fresh``: noise of its
-            own for every sample, anew in every epoch; a harder task.
-        validation: how many of the 50,000 training images are held out: 3,000 in coRNN, 2,000 in UnICORNN and LEM.
+        noise: the steps after the rows. ``constant``: one block of standard-normal noise, drawn once a run and the same
+            for every sample, in training and test, as in the code of coRNN, UnICORNN and LEM. ``fresh``: new noise for
+            every sample and epoch; a harder task.
+        validation: number of the 50,000 training images that are held out: 3,000 in coRNN, 2,000 in UnICORNN and LEM.
     """
 
     name: str = "ncifar10"
-    noise: str = "constant"
-    validation: int = 3000
-
-    def __post_init__(self):
-        if self.noise not in ("constant", "fresh"):
-            raise ValueError(f"noise={self.noise}: must be one of constant, fresh")
-        if not 1 <= self.validation < 50000:
-            raise ValueError(f"validation={self.validation}: must be from 1 to 49999")
+    noise: Annotated[str, OneOf("constant", "fresh")] = "constant"
+    validation: Annotated[int, Ge(1), Le(49_999)] = 3000
 
     def build(self, seed: int, data_root: Path) -> "NoisyCIFAR10":
         return NoisyCIFAR10(self, seed, data_root)
@@ -103,30 +102,24 @@ class NoisyCIFAR10(ArrayTask):
         return torch.cat([rows, noise])
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {
-            "cross_entropy": F.cross_entropy(output, target, reduction="none"),
-            "accuracy": (output.argmax(-1) == target).float(),
-        }
+        return class_scores(output, target)
 
 
 def read(root: Path) -> tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]:
-    """Images (60000, 3072) as bytes, the training images first, their labels, and (name, sha256) of each file.
+    """Images (60000, 3072) as bytes, the training images first; labels (60000,); (name, sha256) of each file.
 
     Raises:
-        OSError: offline, or a file that is not CIFAR-10's; the message says what to put where.
+        DataError: offline, or a wrong checksum.
     """
-    folder = root / CIFAR10.base_folder
-    if not all((folder / name).exists() for name, _ in TRAIN + TEST):
-        unpack(fetch(SOURCES["ncifar10"][0], root), [name for name, _ in TRAIN + TEST], folder)
+    folder = root / "cifar-10-batches-py"
+    if not all((folder / name).exists() for name in MD5):
+        unpack(fetch(SOURCES["ncifar10"][0], root), list(MD5), folder)
     images, labels, files = [], [], []
-    for name, expected in TRAIN + TEST:
-        content = (folder / name).read_bytes()
-        found = hashlib.md5(content).hexdigest()
-        # Before anything of it is unpickled.
-        if found != expected:
-            raise OSError(f"{folder / name} has md5 {found}, not {expected}: delete it and run again to get it anew")
-        batch = pickle.loads(content, encoding="bytes")
+    for name, expected in MD5.items():
+        # Unpickling runs code: only after the check.
+        verify(folder / name, "md5", expected)
+        batch = pickle.loads((folder / name).read_bytes(), encoding="bytes")
         images.append(np.asarray(batch[b"data"]))
         labels += batch[b"labels"]
-        files.append((name, hashlib.sha256(content).hexdigest()))
+        files.append((name, digest(folder / name)))
     return torch.from_numpy(np.concatenate(images)), torch.tensor(labels), tuple(files)

@@ -1,4 +1,4 @@
-"""Penn Treebank by characters (Marcus et al. 1993; Mikolov's preparation): which character is next?"""
+"""Penn Treebank by characters (Marcus et al. 1993; Mikolov's preparation): the next character."""
 
 import hashlib
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
 from longwave.tasks.base import READOUTS, Task
 from longwave.tasks.data import Source, cached, fetch, unpack
 from longwave.tasks.randomness import generator
@@ -28,34 +29,27 @@ END = "<eos>"
 
 
 @dataclass
-class Config:
+class Config(Section):
     """Predict each character of a text from those before it.
 
-    The text is cut into as many strips as a batch has samples, which are read side by side in chunks of ``T``; the
-    state is carried from chunk to chunk, its gradient is not (truncated backpropagation through time).
+    The text is cut into as many strips as a batch has samples, which are read side by side in chunks of ``T``:
+    truncated BPTT, the hidden state is carried, detached, from chunk to chunk.
 
     Args:
         T: characters in a chunk: 150 or 300 in the tables of nnRNN and asRNN, 50 or 150 in IndRNN's.
         end_of_line: whether every line ends with a symbol of its own (as in nnRNN's and asRNN's code).
-        embedding: width of the vectors that stand for the characters.
+        embedding: width of the vectors of the characters.
         evaluation_batch: strips of the validation and the test text; 10 in nnRNN's and asRNN's code.
-        readout: how the model's readout is initialised: ``model`` (its own way), ``uniform`` or ``kaiming``;
-            ``uniform`` (U(-0.1, 0.1), biases 0) in nnRNN's, asRNN's and expRNN's code.
+        readout: initialisation of the readout: ``model`` (the model's own), ``uniform`` or ``kaiming``; ``uniform``
+            (U(-0.1, 0.1), biases 0) in nnRNN's, asRNN's and expRNN's code.
     """
 
     name: str = "ptb_char"
-    T: int = 150
+    T: Annotated[int, Ge(1), Le(10_000_000)] = 150
     end_of_line: bool = True
-    embedding: int = 200
-    evaluation_batch: int = 10
-    readout: str = "model"
-
-    def __post_init__(self):
-        for key in ("T", "embedding", "evaluation_batch"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if self.readout not in READOUTS:
-            raise ValueError(f"readout={self.readout}: must be one of {', '.join(READOUTS)}")
+    embedding: Annotated[int, Ge(1), Le(65536)] = 200
+    evaluation_batch: Annotated[int, Ge(1), Le(100_000)] = 10
+    readout: Annotated[str, OneOf(*READOUTS)] = "model"
 
     def build(self, seed: int, data_root: Path) -> "PTBChar":
         return PTBChar(self, seed, data_root)
@@ -64,8 +58,8 @@ class Config:
 class PTBChar(Task):
     """Characters (T, B) as integers; cross-entropy of the next one at every step, in bits per character as the metric.
 
-    Of each text, what does not fill the strips is left out (at most one character a strip), as is the first character
-    of each as a target. An epoch reads the strips once, in their order; its last chunk may be shorter.
+    The end of a text that does not fill the strips is left out (at most one character a strip); the first character of
+    a strip is no target. An epoch reads the strips once, in their order; its last chunk may be shorter.
     """
 
     read = "every"
@@ -79,7 +73,7 @@ class PTBChar(Task):
         self.texts, self.characters, self.files = read(data_root, config.end_of_line)
         self.inputs, self.outputs = config.embedding, len(self.characters)
         counts = torch.bincount(self.texts["train"], minlength=self.outputs).clamp(min=1).double()
-        # Of predicting each character as often as it comes in the training text.
+        # Of predicting each character with its frequency in the training text.
         bits = -(counts / counts.sum()).log2()
         self.baseline = {"bpc": bits[self.texts["test"]].mean().item()}
         self.split_id = f"ptb_char/T={config.T}/{'eos' if config.end_of_line else 'no eos'}"
@@ -117,13 +111,15 @@ class PTBChar(Task):
 
 
 def read(root: Path, end_of_line: bool) -> tuple[dict[str, Tensor], list[str], tuple[tuple[str, str], ...]]:
-    """The three texts as integers; the characters that these stand for, in the order of their first appearance;
-    (name, sha256) of each file.
+    """Reads the three texts.
 
-    In the files, characters are separated by spaces and "_" stands for the space; a line is a sentence.
+    In the files, characters are separated by spaces and "_" is the space; a line is a sentence.
+
+    Returns:
+        The texts as integers; their characters, in the order of first appearance; (name, sha256) of each file.
 
     Raises:
-        OSError: offline, or files that are not as they should be; the message says what to put where.
+        DataError: offline, or a damaged archive.
     """
     folder = root / "simple-examples" / "data"
     if not all((folder / name).exists() for name in FILES.values()):

@@ -1,4 +1,4 @@
-"""What the tasks on the UEA, UCR and Monash archives share: reading a data set once, and a task on its series."""
+"""Data sets of the UEA, UCR and Monash archives, and a task on their series."""
 
 import math
 from collections.abc import Sequence
@@ -8,25 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from longwave.tasks import formats
-from longwave.tasks.base import ArrayTask
-from longwave.tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
+from longwave.tasks.base import ArrayTask, class_scores
+from longwave.tasks.data import DataError, Source, cached, code, digest, fetch_all, find, open_archive
 from longwave.tasks.splits import fingerprint
 
 PARTS = ("TRAIN", "TEST")
-MISSING = ("refuse", "interpolate")
 
 
 def zipped(name: str) -> tuple[Source, ...]:
-    """The address of a data set of the UEA and UCR archives."""
+    """Address of a data set of the UEA and UCR archives."""
     url = f"https://timeseriesclassification.com/aeon-toolkit/{name}.zip"
     return (Source(f"uea/{name}.zip", (url,)),)
 
 
 def on_zenodo(name: str, *records: int, licence: str = "not stated") -> tuple[Source, ...]:
-    """The addresses of a data set's two files in records of Zenodo, the newest last."""
+    """Addresses of a data set's two files in records on Zenodo, the newest last."""
     return tuple(
         Source(
             f"uea/{file}",
@@ -46,9 +44,9 @@ class Data:
         lengths: (N,), steps.
         targets: (N,), classes as int64 or values as float32.
         classes: names of the classes, sorted; None in regression.
-        train: how many are TRAIN's.
-        original: (N,), the first series that is exactly the same, its own index where there is none before it.
-        files: (name, sha256) of each file that was read.
+        train: number of series of TRAIN.
+        original: (N,), index of the first series with equal values, its own where that is the first.
+        files: (name, sha256) of each file.
     """
 
     values: Tensor
@@ -69,7 +67,7 @@ def load(root: Path, name: str, sources: Sequence[Source], fallback: Sequence[So
             nearest value.
 
     Raises:
-        OSError: offline, or what is there cannot be read; names the line.
+        DataError: offline, or a malformed file.
     """
     paths = _local(root, name) or fetch_all(sources, fallback, root)
     files = tuple((path.name, digest(path)) for path in paths)
@@ -79,7 +77,7 @@ def load(root: Path, name: str, sources: Sequence[Source], fallback: Sequence[So
 
 
 def _local(root: Path, name: str) -> list[Path]:
-    """Files that someone has put there."""
+    """Files that were put there by hand."""
     for folder in (root / "uea", root / "uea" / name):
         for suffix in (".ts", ".arff"):
             paths = [folder / f"{name}_{part}{suffix}" for part in PARTS]
@@ -100,14 +98,14 @@ def _read(paths: Sequence[Path], name: str, missing: str) -> dict:
         number = {label: index for index, label in enumerate(classes)}
         for label, line in zip(test.labels, test.lines, strict=True):
             if label not in number:
-                raise OSError(f"{test_name}, line {line}: no series of the training set has the label {label!r}")
+                raise DataError(test_name, f"line {line}", f"no series of the training set has the label {label!r}")
         targets = torch.tensor([number[label] for label in train.labels + test.labels])
     channels = train.series[0].shape[1]
     if test.series[0].shape[1] != channels:
-        raise OSError(f"{test_name} has {test.series[0].shape[1]} channels, {train_name} {channels}")
+        raise DataError(test_name, None, f"{test.series[0].shape[1]} channels, and {channels} in {train_name}")
     for file, part in parts:
         for index, line in enumerate(part.lines):
-            part.series[index] = _fill(part.series[index], missing, f"{file}, line {line}")
+            part.series[index] = _fill(part.series[index], missing, file, f"line {line}")
     series = train.series + test.series
     lengths = torch.tensor([len(values) for values in series])
     values = np.zeros((len(series), int(lengths.max()), channels), np.float32)
@@ -139,17 +137,17 @@ def _read_part(paths: Sequence[Path], stem: str) -> tuple[str, formats.Part]:
             return f"{archive}: {member}", formats.read(file, f"{archive}: {member}")
 
 
-def _fill(values: np.ndarray, missing: str, where: str) -> np.ndarray:
+def _fill(values: np.ndarray, missing: str, file: str, place: str) -> np.ndarray:
     gaps = np.isnan(values)
     if not gaps.any():
         return values
     if missing == "refuse":
         count = int(gaps.sum())
-        raise OSError(f"{where}: {count} missing values; task.missing=interpolate fills them, where the task has it")
+        raise DataError(file, place, f"{count} missing values; use task=uea with task.missing=interpolate")
     steps = np.arange(len(values))
     for channel, gap in zip(values.T, gaps.T, strict=True):
         if gap.all():
-            raise OSError(f"{where}: a channel without any value")
+            raise DataError(file, place, "a channel without any value")
         channel[gap] = np.interp(steps[gap], steps[~gap], channel[~gap])
     return values
 
@@ -167,8 +165,8 @@ class SeriesTask(ArrayTask):
         normalise: z-score every channel with mean and population deviation over all steps of the training series.
         time: whether the time is a channel.
         loss: of a regression: mse, or batch_rmse: sqrt(mean squared error + 1e-6) of the batch.
-        metric: of a regression: rmse, or batch_rmse: its mean over batches of 512, weighted by their size, which is a
-            little below the RMSE.
+        metric: of a regression: rmse, or batch_rmse: its mean over batches of 512 weighted by their size, a little
+            below the RMSE.
     """
 
     def __init__(
@@ -189,7 +187,7 @@ class SeriesTask(ArrayTask):
         self.classes = data.classes
         self.inputs = data.values.shape[2] + time
         self.monitor = "validation" if "validation" in indices else "test"
-        # The states of hundreds of units over thousands of steps are large.
+        # Bounds the memory for the hidden states.
         self.evaluation_batch = max(1, min(self.evaluation_batch, 500_000 // values.shape[1]))
         if metric == "batch_rmse":
             self.evaluation_batch = 512
@@ -226,14 +224,11 @@ class SeriesTask(ArrayTask):
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         if self.classes is not None:
-            return {
-                "cross_entropy": F.cross_entropy(output, target, reduction="none"),
-                "accuracy": (output.argmax(-1) == target).float(),
-            }
+            return class_scores(output, target)
         squared = (output.squeeze(-1) - target) ** 2
         scores = {"mse": squared}
         if "batch_rmse" in (self.objective, self.metric):
-            # The same for every sample: its mean over samples is the one over batches weighted by their size.
+            # Equal for all samples of a batch, so that the mean over samples weighs the batches by their size.
             scores["batch_rmse"] = (squared.mean() + 1e-6).sqrt().expand(len(target))
         return scores
 

@@ -1,6 +1,6 @@
 """Draws a task into one PNG: ``python -m tasks.show psmnist``, ``python -m tasks.show eigenworms protocol=lem``.
 
-A few training examples, what there is to predict in each split, the lengths, and the permutation where there is one.
+A few training examples, the targets of each split, the lengths, and the permutation if there is one.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LINES = 12
 
 
 def configure(name: str, overrides: list[str]) -> Any:
-    """The task's configuration from ``conf/task``, with ``key=value`` on top.
+    """The task's configuration from ``conf/task``, with overrides ``key=value``.
 
     Raises:
         ValueError: for an unknown task or key, or a value out of range.
@@ -50,8 +50,8 @@ def configure(name: str, overrides: list[str]) -> Any:
 
 
 def draw(config: Any, task: Task):
-    """A figure: examples in the first row, what there is to know of the whole in the second."""
-    # Imported here, since train.py imports all of tasks/ and draws none.
+    """A figure: examples in the first row, the whole data set in the second."""
+    # Imported here: train.py imports all of tasks/.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 8), layout="constrained")
@@ -98,7 +98,7 @@ def _named(task: Task, target: Tensor) -> str:
 
 
 def _targets(axes, task: Task) -> None:
-    """How often each class occurs in each split, or how the numbers to predict are distributed."""
+    """Frequencies of the classes in each split, or histograms of the numbers to predict."""
     axes.set(title="targets", ylabel="fraction of the split")
     if hasattr(task, "targets"):
         found = {name: task.targets[part].flatten() for name, part in task.splits.items() if len(part)}
@@ -144,9 +144,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tasks.show", description="Draw a task into one PNG.")
     parser.add_argument("task", help="a file of conf/task, such as psmnist")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the task, such as protocol=lem")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of what is drawn")
-    parser.add_argument("--root", help="where data sets live; otherwise LONGWAVE_DATA, or data/ in the checkout")
-    parser.add_argument("--out", type=Path, help="the PNG; otherwise outputs/show/<task>.png in the checkout")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the examples")
+    parser.add_argument("--root", help="folder of the data sets; default LONGWAVE_DATA, or data/ in the checkout")
+    parser.add_argument("--out", type=Path, help="the PNG; default outputs/show/<task>.png in the checkout")
     options = parser.parse_args(arguments)
     root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     try:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from longwave.schema import Annotated, Ge, Lt, OneOf, Section, shown
 from longwave.tasks import series
+from longwave.tasks.data import DataError
 from longwave.tasks.series import SeriesTask, split_id
 from longwave.tasks.splits import by_seed
 
-# The regression sets of the Monash, UEA and UCR archive (2020), of which each has a record of its own on Zenodo.
+# Records on Zenodo of the regression sets of the Monash, UEA and UCR archive (2020).
 ZENODO = {
     "AppliancesEnergy": 18484626,
     "AustraliaRainfall": 18484479,
@@ -32,46 +34,39 @@ ZENODO = {
     "PPGDalia": 18485135,
 }
 
-PROTOCOLS = ("official", "resplit")
-
 
 @dataclass
-class Config:
+class Config(Section):
     """Classify the series of an archive's data set, or predict a number from each.
 
     Args:
-        dataset: its name in the archive, such as BasicMotions, JapaneseVowels, FordA or Covid3Month.
+        dataset: name in the archive, such as BasicMotions, JapaneseVowels, FordA or Covid3Month.
         protocol: ``official``: the archive's training and test sets; ``validation`` of the training set is held out by
             the seed. ``resplit``: both together, split 70/15/15 by the seed.
         validation: fraction of the official training set that is held out; 0 is none.
-        stratified: whether what is held out is so by class, in the same fraction of each.
+        stratified: whether the same fraction of each class is held out.
         normalise: z-score every channel by the training series.
         time: adds the time in [0, 1] as the first channel.
         missing: ``refuse`` missing values, or ``interpolate`` them.
-        zenodo: number of the record of Zenodo with the two ``.ts`` files, for a set that has no zip of its own on
-            timeseriesclassification.com; null is what is known.
+        zenodo: number of the record on Zenodo with the two ``.ts`` files, for a set without a zip file on
+            timeseriesclassification.com; null is the known one.
     """
 
     name: str = "uea"
     dataset: str = "BasicMotions"
-    protocol: str = "official"
-    validation: float = 0.15
+    protocol: Annotated[str, OneOf("official", "resplit")] = "official"
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.15
     stratified: bool = False
     normalise: bool = False
     time: bool = False
-    missing: str = "refuse"
-    zenodo: int | None = None
+    missing: Annotated[str, OneOf("refuse", "interpolate")] = "refuse"
+    zenodo: Annotated[int | None, Ge(1)] = None
 
     def __post_init__(self):
+        super().__post_init__()
         # It becomes part of paths and addresses.
         if not self.dataset.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"dataset={self.dataset}: must be a name of the archives, such as BasicMotions")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={self.protocol}: must be one of {', '.join(PROTOCOLS)}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation={self.validation}: must be from 0 to less than 1")
-        if self.missing not in series.MISSING:
-            raise ValueError(f"missing={self.missing}: must be one of {', '.join(series.MISSING)}")
+            raise ValueError(f"dataset={shown(self.dataset)}: must be a name of the archives, such as BasicMotions")
 
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, self.dataset, *sources(self.dataset, self.zenodo), missing=self.missing)
@@ -89,14 +84,14 @@ class Config:
         if self.stratified:
             what.append("stratified")
         if not all(len(splits[part]) for part in ("train", "test")):
-            raise OSError(f"{self.dataset}: nothing is left to train or test on")
+            raise DataError(self.dataset, None, "too few series to train and test on")
         task = SeriesTask(data, splits, seed, self.normalise, self.time)
         task.split_id = split_id("uea", what, splits)
         return task
 
 
 def sources(name: str, record: int | None):
-    """Where a data set is to be had: (sources, fallback)."""
+    """(sources, fallback) of a data set."""
     record = record or ZENODO.get(name)
     if record is None:
         return series.zipped(name), ()

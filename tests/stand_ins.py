@@ -34,15 +34,15 @@ SIGNALS = ["body_acc_x", "body_acc_y", "body_acc_z", "body_gyro_x", "body_gyro_y
 SIGNALS += ["total_acc_x", "total_acc_y", "total_acc_z"]
 
 
-def cifar10(root: Path, count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def cifar10(root: Path, count: int) -> dict[str, str]:
     """Six files of ``count`` images: byte j of image i (of all) is (7 i + j) mod 251, its label i mod 10.
 
     Returns:
-        (name, md5) of the training files, and of the test file.
+        The md5 of each file.
     """
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
-    sums = []
+    sums = {}
     for number, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
         index = np.arange(number * count, (number + 1) * count)[:, None]
         batch = {
@@ -53,8 +53,8 @@ def cifar10(root: Path, count: int) -> tuple[list[tuple[str, str]], list[tuple[s
         }
         content = pickle.dumps(batch, protocol=2)
         (folder / name).write_bytes(content)
-        sums.append((name, hashlib.md5(content).hexdigest()))
-    return sums[:5], sums[5:]
+        sums[name] = hashlib.md5(content).hexdigest()
+    return sums
 
 
 def har(root: Path, train: int = 40, test: int = 20) -> None:

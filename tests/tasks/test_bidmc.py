@@ -122,7 +122,7 @@ def test_loss_and_metric_of_nrde(fake_archives):
         ({"protocol": "mine"}, "protocol=mine: must be one of nrde, lem, unicornn, s4, official"),
         ({"loss": "rmse"}, "loss=rmse: must be one of mse, batch_rmse"),
         ({"metric": "mse"}, "metric=mse: must be one of rmse, batch_rmse"),
-        ({"validation": 0.0}, r"validation=0\.0: must be between 0 and 1"),
+        ({"validation": 0.0}, r"validation=0\.0: must be greater than 0"),
     ],
 )
 def test_what_is_refused(config, message):

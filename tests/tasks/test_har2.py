@@ -103,7 +103,7 @@ def test_from_the_archive_in_the_archive(tmp_path, monkeypatch):
 def test_offline_says_what_to_put_where(tmp_path, monkeypatch):
     source = dataclasses.replace(har2.SOURCES["har2"][0], urls=("http://127.0.0.1:9/har.zip",))
     monkeypatch.setitem(har2.SOURCES, "har2", (source,))
-    with pytest.raises(OSError, match=r"127\.0\.0\.1:9/har\.zip.*downloads/human.*c00b803081a5"):
+    with pytest.raises(OSError, match=r"downloads/human.*\nfrom http://127\.0\.0\.1:9/har\.zip.*\nsha256 c00b803081a5"):
         read(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_malformed_file_is_named(name, content, message, tmp_path):
 def test_refuses():
     for options, message in (
         ({"validation": "people"}, "validation=people: must be one of random, subject, none"),
-        ({"fraction": 0}, "fraction=0: must be between 0 and 1"),
+        ({"fraction": 0}, "fraction=0: must be greater than 0"),
         ({"normalisation": "max"}, "normalisation=max: must be one of channel, feature, none"),
     ):
         with pytest.raises(ValueError, match=message):

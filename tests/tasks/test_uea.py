@@ -100,7 +100,7 @@ def test_downloads_by_name(tmp_path, monkeypatch):
     assert build(tmp_path / "root").notes["series"] == {"train": 8, "test": 4}
     build(tmp_path / "root")
     assert server.asked("X.zip") == [None]
-    with pytest.raises(OSError, match=rf"Y\.zip from {server.url('Y.zip')} \(HTTP 404"):
+    with pytest.raises(OSError, match=rf"Y\.zip: .*\nfrom {server.url('Y.zip')} \(HTTP 404"):
         build(tmp_path / "root", dataset="Y")
     server.close()
 
@@ -150,14 +150,14 @@ def test_a_zip_that_lacks_a_part(ragged):
     paths = sorted((ragged / "uea").glob("*.ts"))
     zipped(ragged / "uea", "X.zip", paths[0])
     paths[1].unlink()
-    with pytest.raises(OSError, match=r"X\.zip has no files named X_TRAIN\.arff; it holds X_TEST\.ts"):
+    with pytest.raises(OSError, match=r"X\.zip: no files named X_TRAIN\.arff; it holds X_TEST\.ts"):
         build(ragged)
 
 
 def test_different_channels(tmp_path):
     write(tmp_path)
     write_ts(tmp_path / "uea" / "X_TEST.ts", [one[:, :1] for one in SERIES[8:]], LABELS[8:], ["a", "b", "c"])
-    with pytest.raises(OSError, match=r"X_TEST\.ts has 1 channels, .*X_TRAIN\.ts 2"):
+    with pytest.raises(OSError, match=r"X_TEST\.ts: 1 channels, and 2 in .*X_TRAIN\.ts"):
         build(tmp_path)
 
 
@@ -167,7 +167,9 @@ def test_missing_values(tmp_path):
     found[9][:, 1] = [nan, 2, nan, nan, 5]
     found[2][:, 0] = [1, nan, nan, nan, 9, nan, nan]
     write(tmp_path, found=found)
-    with pytest.raises(OSError, match=r"X_TRAIN\.ts, line 12: 5 missing values; task\.missing=interpolate"):
+    with pytest.raises(
+        OSError, match=r"X_TRAIN\.ts, line 12: 5 missing values; use task=uea with task\.missing=interpolate"
+    ):
         build(tmp_path)
     task = build(tmp_path, missing="interpolate")
     assert task.samples[9, :5, 1].tolist() == [2, 2, 3, 4, 5]
@@ -322,9 +324,9 @@ def test_rmse_through_the_loop(regression, fit_here, monkeypatch):
     ("config", "message"),
     [
         ({"dataset": "../etc"}, r"dataset=\.\./etc: must be a name of the archives"),
-        ({"dataset": ""}, "dataset=: must be"),
+        ({"dataset": ""}, "dataset='': must be"),
         ({"protocol": "mine"}, "protocol=mine: must be one of official, resplit"),
-        ({"validation": 1.0}, r"validation=1\.0: must be from 0 to less than 1"),
+        ({"validation": 1.0}, r"validation=1\.0: must be less than 1"),
         ({"missing": "zero"}, "missing=zero: must be one of refuse, interpolate"),
     ],
 )
@@ -335,7 +337,7 @@ def test_what_is_refused(config, message):
 
 def test_nothing_left_to_train_on(tmp_path):
     write(tmp_path, slice(0, 1), slice(1, 2), labels=["a", "a"])
-    with pytest.raises(OSError, match="nothing is left to train or test on"):
+    with pytest.raises(OSError, match="X: too few series to train and test on"):
         build(tmp_path, validation=0.9)
 
 
