@@ -138,7 +138,7 @@ def _check(source: Source, path: Path, url: str | None = None) -> None:
             verify(path, "md5", source.md5, advice)
     elif expected is None and note:
         expected = note["sha256"]
-        advice = f"as at its first use; {advice}; if the new file is right, delete {_note_path(path)} only"
+        advice = f"changed since its first use: {advice}; if the new file is right, delete {_note_path(path)} only"
     if expected not in (None, found):
         raise DataError(path, None, f"sha256 is {found}, not {expected}; {advice}")
     if not unchanged:

@@ -94,9 +94,10 @@ def fake_mnist_files(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     raw.mkdir(parents=True)
     sums = {}
     for part, count in (("train", 60000), ("t10k", 10000)):
-        index = np.arange(count, dtype=np.int64)[:, None]
-        pixels = ((7 * index + np.arange(784)) % 256).astype(np.uint8)
-        labels = (index[:, 0] % 10).astype(np.uint8)
+        index = np.arange(count)
+        # Bytes wrap at 256 by themselves.
+        pixels = (7 * index).astype(np.uint8)[:, None] + np.arange(784).astype(np.uint8)
+        labels = (index % 10).astype(np.uint8)
         for name, header, content in (
             (f"{part}-images-idx3-ubyte", struct.pack(">IIII", 2051, count, 28, 28), pixels),
             (f"{part}-labels-idx1-ubyte", struct.pack(">II", 2049, count), labels),

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import signal
@@ -20,7 +21,7 @@ import torch
 from filelock import FileLock
 
 from longwave.tasks import data
-from longwave.tasks.data import Source, cached, digest, fetch, fetch_all, open_archive, unpack
+from longwave.tasks.data import DataError, Source, cached, digest, fetch, fetch_all, open_archive, unpack
 from tests.server import Page, Server
 
 CONTENT = random.Random(0).randbytes(5_000_003)
@@ -47,6 +48,16 @@ def source(server):
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_an_error_names_file_and_place():
+    error = DataError(Path("a/b.ts"), "line 7", "'x' is not a number")
+    assert isinstance(error, OSError)
+    assert (str(error), error.errno) == ("a/b.ts, line 7: 'x' is not a number", None)
+    assert str(DataError("b.ts", None, "no series")) == "b.ts: no series"
+    # As a launcher's worker sends it.
+    sent = pickle.loads(pickle.dumps(error))
+    assert (type(sent), str(sent), sent.place) == (DataError, str(error), "line 7")
 
 
 # Downloads
@@ -221,12 +232,12 @@ def test_trust_on_first_use(server, source, tmp_path):
     fetch(unchecked, tmp_path)  # touched, not changed
     assert json.loads((tmp_path / "a.bin.source.json").read_text())["url"] == server.url("a.bin")
     path.write_bytes(b"other")
-    with pytest.raises(OSError, match=rf"not {SUM}; as at its first use; .*delete .*a\.bin\.source\.json only"):
+    with pytest.raises(OSError, match=rf"not {SUM}; changed since its first use: .*delete .*a\.bin\.source\.json only"):
         fetch(unchecked, tmp_path)
     # What is downloaded anew must be what came first, too.
     path.unlink()
     server.pages["a.bin"] = Page(CONTENT[::-1])
-    with pytest.raises(OSError, match=rf"not {SUM}; as at its first use"):
+    with pytest.raises(OSError, match=rf"not {SUM}; changed since its first use"):
         fetch(unchecked, tmp_path)
     (tmp_path / "a.bin.source.json").unlink()
     assert fetch(unchecked, tmp_path).read_bytes() == CONTENT[::-1]

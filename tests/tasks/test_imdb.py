@@ -354,6 +354,7 @@ def test_refuses(options, message):
         Config(**options)
 
 
+@pytest.mark.slow
 def test_real_imdb(real_data):
     there = (real_data / "aclImdb").exists() or (real_data / imdb.SOURCES["imdb"][0].path).exists()
     if not there or not (real_data / "glove.6B.50d.txt").exists():

@@ -346,10 +346,10 @@ def test_wrong_settings(key, value, allowed):
 
 @pytest.mark.parametrize(
     ("model", "task", "step"),
-    [("cornn", "adding", 9), ("lstm", "adding", 4), ("lstm", "psmnist", 392)],
+    [("cornn", "adding", 9), ("lstm", "adding", 4), ("lstm", "har2", 64)],
 )
-def test_any_model_trains_on_it(model, task, step, fit_here, fake_mnist, monkeypatch):
-    monkeypatch.setenv("LONGWAVE_DATA", str(fake_mnist))
+def test_any_model_trains_on_it(model, task, step, fit_here, fake_har, monkeypatch):
+    monkeypatch.setenv("LONGWAVE_DATA", str(fake_har))
     monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 5)
     chosen = [f"model={model}", f"task={task}", "recipe=none", "transform=log_signature", f"transform.step={step}"]
     small = ["model.hidden=4", "training.batch_size=3", "debug=fast", "transform.depth=2"]
