@@ -69,6 +69,14 @@ class Task:
     """Length of the sequences, for a curriculum to shorten; None where the data fix it."""
     split_id: str
     """Identifies protocol and split: two runs compare only if it is equal."""
+    splits: dict[str, Tensor] = {}
+    """Indices of the samples, by split; empty for generated data and texts."""
+    targets: Tensor | None = None
+    """Targets of all samples."""
+    lengths: Tensor | None = None
+    """Lengths of all samples."""
+    classes: list[str] | None = None
+    """Names of the classes; None where they are numbered."""
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each data file."""
     notes: dict = {}

@@ -74,7 +74,7 @@ def draw(config: Any, task: Task):
 
 
 def _counts(task: Task) -> str:
-    counts = ", ".join(f"{len(part)} {name}" for name, part in getattr(task, "splits", {}).items())
+    counts = ", ".join(f"{len(part)} {name}" for name, part in task.splits.items())
     return f"{task.inputs} inputs, {task.outputs} outputs" + (f"; {counts}" if counts else "")
 
 
@@ -93,14 +93,13 @@ def _example(axes, x: np.ndarray) -> None:
 def _named(task: Task, target: Tensor) -> str:
     if target.ndim:
         return "a target at every step"
-    classes = getattr(task, "classes", None)
-    return f"target: {classes[target] if classes else f'{target.item():.4g}'}"
+    return f"target: {task.classes[target] if task.classes else f'{target.item():.4g}'}"
 
 
 def _targets(axes, task: Task) -> None:
     """Frequencies of the classes in each split, or histograms of the numbers to predict."""
     axes.set(title="targets", ylabel="fraction of the split")
-    if hasattr(task, "targets"):
+    if task.targets is not None:
         found = {name: task.targets[part].flatten() for name, part in task.splits.items() if len(part)}
     else:
         found = {name: next(iter(task.evaluation(name)))[1].flatten() for name in dict.fromkeys([task.monitor, "test"])}
@@ -111,8 +110,7 @@ def _targets(axes, task: Task) -> None:
         for i, (name, targets) in enumerate(found.items()):
             fractions = [(targets == value).double().mean().item() for value in values]
             axes.bar([k + i * width for k in range(len(values))], fractions, width, label=name)
-        classes = getattr(task, "classes", None)
-        labels = classes or [f"{value:g}" for value in values.tolist()]
+        labels = task.classes or [f"{value:g}" for value in values.tolist()]
         axes.set_xticks(
             [k + 0.4 - width / 2 for k in range(len(values))], labels, rotation=90 if len(labels) > 12 else 0
         )
@@ -125,15 +123,14 @@ def _targets(axes, task: Task) -> None:
 
 
 def _lengths(axes, task: Task, x: Tensor) -> None:
-    lengths = getattr(task, "lengths", None)
     axes.set_title("lengths")
-    if lengths is None or len(lengths.unique()) == 1:
+    if task.lengths is None or len(task.lengths.unique()) == 1:
         axes.text(0.5, 0.5, f"{len(x)} steps each", ha="center")
         axes.set_axis_off()
     else:
-        longest = lengths.max().item()
+        longest = task.lengths.max().item()
         for name, part in task.splits.items():
-            found = lengths[part].numpy()
+            found = task.lengths[part].numpy()
             axes.hist(found, min(longest, 40), range=(0.5, longest + 0.5), histtype="step", label=name)
         axes.set(xlabel="steps", ylabel="samples")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

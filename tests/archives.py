@@ -1,4 +1,4 @@
-"""Writes data sets in the formats of the archives, and reads them as slowly and plainly as possible."""
+"""Data sets in the formats of the archives: written, and read as plainly as possible."""
 
 import zipfile
 from pathlib import Path

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Page:
-    """What the server says to one address.
+    """The server's answer at one address.
 
     Args:
         content: the file.
         etag: its validator; None sends none.
-        ranges: whether a part of the file can be asked for.
-        breaks_after: the connection of the first requests breaks after so many bytes each.
-        length: whether its length is announced.
+        ranges: whether a part of the file can be requested.
+        breaks_after: numbers of bytes after which the connections of the first requests break.
+        length: whether the length of the file is sent.
     """
 
     content: bytes
@@ -28,7 +28,7 @@ class Page:
 
 
 class Server:
-    """``server.pages["a.zip"] = Page(b"...")`` is at ``server.url("a.zip")``; ``server.requests`` is what was asked."""
+    """Page ``server.pages["a.zip"]`` is at ``server.url("a.zip")``; ``server.requests`` lists the requests."""
 
     def __init__(self):
         self.pages: dict[str, Page] = {}
