@@ -29,7 +29,7 @@ lint: setup  ## Style and formatting, checked
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: setup  ## Style and formatting, mended
+format: setup  ## Style and formatting, fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

@@ -113,5 +113,5 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))

@@ -94,7 +94,7 @@ class Published:
         for key in ("n", "test_samples", "parameters"):
             number = getattr(self, key)
             if number is not None and number < 1:
-                raise ValueError(f"{key}={number}: must be 1 or more")
+                raise ValueError(f"{key}={number}: must be at least 1")
         if self.deviation_kind is not None and self.deviation is None:
             raise ValueError(f"deviation_kind={self.deviation_kind}: there is no deviation")
         if self.deviation is not None and (self.kind != "mean" or self.n == 1):

@@ -31,7 +31,7 @@ PATH = home() / "results" / "report.html"
 PAGE = Path(__file__).parent / "page.html"
 COMMAND = "python -m results.report"
 
-# To be told apart on white and on black; with more models than colours, their lines and markers differ too.
+# Distinct on white and on black; with more models than colours, their lines and markers differ too.
 _COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#0f9488", "#a463f2", "#62c44f", "#f06fa8", "#17a7c9", "#9c6b4e", 
             "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
 _DASHES = ("solid", "dash", "dot")

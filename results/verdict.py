@@ -14,7 +14,7 @@ Let ``d`` be the mean of ours less the published value, signed so that positive 
 
 ``d`` is compared with ``t`` standard errors, ``t`` being the one-sided 5 % point of Student's distribution with the
 degrees of freedom of Welch and Satterthwaite (a binomial has infinitely many). Below ``-t`` it is *short*, above ``t``
-it *exceeds*, between them it is *reproduced*: not to be told apart. The standard error belongs to the verdict, since
+it *exceeds*, between them it is *reproduced*: indistinguishable. The standard error belongs to the verdict, since
 seeds that are noisy enough reproduce anything.
 
 The best of several runs is no mean. Ours is compared with it all the same, as with one run: *reproduced* and *exceeds*

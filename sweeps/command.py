@@ -8,13 +8,14 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
+from longwave.schema import Annotated, Ge, Le, Section
 from longwave.sweeps.plan import is_sweep, key_of
 from longwave.training.config import choices, compose_object, keys_of_a_run, unknown_key
 from longwave.training.errors import UserError
 
 
 @dataclass
-class Sweep:
+class Sweep(Section):
     """What to sweep over.
 
     Args:
@@ -31,19 +32,17 @@ class Sweep:
     search: Any = None
     seeds: Any = None
     dry_run: bool = False
-    trials: int | None = None
-    parallel: int | None = None
+    trials: Annotated[int | None, Ge(1), Le(1_000_000)] = None
+    parallel: Annotated[int | None, Ge(1), Le(10_000)] = None
     overrides: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.table is not None and self.search is not None:
-            raise ValueError("search: is not to be had with a table; leave one of them away")
+            raise ValueError("search: cannot go with a table; choose one of them")
         if self.table is None and self.search is None:
             found = f"{', '.join(choices('table'))}; or a search={', '.join(choices('search'))}"
             raise ValueError(f"table=null: choose one table={found}")
-        for key in ("trials", "parallel"):
-            if getattr(self, key) is not None and getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
         if self.search is not None and self.seeds is not None:
             raise ValueError(f"seeds={self.seeds}: is a setting of a table; a search has seed=0")
         for key in ("trials", "parallel"):
@@ -59,7 +58,7 @@ def arguments(given: list[str]) -> list[str]:
     """
     parsed = get_args_parser().parse_intermixed_args(given)
     if parsed.multirun:
-        raise UserError("--multirun: a sweep is made of several runs anyway; leave it away")
+        raise UserError("--multirun: a sweep is made of several runs anyway; omit it")
     fields = {item.name for item in dataclasses.fields(Sweep)} - {"overrides"}
     known = [*sorted(fields), *keys_of_a_run()]
     own, rest = [], []

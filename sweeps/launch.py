@@ -47,14 +47,14 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
     What another process holds is left to it, and run only if that process ends without finishing it.
     """
     deaths: dict[str, int] = {}
-    told = False
+    said = False
     while True:
         open_runs = [(run, run.state()) for run in runs if run.name not in watch.failures]
         open_runs = [(run, state) for run, state in open_runs if state != FINISHED]
         free = [run for run, state in open_runs if state != RUNNING]
         held = len(open_runs) - len(free)
-        if held and not told:
-            told = True
+        if held and not said:
+            said = True
             say(f"{held} {'run is' if held == 1 else 'runs are'} being trained by another process, and left to it")
         if not open_runs:
             return

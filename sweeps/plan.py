@@ -49,7 +49,7 @@ class Row:
                 raise UserError("needs a recipe, or a model and a task")
             return [f"model={self.model}", f"task={self.task}"]
         if self.model is not None or self.task is not None:
-            raise UserError(f"recipe={self.recipe}: chooses model and task itself; leave them away")
+            raise UserError(f"recipe={self.recipe}: chooses model and task itself; omit them")
         if self.recipe not in choices("recipe"):
             raise UserError(f"recipe={self.recipe}: no such choice; there are {', '.join(choices('recipe'))}")
         return recipe_overrides(self.recipe)
@@ -112,7 +112,7 @@ def seeds_of(seeds: Any) -> list[int]:
     """
     found = list(range(seeds)) if type(seeds) is int else seeds
     if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
-        raise UserError(f"seeds={seeds}: must be how many (1 or more), or a list as [0,7]")
+        raise UserError(f"seeds={seeds}: must be how many (at least 1), or a list as [0,7]")
     return list(dict.fromkeys(found))
 
 

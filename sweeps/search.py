@@ -12,10 +12,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from longwave.results.repeat import differences
-from longwave.training.config import NOT_IDENTITY, Config
+from longwave.schema import Annotated, Ge, Le, OneOf, Section
+from longwave.training.config import Config, numbers
 from longwave.training.errors import Pruned, UserError
-
-DIRECTIONS = ("minimize", "maximize")
 
 # A trial whose process dies is begun again so many times.
 RETRIES = 2
@@ -38,11 +37,11 @@ class Range:
         if ends and not self.low < self.high:
             raise ValueError(f"low={self.low}: must be below high={self.high}")
         if ends and self.log and not self.low > 0:
-            raise ValueError(f"low={self.low}: must be > 0 where log is true")
+            raise ValueError(f"low={self.low}: must be greater than 0 where log is true")
 
 
 @dataclass
-class Search:
+class Search(Section):
     """What is searched for.
 
     Args:
@@ -57,21 +56,15 @@ class Search:
 
     overrides: list[str] = field(default_factory=list)
     space: dict[str, Range] = field(default_factory=dict)
-    direction: str = "minimize"
-    trials: int = 50
-    startup: int = 10
-    warmup: int = 0
+    direction: Annotated[str, OneOf("minimize", "maximize")] = "minimize"
+    trials: Annotated[int, Ge(1), Le(1_000_000)] = 50
+    startup: Annotated[int, Ge(1)] = 10
+    warmup: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self):
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction={self.direction}: must be one of {', '.join(DIRECTIONS)}")
+        super().__post_init__()
         if not self.space:
             raise ValueError("space={}: must have a key of train.py with its range")
-        for key in ("trials", "startup"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if self.warmup < 0:
-            raise ValueError(f"warmup={self.warmup}: must be 0 or more")
 
 
 def _optuna():
@@ -122,7 +115,7 @@ def hold_to(study, path: Path, search: Search, config: Config) -> None:
     Raises:
         UserError: where the trials that are there were trained with others.
     """
-    shared = {key: value for key, value in config.as_dict().items() if key not in NOT_IDENTITY}
+    shared = numbers(config.as_dict())
     for key in search.space:
         section, _, name = key.partition(".")
         shared[section] = shared[section] | {name: "searched"}

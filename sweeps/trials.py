@@ -74,7 +74,7 @@ def run_trials(study, wanted: Search, fixed: list[str], launch: Launch, total: i
     """Launches trials, ``parallel`` at once, until ``total`` are done; ``fixed`` are the overrides of all of them."""
     killed = searching.retry_killed(study)
     if killed:
-        say(f"{killed} {'trial was' if killed == 1 else 'trials were'} interrupted, and will go on")
+        say(f"{killed} {'trial was' if killed == 1 else 'trials were'} interrupted, and will be resumed")
     space = searching.distributions(wanted)
     while (count := len(searching.done(study))) < total:
         jobs = []

@@ -277,7 +277,7 @@ def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "the same command (without fresh=true) goes on from there" in out
+    assert "the same command (without fresh=true) resumes there" in out
     assert "Traceback" not in out
     (folder,) = train_process.runs()
     record = json.loads((folder / "record.json").read_text())

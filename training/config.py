@@ -377,7 +377,7 @@ def _check_recipe(given: dict[str, str]) -> None:
     if chosen["model"] != model or not f"{cell}_".startswith(f"{chosen['task']}_"):
         raise UserError(
             f"recipe={name}: is not for model={chosen['model']} task={chosen['task']}; "
-            f"leave recipe away, and it follows from model and task"
+            f"omit recipe, and it follows from model and task"
         )
 
 

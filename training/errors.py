@@ -1,8 +1,8 @@
-"""Failures that a user is told in one line. They are pickled between processes, by their arguments."""
+"""Failures that are shown in one line. They are pickled between processes, by their arguments."""
 
 
 class UserError(Exception):
-    """Something that the user can mend; shown as one line, without a traceback."""
+    """Something that the user can fix; shown as one line, without a traceback."""
 
 
 class Diverged(UserError):
@@ -31,7 +31,7 @@ class Pruned(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop by a signal, has saved its state, and can be resumed.
+    """A signal stopped the run, which has saved its state, and can be resumed.
 
     Args:
         step: how far it came.
@@ -43,4 +43,4 @@ class Interrupted(KeyboardInterrupt):
         self.step, self.signal = step, signal
 
     def __str__(self) -> str:
-        return f"interrupted at step {self.step}; the same command (without fresh=true) goes on from there"
+        return f"interrupted at step {self.step}; the same command (without fresh=true) resumes there"

@@ -77,7 +77,7 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
     """Starts a W&B run under ``<output>/wandb``; offline, where nobody is logged in or W&B cannot be reached.
 
     Args:
-        arguments: what ``wandb.init`` is to be told besides, given the mode.
+        arguments: further arguments of ``wandb.init``, by mode.
 
     Returns:
         The run and its mode: online, offline or disabled.
@@ -112,7 +112,7 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
         reason = " ".join(str(error).split())
         if not may_go_offline:
             raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
-        log.warning("W&B cannot be reached (%s); going on offline", reason)
+        log.warning("W&B cannot be reached (%s); logging offline", reason)
         return start("offline"), "offline"
 
 
@@ -120,7 +120,7 @@ class WandbTracker:
     """One W&B run, online or offline.
 
     All runs of a checkout write under one folder, ``<output>/wandb``, so that ``wandb leet <folder>`` compares them.
-    Online, a resumed run goes on under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of
+    Online, a resumed run continues under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of
     the same group whose config names the one before (``resumed_from``).
 
     Args:
@@ -201,7 +201,7 @@ class WandbTracker:
             act()
         except Exception as error:
             self._lost = True
-            log.warning("W&B failed (%s: %s); the run goes on without it", type(error).__name__, error)
+            log.warning("W&B failed (%s: %s); the run continues without it", type(error).__name__, error)
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
     assert modes == ["online"] + ["offline"] * (len(modes) - 1)
     assert len(modes) > 2
     assert lines[0] == f"{len(modes) - 1} logged, 0 were there"
-    assert "going on offline" in caplog.text
+    assert "logging offline" in caplog.text
 
 
 def test_a_key_that_is_none(tmp_path):

@@ -116,7 +116,7 @@ def test_a_truncated_checkpoint_gives_way_to_an_older_one(fit_here, tmp_path, ca
     again, _ = fit_here(*SMALL, "training.checkpoint_seconds=0")
     assert again == objective
     assert "checkpoint.pt is damaged" in caplog.text
-    assert "going on from step 3" in caplog.text
+    assert "resuming at step 3" in caplog.text
 
 
 def test_a_bug_leaves_a_record_with_its_traceback(fit_here, tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def test_online_that_cannot_be_reached(fit_here, monkeypatch, caplog):
     monkeypatch.setattr(wandb, "init", unreachable)
     fit_here(*SMALL, "tracking=wandb")
     assert modes == ["online", "offline"]
-    assert "W&B cannot be reached (no network); going on offline" in caplog.text
+    assert "W&B cannot be reached (no network); logging offline" in caplog.text
     with pytest.raises(UserError, match=r"W&B cannot start \(tracking\.mode=online\): no network"):
         fit_here(*SMALL, "tracking=wandb", "tracking.mode=online", "seed=1")
     monkeypatch.setenv("WANDB_MODE", "garbage")
