@@ -1,7 +1,7 @@
-"""How fast the kernels are: ``python -m benchmarks.kernels``, on an idle machine.
+"""Speed of the kernels: ``python -m longwave.benchmarks.kernels``, on an idle machine.
 
-It first runs the tests that all operations share, and for each case those of the operation, and where they are red it
-prints no speed. Then it measures forward and backward, one contender after the other in each round, and gives medians:
+No speed is printed for an operation whose values or gradients disagree with the reference. Forward and backward are
+measured, one contender after the other in each round; the figures are medians:
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
@@ -15,6 +15,7 @@ and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` a
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import platform
@@ -32,12 +33,11 @@ from rich.table import Table
 from torch import Tensor
 
 from longwave import PACKAGE, kernels
-from longwave.kernels.dispatch import OPERATIONS
+from longwave.benchmarks import cases
+from longwave.kernels.operation import OPERATIONS
 from longwave.models import linoss
 from longwave.training.environment import device_name, git, set_up_process
-from tests.kernels.cases import EVERY_EQUATION, case, operation_of
 
-DIAGONAL = ("unicornn", "indrnn", "linoss")
 # The cost of a time step is measured at these.
 LENGTHS = (250, 1_000, 4_000, 16_000)
 
@@ -75,14 +75,14 @@ SIZES = [
 def contenders(size: Size) -> dict[str, Callable[[], object]]:
     """By name, what runs forward and backward once."""
     torch.manual_seed(0)
-    example = case(size.name, 2, size.batch, size.hidden).to(torch.float32)
+    example = cases.case(size.name, 2, size.batch, size.hidden).to(torch.float32)
     gates = OPERATIONS[size.name].gates
     parameters = {k: v for k, v in example.inputs.items() if k != "pre" and not k.startswith("state_")}
     # Step sizes and the like are numbers in the papers; what is (H,) here is trained.
     parameters = {k: v if v.dim() else v.item() for k, v in parameters.items()}
     leaves = [p for p in parameters.values() if isinstance(p, Tensor)]
 
-    if size.name in DIAGONAL:
+    if not OPERATIONS[size.name].dense:
         pre = torch.randn(size.steps, size.batch, size.hidden, requires_grad=True)
         cotangent = torch.randn_like(pre)
 
@@ -140,10 +140,11 @@ def rates() -> tuple[float, float]:
 
 def bound(size: Size, sgemm: float, copy: float) -> float:
     """Seconds that forward and backward take at least."""
-    if size.name in DIAGONAL:
+    if not OPERATIONS[size.name].dense:
         # Forward: pre, y. Backward: pre or y (LinOSS: both), the gradient of y, the gradient of pre.
         return (6 if size.name == "linoss" else 5) * 4 * size.steps * size.batch * size.hidden / copy
-    weights = sum(p.numel() for key, p in case(size.name, 1, 1, size.hidden).inputs.items() if key.startswith("w"))
+    inputs = cases.case(size.name, 1, 1, size.hidden).inputs
+    weights = sum(p.numel() for key, p in inputs.items() if key.startswith("w"))
     # Forward, backward through time, and the gradient of the weights.
     return 3 * 2 * size.steps * size.batch * weights / sgemm
 
@@ -224,21 +225,16 @@ def one_compiled(size: Size):
     print(first - seconds, seconds)
 
 
-def tests_of(*names: str) -> str:
-    """What pytest's ``-k`` takes to select the tests whose first parameter is one of these operations or a variant."""
-    equations = [equation for equation in EVERY_EQUATION if operation_of(equation) in names]
-    return " or ".join(f"[{equation}- or [{equation}]" for equation in equations)
-
-
-# All others: of elementary functions, threads, arguments, and of an operation where no parameter says of which.
-SHARED = f"not ({tests_of(*map(operation_of, EVERY_EQUATION))})"
-
-
 @functools.cache
-def green(selection: str) -> bool:
-    """Whether the tests that ``-k`` selects pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/kernels", "-k", selection]
-    return subprocess.run(command, cwd=PACKAGE, capture_output=True).returncode == 0
+def disagreements(name: str) -> list[str]:
+    """Values and gradients of an operation and of its options that are not the reference's, at several sizes."""
+    found = []
+    for equation, size in itertools.product(cases.FUNCTIONS, cases.SIZES):
+        if cases.FUNCTIONS[equation] == name:
+            wrong = cases.differences(cases.case(equation, *size), "auto")
+            wrong += cases.excess_errors(cases.case_by_unit(equation, *size), "auto")
+            found += [f"{equation}, (T, B, H) = {size}: {reason}" for reason in wrong]
+    return found
 
 
 def milliseconds(value: float | None) -> str:
@@ -284,13 +280,20 @@ def main():
     for column in columns:
         table.add_column(column, justify="left" if column == "operation" else "right")
     rows, reasons = [], []
+
+    def footnote(reason: str) -> str:
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"({reasons.index(reason) + 1})"
+
     chosen = [size for size in SIZES if arguments.only in (None, size.name)]
     for size in chosen:
-        row = vars(size) | {"green": green(SHARED) and green(tests_of(size.name))}
+        wrong = disagreements(size.name)
+        row = vars(size) | {"green": not wrong}
         shape = (size.name, str(size.steps), str(size.batch), str(size.hidden))
         rows.append(row)
-        if not row["green"]:
-            table.add_row(*shape, "tests are red")
+        if wrong:
+            table.add_row(*shape, footnote(f"disagrees with the reference: {wrong[0]}"))
             continue
         row |= measure(size, arguments.seconds)
         row["backend"] = kernels.backend_for(size.name, torch.zeros(1))
@@ -298,9 +301,7 @@ def main():
         row["speedup"] = row[size.rival] / row["fused"]
         times = {key: milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")}
         if row["no_compiled"]:
-            if row["no_compiled"] not in reasons:
-                reasons.append(row["no_compiled"])
-            times["compiled"] = f"({reasons.index(row['no_compiled']) + 1})"
+            times["compiled"] = footnote(row["no_compiled"])
         goal = f"{size.target:g}x" if size.target else ""
         goal += " torch" if size.rival == "torch" else ""
         table.add_row(*shape, *times.values(), f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")

@@ -1,8 +1,8 @@
 // The time loop of a dense cell: products of states with matrices, then something pointwise.
 //
-// A cell defines, before it includes this file, STATES, GATES, PRODUCTS, UNITS, TAPE (as `Cell` in cell.py has them:
-// the tape begins with all states but the first), PHASES, OWN_PRODUCTS where the gradient of the products is not that
-// of pre, and after it `phases`, `forward_step` and `backward_step` (see cornn/cpu.c).
+// A cell defines, before it includes this file, STATE_NAMES, GATE_NAMES, UNIT_NAMES and TAPE_NAMES, which begins with
+// all states but the first, PRODUCT_NAMES where the gradient of the products is not that of pre, and after it
+// `forward_step` and `backward_step` (see cornn/cpu.c).
 //
 // pre is given, or it is the product of inputs of a few channels, computed in the loop: `channels` is 0 or their number.
 //
@@ -10,9 +10,23 @@
 // block stays in the L1 cache, the packed matrices in L2. A block keeps its states as [state][vector of units][row]
 // [LANES], so that the pointwise part writes whole vectors and the product finds its rows at constant offsets.
 #pragma once
+#ifndef PHASES
+#error "declaration: cpu.c is dense, which needs products"
+#endif
+#include "declaration.h"
 #include "sums.h"
 #include "threads.h"
 #include "vector.h"
+
+NAMED(STATES, STATE_NAMES);
+NAMED(GATES, GATE_NAMES);
+NAMED(UNITS, UNIT_NAMES);
+NAMED(TAPE, TAPE_NAMES);
+#ifdef PRODUCT_NAMES
+NAMED(PRODUCTS, PRODUCT_NAMES);
+#else
+_Static_assert(PRODUCTS == GATES, "declaration: PRODUCTS=" TEXT(PRODUCTS) " but cpu.c has one for each gate");
+#endif
 
 // The accumulators of a product are MOST_ROWS x WIDE vectors, those of a weight gradient GRADIENT_ROWS x GRADIENT_WIDE.
 #define WIDE 2
@@ -44,6 +58,8 @@ typedef struct {
     int first_state, inputs, first_product, outputs;
 } Phase;
 
+static const Phase phases[PHASES] = {PHASE_TABLE};
+
 // LANES units of one row at one step. What a phase does not write, the next one finds.
 typedef struct {
     vec unit[UNITS + 1];  // parameters with one value a unit
@@ -53,11 +69,12 @@ typedef struct {
     vec tape[TAPE];        // forward: to be written; backward: to be read
     vec d_state[STATES];   // in: gradients of the states after the phase; out: before it, the products left out
     vec d_product[PRODUCTS];
-    vec d_pre[GATES];      // only where OWN_PRODUCTS; otherwise it is d_product
+#ifdef PRODUCT_NAMES
+    vec d_pre[GATES];  // otherwise it is d_product
+#endif
     vec d_unit[UNITS + 1];  // to be added to
 } Step;
 
-static const Phase phases[PHASES];
 INLINE void forward_step(int phase, Step *s);
 INLINE void backward_step(int phase, Step *s);
 
@@ -277,7 +294,7 @@ static long count_parts(long batch) {
 // What a segment keeps of a step of a block: d_product, then for each phase the states that it read, then d_pre where it
 // is not d_product, all as [vector][row][LANES]. The last panel or tile of a gradient may look beyond, for columns that
 // nobody reads.
-#ifdef OWN_PRODUCTS
+#ifdef PRODUCT_NAMES
 #define D_PRE (PRODUCTS + PHASES * STATES)
 #define BLOCKS (D_PRE + GATES)
 #else
@@ -317,7 +334,7 @@ INLINE void backward_units(const Loop *loop, int phase, long t, long part, long 
         backward_step(phase, &s);
         for (int i = 0; i < STATES; i++) OF(d_states, i) = s.d_state[i];
         for (int i = 0; i < PRODUCTS; i++) OF(slot, i) = s.d_product[i];
-#ifdef OWN_PRODUCTS
+#ifdef PRODUCT_NAMES
         for (int i = 0; i < GATES; i++) OF(slot, D_PRE + i) = s.d_pre[i];
 #endif
         if (phase == 0 && loop->d_pre)

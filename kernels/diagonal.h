@@ -1,17 +1,24 @@
 // The time loop of a diagonal cell: every unit of every row is a recurrence of its own.
 //
-// A cell defines, before it includes this file, STATES, UNITS, and REVERSIBLE where its step can be undone, or
-// INCREMENTAL where its second state is what the first has grown by in the step; and after it `forward_step` and
-// `backward_step` (see indrnn/cpu.c, unicornn/cpu.c, linoss/cpu.c).
+// A cell defines, before it includes this file, STATE_NAMES and UNIT_NAMES, and after it `forward_step` and
+// `backward_step` (see indrnn/cpu.c, unicornn/cpu.c, linoss/cpu.c). It is declared REVERSIBLE where its step can be
+// undone, INCREMENTAL where its second state is what the first has grown by in the step.
 //
 // These loops wait for memory, so the walk through it is what counts: each thread goes through time with some whole
 // rows at once, BLOCK numbers that lie side by side (pages of memory, and not slivers of them), and with a state for
 // each of them in the L1 cache. The next step's numbers are asked for in advance: the processor does not guess across
 // pages.
 #pragma once
+#ifdef PHASES
+#error "declaration: cpu.c is diagonal, which has no products"
+#endif
+#include "declaration.h"
 #include "sums.h"
 #include "threads.h"
 #include "vector.h"
+
+NAMED(STATES, STATE_NAMES);
+NAMED(UNITS, UNIT_NAMES);
 
 #define BLOCK (4096 / REAL_BYTES)
 

@@ -1,9 +1,9 @@
 """One dispatcher for all operations: checks the arguments, picks the backend, calls it.
 
-A fused backend of an operation is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It
-gets what this module has checked: ``pre`` (T, B, gates * H), or the ``Input`` that makes it; the parameters in the
-order of ``Operation.parameters``, scalars as (H,) tensors; every initial state as a (B, H) tensor; what is no tensor by
-keyword. It is differentiable in all of the tensors but an ``Input``'s x.
+A fused backend is a function ``backend(pre, *parameters, *state) -> (sequence, *final state)``. It gets what this
+module has checked: ``pre`` (T, B, gates * H), or the ``Input`` that makes it; the parameters in the order of
+``Operation.parameters``, scalars as (H,) tensors; every initial state as a (B, H) tensor; what is no tensor by keyword.
+It is differentiable in all of the tensors but an ``Input``'s x.
 """
 
 import importlib
@@ -12,50 +12,16 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from longwave.kernels import library
 from longwave.kernels.linear import Input, linear
+from longwave.kernels.operation import OPERATIONS, SCALAR, Operation
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
-OPERATIONS: dict[str, "Operation"] = {}
-
 HALF = (torch.bfloat16, torch.float16)
-
-# The shape of a parameter that is one number for all units, or one for each: a float, a 0-d tensor or (H,).
-SCALAR = "scalar"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What the dispatcher needs to know of one operation.
-
-    Args:
-        name: of the operation, which is also the name of its folder and of the function in ``triton.py``.
-        reference: the definition; takes the arguments as the user gave them.
-        parameters: name to shape, in units of H: ``(1, 1)`` is (H, H), ``(4, 1)`` is (4H, H); or ``SCALAR``.
-        states: names of the states, each (B, H).
-        gates: ``pre`` is (T, B, gates * H).
-        cpu: the fused backend for CPU tensors.
-        half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
-            of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
-        dense: whether ``cpu`` takes an :class:`Input` in place of ``pre``.
-    """
-
-    name: str
-    reference: Callable
-    parameters: dict[str, tuple[int, ...] | str]
-    states: tuple[str, ...]
-    gates: int = 1
-    cpu: Callable | None = None
-    half: bool = False
-    dense: bool = True
-
-    def __post_init__(self):
-        OPERATIONS[self.name] = self
 
 
 def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
@@ -68,11 +34,10 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
         raise ValueError(f"{name}: backend={backend!r}: must be one of {', '.join(BACKENDS)}")
     if backend == "reference":
         return backend
-    operation = OPERATIONS[name]
     if backend == "auto":
         if pre.device.type == "cuda" and _triton_obstacle(name, "cuda", pre.dtype) is None:
             return "triton"
-        if pre.device.type == "cpu" and operation.cpu is not None and _cpu_obstacle(name, pre.dtype) is None:
+        if pre.device.type == "cpu" and _cpu_obstacle(name, pre.dtype) is None:
             return "cpu"
         return "reference"
     if backend == "cpu":
@@ -86,19 +51,27 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
     return backend
 
 
+def _constant(function: Callable) -> Callable:
+    """``torch.compiler.assume_constant_result``, which spends seconds on importing torch._dynamo to do the same."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 # Whether a backend can run is decided while torch.compile traces, and is a constant of the graph.
-@torch.compiler.assume_constant_result
+@_constant
 def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
-    from longwave.kernels import compile
-
-    if dtype not in compile.REAL:
+    source = OPERATIONS[name].source
+    if not source.path.exists():
+        return "there is no C kernel for it"
+    if dtype not in library.REAL:
         return f"the C kernels are for float32 and float64, not {dtype}"
-    return compile.obstacle(name, dtype)
+    return library.obstacle(source, dtype)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
-    if not (Path(__file__).parent / name / "triton.py").exists():
+    folder = OPERATIONS[name].folder
+    if not (library.FOLDER / folder / "triton.py").exists():
         return "there is no Triton kernel for it"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -107,7 +80,7 @@ def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the Triton kernels compute in float32, pre is float64"
     # Here, where torch.compile does not trace: it refuses to trace an import_module.
-    importlib.import_module(f"longwave.kernels.{name}.triton")
+    importlib.import_module(f"longwave.kernels.{folder}.triton")
     return None
 
 
@@ -147,8 +120,13 @@ def run(name: str, backend: str, pre: Tensor | Input, state, options: dict | Non
         _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
         for key, value in parameters.items()
     ]
-    fused = operation.cpu if chosen == "cpu" else getattr(sys.modules[f"longwave.kernels.{name}.triton"], name)
-    sequence, *final = fused(given, *values, *initial, **options)
+    if chosen == "triton":
+        fused = getattr(sys.modules[f"longwave.kernels.{operation.folder}.triton"], operation.folder)
+        sequence, *final = fused(given, *values, *initial, **options)
+    elif operation.cpu is None:
+        sequence, *final = operation.kernel(given, values, initial, **options)
+    else:
+        sequence, *final = operation.cpu(operation.kernel, given, *values, *initial, **options)
     return sequence, _packed(final)
 
 

@@ -5,26 +5,27 @@ from functools import partial
 from torch import Tensor
 
 from longwave.kernels.antisymmetric_rnn import reference
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import SCALAR, Operation, documented, run
-
-PLAIN = Cell("antisymmetric_rnn", states=1, parameters=2, tape=1)
-# Both gates take the same product.
-GATED = Cell("gated_antisymmetric_rnn", states=1, parameters=2, gates=2, tape=2)
+from longwave.kernels.dispatch import documented, run
+from longwave.kernels.operation import SCALAR, Operation
 
 
-def cpu(cell, pre, w, epsilon, gamma, h):
-    return cell(pre, [reference.antisymmetric(w, gamma), epsilon], [h])
+def cpu(kernel, pre, w, epsilon, gamma, h):
+    return kernel(pre, [reference.antisymmetric(w, gamma), epsilon], [h])
 
 
-for name, cell, gated in (("antisymmetric_rnn", PLAIN, False), ("gated_antisymmetric_rnn", GATED, True)):
+for name, gated in (("antisymmetric_rnn", False), ("gated_antisymmetric_rnn", True)):
     Operation(
         name,
         partial(reference.antisymmetric_rnn, gated=gated),
         parameters={"w": (1, 1), "epsilon": SCALAR, "gamma": SCALAR},
         states=("h",),
         gates=1 + gated,
-        cpu=partial(cpu, cell),
+        folder="antisymmetric_rnn",
+        # Both gates take the same product.
+        products={"h": 1},
+        units=1,
+        tape=1 + gated,
+        cpu=cpu,
     )
 
 

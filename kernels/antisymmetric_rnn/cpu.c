@@ -1,44 +1,39 @@
-// The AntisymmetricRNN, with -DGATED the gated one: the equation is in reference.py.
-#define STATES 1
-#define PRODUCTS 1
-#define UNITS 1
-#define PHASES 1
-#ifdef GATED
-#define GATES 2
-#define TAPE 2
-#define OWN_PRODUCTS
+// The AntisymmetricRNN, of two gates the gated one: the equation is in reference.py.
+#define STATE_NAMES H
+#define UNIT_NAMES EPSILON
+#if GATES == 2
+#define GATE_NAMES U, FORCE
+#define TAPE_NAMES TAPE_U, TAPE_FORCE
+#define PRODUCT_NAMES BOTH
 #else
-#define GATES 1
-#define TAPE 1
+#define GATE_NAMES FORCE
+#define TAPE_NAMES TAPE_FORCE
 #endif
 #include "dense.h"
 
-static const Phase phases[] = {{0, 1, 0, 1}};
-
-#ifdef GATED
-enum { U, FORCE };
+#if GATES == 2
 
 INLINE void forward_step(int phase, Step *s) {
-    s->tape[U] = sigmoid(s->product[0] + s->pre[U]);
-    s->tape[FORCE] = tanh_(s->product[0] + s->pre[FORCE]);
-    s->state[0] += s->unit[0] * s->tape[U] * s->tape[FORCE];
+    s->tape[TAPE_U] = sigmoid(s->product[BOTH] + s->pre[U]);
+    s->tape[TAPE_FORCE] = tanh_(s->product[BOTH] + s->pre[FORCE]);
+    s->state[H] += s->unit[EPSILON] * s->tape[TAPE_U] * s->tape[TAPE_FORCE];
 }
 
 INLINE void backward_step(int phase, Step *s) {
-    vec u = s->tape[U], force = s->tape[FORCE], d = s->d_state[0] * s->unit[0];
-    s->d_unit[0] += s->d_state[0] * u * force;
+    vec u = s->tape[TAPE_U], force = s->tape[TAPE_FORCE], d = s->d_state[H] * s->unit[EPSILON];
+    s->d_unit[EPSILON] += s->d_state[H] * u * force;
     s->d_pre[U] = d * force * u * (1 - u);
     s->d_pre[FORCE] = d * u * (1 - force * force);
-    s->d_product[0] = s->d_pre[U] + s->d_pre[FORCE];
+    s->d_product[BOTH] = s->d_pre[U] + s->d_pre[FORCE];
 }
 #else
 INLINE void forward_step(int phase, Step *s) {
-    s->tape[0] = tanh_(s->product[0] + s->pre[0]);
-    s->state[0] += s->unit[0] * s->tape[0];
+    s->tape[TAPE_FORCE] = tanh_(s->product[FORCE] + s->pre[FORCE]);
+    s->state[H] += s->unit[EPSILON] * s->tape[TAPE_FORCE];
 }
 
 INLINE void backward_step(int phase, Step *s) {
-    s->d_unit[0] += s->d_state[0] * s->tape[0];
-    s->d_product[0] = s->d_state[0] * s->unit[0] * (1 - s->tape[0] * s->tape[0]);
+    s->d_unit[EPSILON] += s->d_state[H] * s->tape[TAPE_FORCE];
+    s->d_product[FORCE] = s->d_state[H] * s->unit[EPSILON] * (1 - s->tape[TAPE_FORCE] * s->tape[TAPE_FORCE]);
 }
 #endif

@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
 from longwave.kernels.cornn import reference
-from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.dispatch import documented, run
+from longwave.kernels.operation import SCALAR, Operation
 
-CELL = Cell("cornn", states=2, parameters=5, tape=2)
 
-
-def cpu(pre, w_y, w_z, dt, gamma, epsilon, y, z, damping):
+def cpu(kernel, pre, w_y, w_z, dt, gamma, epsilon, y, z, damping):
     dt_z = reference.z_step(dt, epsilon, damping)
-    return CELL(pre, [torch.cat([w_y, w_z], dim=1), dt, dt_z, gamma, epsilon], [y, z])
+    return kernel(pre, [torch.cat([w_y, w_z], dim=1), dt, dt_z, gamma, epsilon], [y, z])
 
 
 Operation(
@@ -20,8 +18,11 @@ Operation(
     reference.cornn,
     parameters={"w_y": (1, 1), "w_z": (1, 1), "dt": SCALAR, "gamma": SCALAR, "epsilon": SCALAR},
     states=("y", "z"),
-    cpu=cpu,
     half=True,
+    products={"y z": 1},
+    units=4,
+    tape=2,
+    cpu=cpu,
 )
 
 

@@ -1,22 +1,14 @@
 // The coRNN: the equation is in reference.py.
-#define STATES 2
-#define GATES 1
-#define PRODUCTS 1
-#define UNITS 4
-#define TAPE 2
-#define PHASES 1
-#include "dense.h"
-
-// [y, z] times [W_y, W_z]^T.
-static const Phase phases[] = {{0, 2, 0, 1}};
-enum { Y, Z };
+#define STATE_NAMES Y, Z
+#define GATE_NAMES DRIVE
 // The step of z is another one than that of y where damping is implicit.
-enum { DT, DT_Z, GAMMA, EPSILON };
-enum { TAPE_Z, FORCE };
+#define UNIT_NAMES DT, DT_Z, GAMMA, EPSILON
+#define TAPE_NAMES TAPE_Z, FORCE
+#include "dense.h"
 
 INLINE void forward_step(int phase, Step *s) {
     vec y = s->state[Y], z = s->state[Z];
-    vec force = tanh_(s->product[0] + s->pre[0]);
+    vec force = tanh_(s->product[DRIVE] + s->pre[DRIVE]);
     z += s->unit[DT_Z] * (force - s->unit[GAMMA] * y - s->unit[EPSILON] * z);
     s->state[Y] = y + s->unit[DT] * z;
     s->state[Z] = z;
@@ -32,7 +24,7 @@ INLINE void backward_step(int phase, Step *s) {
     s->d_unit[DT_Z] += d_z * acceleration;
     s->d_unit[GAMMA] -= d_acceleration * y;
     s->d_unit[EPSILON] -= d_acceleration * z;
-    s->d_product[0] = d_acceleration * (1 - force * force);
+    s->d_product[DRIVE] = d_acceleration * (1 - force * force);
     s->d_state[Y] -= d_acceleration * s->unit[GAMMA];
     s->d_state[Z] = d_z - d_acceleration * s->unit[EPSILON];
 }

@@ -2,19 +2,21 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.gru import reference
 from longwave.kernels.linear import Input
+from longwave.kernels.operation import Operation
 
-CELL = Cell("gru", states=1, parameters=2, gates=3, tape=4)
-
-
-def cpu(pre, w_h, b_n, h):
-    return CELL(pre, [w_h, b_n], [h])
-
-
-Operation("gru", reference.gru, parameters={"w_h": (3, 1), "b_n": (1,)}, states=("h",), gates=3, cpu=cpu)
+Operation(
+    "gru",
+    reference.gru,
+    parameters={"w_h": (3, 1), "b_n": (1,)},
+    states=("h",),
+    gates=3,
+    products={"h": 3},
+    units=1,
+    tape=4,
+)
 
 
 @documented(reference.gru)

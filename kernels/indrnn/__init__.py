@@ -2,18 +2,11 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.indrnn import reference
+from longwave.kernels.operation import Operation
 
-CELL = Cell("indrnn", states=1, parameters=1)
-
-
-def cpu(pre, u, h):
-    return CELL(pre, [u], [h])
-
-
-Operation("indrnn", reference.indrnn, parameters={"u": (1,)}, states=("h",), cpu=cpu, half=True, dense=False)
+Operation("indrnn", reference.indrnn, parameters={"u": (1,)}, states=("h",), half=True, units=1)
 
 
 @documented(reference.indrnn)

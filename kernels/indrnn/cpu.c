@@ -1,15 +1,19 @@
 // The IndRNN: the equation is in reference.py.
-#define STATES 1
-#define UNITS 1
+#define STATE_NAMES H
+#define UNIT_NAMES U
 #include "diagonal.h"
 
+#if defined REVERSIBLE || defined INCREMENTAL
+#error "declaration: cpu.c is neither reversible nor incremental"
+#endif
+
 INLINE void forward_step(Step *s) {
-    s->state[0] = at_least(s->pre + s->unit[0] * s->state[0], 0);
+    s->state[H] = at_least(s->pre + s->unit[U] * s->state[H], 0);
 }
 
 INLINE void backward_step(Step *s) {
     // As torch.relu: the gradient passes where the output is not zero or less, NaN included.
-    s->d_pre = choose(s->after <= 0, (vec){0}, s->d_state[0]);
-    s->d_unit[0] += s->d_pre * s->state[0];
-    s->d_state[0] = s->d_pre * s->unit[0];
+    s->d_pre = choose(s->after <= 0, (vec){0}, s->d_state[H]);
+    s->d_unit[U] += s->d_pre * s->state[H];
+    s->d_state[H] = s->d_pre * s->unit[U];
 }

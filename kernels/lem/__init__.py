@@ -2,17 +2,9 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.lem import reference
-
-# Two products a step: y_{n-1} for both gates and z, then the new z for y.
-CELL = Cell("lem", states=2, parameters=3, gates=4, tape=5)
-
-
-def cpu(pre, w_y, w_z, dt, y, z):
-    return CELL(pre, [w_y, w_z, dt], [y, z])
-
+from longwave.kernels.operation import SCALAR, Operation
 
 Operation(
     "lem",
@@ -20,7 +12,10 @@ Operation(
     parameters={"w_y": (3, 1), "w_z": (1, 1), "dt": SCALAR},
     states=("y", "z"),
     gates=4,
-    cpu=cpu,
+    # y_{n-1} for both gates and z_n, then z_n for y_n.
+    products={"y": 3, "z": 1},
+    units=1,
+    tape=5,
 )
 
 

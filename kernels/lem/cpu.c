@@ -1,21 +1,13 @@
 // The LEM: the equation is in reference.py.
-#define STATES 2
-#define GATES 4
-#define PRODUCTS 4
-#define UNITS 1
-#define TAPE 5
-#define PHASES 2
+#define STATE_NAMES Y, Z
+#define GATE_NAMES GATE_Y, GATE_Z, FORCE_Z, FORCE_Y
+#define UNIT_NAMES DT
+// Gates before they are multiplied by dt.
+#define TAPE_NAMES TAPE_Z, TAPE_GATE_Y, TAPE_GATE_Z, TAPE_FORCE_Z, TAPE_FORCE_Y
 #include "dense.h"
 
-// y_{n-1} for both gates and z_n, then z_n for y_n.
-static const Phase phases[] = {{0, 1, 0, 3}, {1, 1, 3, 1}};
-enum { Y, Z };
-enum { GATE_Y, GATE_Z, FORCE_Z, FORCE_Y };
-// The tape: z, then gates before they are multiplied by dt, and forces.
-enum { TAPE_GATES = 1 };
-
 INLINE void forward_step(int phase, Step *s) {
-    vec *gate = s->tape + TAPE_GATES, dt = s->unit[0];
+    vec *gate = s->tape + TAPE_GATE_Y, dt = s->unit[DT];
     if (phase == 0) {
         gate[GATE_Y] = sigmoid(s->product[GATE_Y] + s->pre[GATE_Y]);
         gate[GATE_Z] = sigmoid(s->product[GATE_Z] + s->pre[GATE_Z]);
@@ -30,9 +22,9 @@ INLINE void forward_step(int phase, Step *s) {
 
 // The gradients of s += dt gate (force - s), given that of s.
 INLINE void backward_mix(Step *s, int state, int gate, int force) {
-    vec dt = s->unit[0], g = s->tape[TAPE_GATES + gate], f = s->tape[TAPE_GATES + force], d = s->d_state[state];
+    vec dt = s->unit[DT], g = s->tape[TAPE_GATE_Y + gate], f = s->tape[TAPE_GATE_Y + force], d = s->d_state[state];
     vec d_gate = d * (f - s->state[state]);
-    s->d_unit[0] += d_gate * g;
+    s->d_unit[DT] += d_gate * g;
     s->d_product[gate] = d_gate * dt * g * (1 - g);
     s->d_product[force] = d * dt * g * (1 - f * f);
     s->d_state[state] = d - d * dt * g;

@@ -2,17 +2,15 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.linoss import reference
+from longwave.kernels.operation import SCALAR, Operation
 
-CELL = Cell("linoss", states=2, parameters=3, incremental=True)
 
-
-def cpu(pre, a, dt, y, z, discretisation):
+def cpu(kernel, pre, a, dt, y, z, discretisation):
     # The kernel's second state is the way that y goes in a step, dt z.
     s = reference.damping(a, dt, discretisation)
-    sequence, y, way = CELL(pre, [s, a, dt], [y, dt * z])
+    sequence, y, way = kernel(pre, [s, a, dt], [y, dt * z])
     return sequence, y, way / dt
 
 
@@ -21,8 +19,9 @@ Operation(
     reference.linoss,
     parameters={"a": (1,), "dt": SCALAR},
     states=("y", "z"),
+    units=3,
+    incremental=True,
     cpu=cpu,
-    dense=False,
 )
 
 

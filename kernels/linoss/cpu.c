@@ -4,13 +4,13 @@
 //
 // dt is multiplied with twice: dt^2 a as one number would be rounded once for all steps, and the frequency with it.
 // The implicit step shrinks what was, so that to undo it would let errors grow: w is what the stored y differ by.
-#define STATES 2
-#define UNITS 3
-#define INCREMENTAL
+#define STATE_NAMES Y, W
+#define UNIT_NAMES S, A, DT
 #include "diagonal.h"
 
-enum { Y, W };
-enum { S, A, DT };
+#ifndef INCREMENTAL
+#error "declaration: cpu.c is incremental"
+#endif
 
 INLINE void forward_step(Step *s) {
     vec dt = s->unit[DT];

@@ -2,18 +2,19 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.lstm import reference
+from longwave.kernels.operation import Operation
 
-CELL = Cell("lstm", states=2, parameters=1, gates=4, tape=5)
-
-
-def cpu(pre, w_h, h, c):
-    return CELL(pre, [w_h], [h, c])
-
-
-Operation("lstm", reference.lstm, parameters={"w_h": (4, 1)}, states=("h", "c"), gates=4, cpu=cpu)
+Operation(
+    "lstm",
+    reference.lstm,
+    parameters={"w_h": (4, 1)},
+    states=("h", "c"),
+    gates=4,
+    products={"h": 4},
+    tape=5,
+)
 
 
 @documented(reference.lstm)

@@ -2,18 +2,19 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.dispatch import documented, run
 from longwave.kernels.modrelu_rnn import reference
+from longwave.kernels.operation import Operation
 
-CELL = Cell("modrelu_rnn", states=1, parameters=2, tape=1)
-
-
-def cpu(pre, w, bias, h):
-    return CELL(pre, [w, bias], [h])
-
-
-Operation("modrelu_rnn", reference.modrelu_rnn, parameters={"w": (1, 1), "bias": (1,)}, states=("h",), cpu=cpu)
+Operation(
+    "modrelu_rnn",
+    reference.modrelu_rnn,
+    parameters={"w": (1, 1), "bias": (1,)},
+    states=("h",),
+    products={"h": 1},
+    units=1,
+    tape=1,
+)
 
 
 @documented(reference.modrelu_rnn)

@@ -1,13 +1,9 @@
 // The recurrence with modReLU: the equation is in reference.py.
-#define STATES 1
-#define GATES 1
-#define PRODUCTS 1
-#define UNITS 1
-#define TAPE 1
-#define PHASES 1
+#define STATE_NAMES H
+#define GATE_NAMES DRIVE
+#define UNIT_NAMES BIAS
+#define TAPE_NAMES V
 #include "dense.h"
-
-static const Phase phases[] = {{0, 1, 0, 1}};
 
 // +1, -1, or 0, and NaN where v is.
 INLINE vec sign(vec v) {
@@ -16,16 +12,16 @@ INLINE vec sign(vec v) {
 }
 
 INLINE void forward_step(int phase, Step *s) {
-    vec v = s->product[0] + s->pre[0];
-    s->state[0] = sign(v) * at_least(absolute(v) + s->unit[0], 0);
-    s->tape[0] = v;
+    vec v = s->product[DRIVE] + s->pre[DRIVE];
+    s->state[H] = sign(v) * at_least(absolute(v) + s->unit[BIAS], 0);
+    s->tape[V] = v;
 }
 
 INLINE void backward_step(int phase, Step *s) {
-    vec v = s->tape[0];
-    vec d = choose(absolute(v) + s->unit[0] > 0, s->d_state[0], (vec){0});
+    vec v = s->tape[V];
+    vec d = choose(absolute(v) + s->unit[BIAS] > 0, s->d_state[H], (vec){0});
     // |v| has no slope at 0, and neither has sign(v).
-    s->d_product[0] = choose((v > 0) | (v < 0), d, (vec){0});
-    s->d_unit[0] += d * sign(v);
-    s->d_state[0] = (vec){0};
+    s->d_product[DRIVE] = choose((v > 0) | (v < 0), d, (vec){0});
+    s->d_unit[BIAS] += d * sign(v);
+    s->d_state[H] = (vec){0};
 }

@@ -2,18 +2,11 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import Operation, documented, run
+from longwave.kernels.dispatch import documented, run
+from longwave.kernels.operation import Operation
 from longwave.kernels.rnn import reference
 
-CELL = Cell("rnn", states=1, parameters=1, tape=1)
-
-
-def cpu(pre, w_h, h):
-    return CELL(pre, [w_h], [h])
-
-
-Operation("rnn", reference.rnn, parameters={"w_h": (1, 1)}, states=("h",), cpu=cpu)
+Operation("rnn", reference.rnn, parameters={"w_h": (1, 1)}, states=("h",), products={"h": 1}, tape=1)
 
 
 @documented(reference.rnn)

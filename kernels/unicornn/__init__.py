@@ -2,15 +2,13 @@
 
 from torch import Tensor
 
-from longwave.kernels.cell import Cell
-from longwave.kernels.dispatch import SCALAR, Operation, documented, run
+from longwave.kernels.dispatch import documented, run
+from longwave.kernels.operation import SCALAR, Operation
 from longwave.kernels.unicornn import reference
 
-CELL = Cell("unicornn", states=2, parameters=3, reversible=True)
 
-
-def cpu(pre, w, c, dt, alpha, y, z, anchor):
-    return CELL(pre, [w, dt * c.sigmoid(), alpha], [y, z], anchor)
+def cpu(kernel, pre, w, c, dt, alpha, y, z, anchor):
+    return kernel(pre, [w, dt * c.sigmoid(), alpha], [y, z], anchor)
 
 
 Operation(
@@ -18,9 +16,10 @@ Operation(
     reference.unicornn,
     parameters={"w": (1,), "c": (1,), "dt": SCALAR, "alpha": SCALAR},
     states=("y", "z"),
-    cpu=cpu,
-    dense=False,
     half=True,
+    units=3,
+    reversible=True,
+    cpu=cpu,
 )
 
 

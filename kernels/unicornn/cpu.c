@@ -1,11 +1,11 @@
 // The UnICORNN: the equation is in reference.py, the gradients in Rusch & Mishra 2021.
-#define STATES 2
-#define UNITS 3
-#define REVERSIBLE
+#define STATE_NAMES Y, Z
+#define UNIT_NAMES W, D, ALPHA
 #include "diagonal.h"
 
-enum { Y, Z };
-enum { W, D, ALPHA };
+#ifndef REVERSIBLE
+#error "declaration: cpu.c is reversible"
+#endif
 
 INLINE void forward_step(Step *s) {
     vec y = s->state[Y], d = s->unit[D];

@@ -1,15 +1,17 @@
-"""What the benchmark of the kernels says where there is nothing to say: red tests, no torch.compile, one operation."""
+"""The benchmark of the kernels where there is no figure: wrong values, no torch.compile, one operation."""
 
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from longwave.benchmarks import cases
 from longwave.benchmarks import kernels as benchmark
+from longwave.kernels.operation import Operation
 from longwave.training.record import Git
-from tests.kernels.cases import EVERY_EQUATION
 
 SIZES = [benchmark.Size("indrnn", 3, 2, 4), benchmark.Size("cornn", 3, 2, 4, target=2, by_length=True)]
 
@@ -26,7 +28,9 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(benchmark, "rates", lambda: (1e9, 1e9))
     # It sets the whole process up, which other tests are run in.
     monkeypatch.setattr(benchmark, "set_up_process", lambda threads: None)
-    benchmark.green.cache_clear()
+    monkeypatch.setattr(cases, "SIZES", [(3, 2, 4), (17, 3, 32)])
+    monkeypatch.setattr(benchmark, "git", lambda: None)
+    benchmark.disagreements.cache_clear()
 
     def call(*arguments: str, to_default: bool = False):
         where = [] if to_default else ["--json", str(path)]
@@ -36,26 +40,26 @@ def run(monkeypatch, capsys, tmp_path):
         return capsys.readouterr().out, json.loads(written.read_text()) if written.exists() else None
 
     yield call
-    benchmark.green.cache_clear()
+    benchmark.disagreements.cache_clear()
 
 
-def make_red(monkeypatch, *selections: str):
-    """Has pytest fail for what these select, and pass for the rest, without running it."""
+@pytest.mark.parametrize("slope", [0, 1e-9], ids=["value", "gradient"])
+def test_no_speed_where_the_kernel_is_wrong(run, monkeypatch, slope):
+    kernel = Operation.kernel
 
-    def pytest_run(command, **options):
-        assert command[1:4] == ["-m", "pytest", "-q"]
-        return subprocess.CompletedProcess(command, 1 if command[-1] in selections else 0)
+    def wrong(self, pre, *arguments):
+        y, *final = kernel(self, pre, *arguments)
+        if self.name == "indrnn":
+            y = y + slope * (pre - pre.detach()) if slope else y * (1 + 1e-10)
+        return [y, *final]
 
-    monkeypatch.setattr(benchmark.subprocess, "run", pytest_run)
-    monkeypatch.setattr(benchmark, "git", lambda: None)
-
-
-def test_no_speed_where_the_tests_of_the_operation_are_red(run, monkeypatch):
-    make_red(monkeypatch, benchmark.tests_of("indrnn"))
+    monkeypatch.setattr(Operation, "kernel", wrong)
     printed, written = run("--compile", "0")
-    (line,) = [line for line in printed.splitlines() if "indrnn" in line]
-    assert "red" in line
+    (line,) = [line for line in printed.splitlines() if line.split()[1:2] == ["indrnn"]]
+    assert "(1)" in line
     assert "x" not in line.replace("indrnn", "")
+    tensor = "gradient of pre" if slope else "output 0"
+    assert f"(1) disagrees with the reference: indrnn, (T, B, H) = (3, 2, 4): {tensor}: differs by" in printed
     red, green = written["rows"]
     assert red == vars(SIZES[0]) | {"green": False}
     assert green["green"]
@@ -64,49 +68,19 @@ def test_no_speed_where_the_tests_of_the_operation_are_red(run, monkeypatch):
     assert f"{green['speedup']:.1f}x" in printed
 
 
-def test_no_speed_where_shared_tests_are_red(run, monkeypatch):
-    make_red(monkeypatch, benchmark.SHARED)
-    monkeypatch.setattr(benchmark, "measure", None)
-    _, written = run("--compile", "0")
-    assert written["rows"] == [vars(size) | {"green": False} for size in SIZES]
+def test_every_option_of_an_operation_decides(run, monkeypatch):
+    checked = []
+    monkeypatch.setattr(cases, "differences", lambda example, backend: [])
+    monkeypatch.setattr(cases, "excess_errors", lambda example, backend: ["output 0: wrong"])
+    monkeypatch.setattr(cases, "case_by_unit", lambda equation, *size: checked.append((equation, size)))
+    found = {name: benchmark.disagreements(name) for name in set(cases.FUNCTIONS.values())}
+    assert len(checked) == 2 * len(cases.FUNCTIONS) == len(set(checked))
+    for equation in ("cornn", "implicit_cornn", "input_cornn"):
+        assert f"{equation}, (T, B, H) = (17, 3, 32): output 0: wrong" in found["cornn"]
+    assert len(found["cornn"]) == 6
 
 
-def selected(selection: str) -> set[str]:
-    command = [sys.executable, "-m", "pytest", "tests/kernels", "--collect-only", "-k", selection]
-    done = subprocess.run(command, cwd=benchmark.PACKAGE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    return {line.removeprefix("tests/kernels/") for line in done.stdout.splitlines() if "::" in line}
-
-
-def test_every_test_decides_on_a_speed():
-    shared, cornn = selected(benchmark.SHARED), selected(benchmark.tests_of("cornn"))
-    for test in (
-        "test_operations.py::test_gradcheck[cornn]",
-        "test_operations.py::test_gradcheck[implicit_cornn]",
-        "test_triton.py::test_values_and_gradients[cornn-1-1-1]",
-    ):
-        assert test in cornn
-    assert not [test for test in cornn if "[unicornn" in test or "[gru" in test]
-    # An operation's own tests that no parameter names are everybody's.
-    for test in (
-        "test_operations.py::test_unicornn_keeps_little",
-        "test_operations.py::test_unicornn_anchors[256]",
-        "test_triton.py::test_anchors[0]",
-        "test_vector.py::test_within_3_ulp[torch.float32-tanh]",
-        "test_threads.py::test_without_openmp",
-        "test_linear.py::test_is_torchs_in_value_and_gradients[True-1-1-shape0]",
-    ):
-        assert test in shared
-    # What is neither is another operation's by its first parameter: none is lost.
-    others = selected("test") - shared - cornn
-    firsts = {test.partition("[")[2].rstrip("]").partition("-")[0] for test in others}
-    assert firsts == set(EVERY_EQUATION) - {"cornn", "implicit_cornn", "input_cornn"}
-    parameters = {parameter for test in shared for parameter in test.partition("[")[2].rstrip("]").split("-")}
-    assert not parameters & set(EVERY_EQUATION)
-
-
-def test_only_writes_nothing_by_itself(run, monkeypatch):
-    make_red(monkeypatch)
+def test_only_writes_nothing_by_itself(run):
     printed, written = run("--compile", "0", "--only", "cornn", to_default=True)
     assert "cornn" in printed
     assert "indrnn" not in printed
@@ -118,7 +92,6 @@ def test_only_writes_nothing_by_itself(run, monkeypatch):
 
 
 def test_where_it_was_measured_is_written(run, monkeypatch):
-    make_red(monkeypatch)
     monkeypatch.setattr(benchmark, "git", lambda: Git(commit="abc", dirty=False))
     _, written = run("--compile", "0", "--only", "cornn")
     environment = written["environment"]
@@ -141,17 +114,14 @@ def test_where_it_was_measured_is_written(run, monkeypatch):
     ids=str,
 )
 def test_why_there_is_no_compiled(run, monkeypatch, outcome, limit, found, reason):
-    make_red(monkeypatch)
-    tests = benchmark.subprocess.run
-
     def process(command, **options):
-        if "pytest" in command:
-            return tests(command, **options)
         if isinstance(outcome, Exception):
             raise outcome
         return subprocess.CompletedProcess(command, *outcome)
 
-    monkeypatch.setattr(benchmark.subprocess, "run", process)
+    # Not for all: a kernel may have yet to be compiled.
+    stand_in = SimpleNamespace(run=process, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(benchmark, "subprocess", stand_in)
     printed, written = run("--compile", str(limit), "--only", "cornn")
     (row,) = written["rows"]
     assert (row["compiled"], row["compile_seconds"]) == found

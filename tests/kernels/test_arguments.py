@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from longwave import kernels
-from longwave.kernels.dispatch import OPERATIONS
-from tests.kernels.cases import case
+from longwave.benchmarks.cases import case
+from longwave.kernels.operation import OPERATIONS
 
 ALL = sorted(OPERATIONS)
 
@@ -147,6 +147,6 @@ def test_half_precision_beside_float32_is_refused_where_it_is_not_computed_in_fl
 
 @pytest.mark.parametrize("name", ALL)
 def test_public_docstring_is_the_definition(name):
-    doc = getattr(kernels, name.removeprefix("gated_")).__doc__
+    doc = getattr(kernels, OPERATIONS[name].folder).__doc__
     for word in ("_{n-1}", "Args:", "backend:", "Returns:", "(T, B, H)"):
         assert word in doc

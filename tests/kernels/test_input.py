@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from longwave import kernels
-from longwave.kernels.dispatch import OPERATIONS
+from longwave.benchmarks.cases import Case, case
 from longwave.kernels.linear import NARROW
-from tests.kernels.cases import Case, case
+from longwave.kernels.operation import OPERATIONS
 
 DENSE = sorted(name for name, operation in OPERATIONS.items() if operation.dense)
 

@@ -2,89 +2,25 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from longwave import kernels
-from longwave.kernels import cell
-from longwave.kernels.dispatch import OPERATIONS
-from tests.kernels.cases import EVERY_EQUATION, Case, case
+from longwave.benchmarks.cases import (
+    EVERY_EQUATION,
+    SIZES,
+    Case,
+    case,
+    case_by_unit,
+    differences,
+    everything,
+    excess_errors,
+)
+from longwave.kernels.operation import OPERATIONS, Operation
 
-ROOT = Path(__file__).parents[2]
 ALL = sorted(OPERATIONS)
-# A subset of all sizes in which each T, B and H is.
-SIZES = [
-    (1, 1, 1),
-    (1, 50, 256),
-    (2, 3, 5),
-    (2, 1, 256),
-    (17, 50, 127),
-    (17, 3, 32),
-    (255, 3, 32),
-    (256, 1, 128),
-    (257, 3, 5),
-    (257, 50, 32),
-    (1000, 3, 1),
-    (1000, 1, 32),
-]
-
-
-def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
-    """All outputs, and all gradients for a random cotangent on every output."""
-    outputs = example.run(backend)
-    generator = torch.Generator().manual_seed(seed)
-    # Drawn in float64, so that they are the same for each type.
-    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
-    gradients = torch.autograd.grad(outputs, list(example.inputs.values()), cotangents)
-    named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
-    return named | {f"gradient of {key}": g for key, g in zip(example.inputs, gradients, strict=True)}
-
-
-def assert_as_good_as_reference(example: Case, backend: str = "cpu", factor: float = 3.0):
-    """Errors in float32 are of the size of those of the reference in float32, both measured against float64.
-
-    What rounding leaves of one long sequence is luck: the reference errs fourfold more or less with the last bit of its
-    inputs. Where one draw misses the bar, the medians over seven nearby ones decide.
-    """
-    missed = _missed([example], backend, factor)
-    if missed:
-        missed = _missed([example, *(_nearby(example, seed) for seed in range(6))], backend, factor)
-    assert not missed, missed
-
-
-def _missed(examples: list[Case], backend: str, factor: float) -> list[str]:
-    """The tensors whose error, the median over the examples, is above the bar."""
-    usual, fused = [], []
-    for example in examples:
-        truth, single = everything(example, "reference"), example.to(torch.float32)
-        # Relative to the largest number in the tensor.
-        scales = {key: exact.abs().max().clamp_min(1e-3) for key, exact in truth.items()}
-        for found, by in ((usual, "reference"), (fused, backend)):
-            result = everything(single, by)
-            found.append([((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()])
-    usual, fused = (torch.tensor(found).median(0).values.tolist() for found in (usual, fused))
-    # The error of a few numbers may be small by luck: those have the bar of the worst tensor.
-    worst, missed = max(usual), []
-    for key, allowed, error in zip(truth, usual, fused, strict=True):
-        bar = factor * (allowed if truth[key].numel() >= 100 else worst) + 4 * torch.finfo(torch.float32).eps
-        # Not NaN, either.
-        if not error <= bar:
-            missed.append(f"{key}: relative error {error:.2e}, allowed are {bar:.2e}")
-    return missed
-
-
-def _nearby(example: Case, seed: int) -> Case:
-    """The same with inputs that differ in the last bit of float32."""
-    generator = torch.Generator().manual_seed(seed)
-    eps = torch.finfo(torch.float32).eps
-    inputs = {
-        key: (v.detach() * (1 + eps * (torch.rand(v.shape, generator=generator, dtype=v.dtype) - 0.5))).float().double()
-        for key, v in example.inputs.items()
-    }
-    return Case(example.operation, {key: v.requires_grad_() for key, v in inputs.items()}, example.constants)
 
 
 @pytest.fixture
@@ -110,31 +46,16 @@ def quick():
     torch.set_num_threads(threads)
 
 
-def assert_equals_reference(example: Case):
-    expected, result = everything(example, "reference"), everything(example, "cpu")
-    for key in expected:
-        scale = expected[key].abs().max().item()
-        torch.testing.assert_close(result[key], expected[key], rtol=0, atol=1e-11 * scale, msg=lambda m, k=key: k + m)
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_float64_equals_reference(name, size, poisoned):
-    assert_equals_reference(case(name, *size))
-
-
-def case_by_unit(name: str, steps: int, batch: int, hidden: int) -> Case:
-    """With one of each scalar for each unit: the sum over all units may cancel, and what is left is rounding."""
-    example = case(name, steps, batch, hidden)
-    for key, value in example.inputs.items():
-        example.inputs[key] = value.detach().expand(value.shape or (hidden,)).clone().requires_grad_()
-    return example
+    assert not differences(case(name, *size))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", EVERY_EQUATION)
 def test_float32_errs_as_reference_does(name, size, poisoned):
-    assert_as_good_as_reference(case_by_unit(name, *size))
+    assert not excess_errors(case_by_unit(name, *size))
 
 
 # The states are stored after every 256 steps but the last: 0, 0, 1, 1 and 2 times.
@@ -143,8 +64,8 @@ def test_unicornn_around_its_default_anchor(steps, poisoned):
     for batch, hidden in ((3, 5), (1, 32)):
         example = case_by_unit("unicornn", steps, batch, hidden)
         example.constants = {}
-        assert_equals_reference(example)
-        assert_as_good_as_reference(example)
+        assert not differences(example)
+        assert not excess_errors(example)
 
 
 # dt z is what the stored y differ by, of which the fewer digits are left the smaller dt is.
@@ -153,8 +74,8 @@ def test_unicornn_around_its_default_anchor(steps, poisoned):
 def test_linoss_with_steps_of_any_size(name, dt, poisoned):
     example = case_by_unit(name, 1000, 3, 5)
     example.inputs["dt"] = torch.full((5,), dt).double().requires_grad_()
-    assert_equals_reference(example)
-    assert_as_good_as_reference(example)
+    assert not differences(example)
+    assert not excess_errors(example)
 
 
 @pytest.mark.parametrize("name", EVERY_EQUATION)
@@ -265,7 +186,7 @@ def test_large_arguments(name):
     expected, result = everything(example, "reference"), everything(example, "cpu")
     for key in expected:
         torch.testing.assert_close(result[key], expected[key], msg=lambda m, k=key: f"{k}: {m}")
-    assert_as_good_as_reference(example)
+    assert not excess_errors(example)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -283,7 +204,7 @@ def test_denormal_gradients_are_flushed(name):
 @pytest.mark.parametrize("name", [*ALL, "input_cornn"])
 def test_operator_registration(name, monkeypatch):
     """The checks of torch.library: schema, fake kernel, autograd, and what torch.compile does with them."""
-    call, given = cell.Cell.__call__, []
+    call, given = Operation.kernel, []
 
     def record(self, pre, parameters, state, anchor=0):
         x, *affine = pre if isinstance(pre, kernels.Input) else (pre, None, None)
@@ -291,7 +212,7 @@ def test_operator_registration(name, monkeypatch):
         given.extend([x.detach().requires_grad_(affine[0] is None), *leaves, anchor])
         return call(self, pre, parameters, state, anchor)
 
-    monkeypatch.setattr(cell.Cell, "__call__", record)
+    monkeypatch.setattr(Operation, "kernel", record)
     case(name, 3, 2, 5).to(torch.float32).run("cpu")
     torch.library.opcheck(getattr(torch.ops.longwave, name.removeprefix("input_")).default, tuple(given))
 
@@ -401,26 +322,27 @@ from longwave import kernels
 from longwave.training.environment import peak_memory_bytes, reset_peak_memory
 
 torch.set_num_threads(1)
-steps, device = {steps}, torch.device("cpu")
-pre, cotangent = torch.ones(2, steps, 8, 32)
-w, c = torch.zeros(2, 32)
-leaves = [t.requires_grad_() for t in (pre, w, c)]
-y, _ = kernels.unicornn(*leaves, 0.03, 0.0, backend="cpu")
-reset_peak_memory()
-before = peak_memory_bytes(device)
-torch.autograd.grad(y, leaves, cotangent)
-print((peak_memory_bytes(device) - before) / (4 * y.numel()))
+device = torch.device("cpu")
+for steps in {lengths}:
+    pre, cotangent = torch.ones(2, steps, 8, 32)
+    w, c = torch.zeros(2, 32)
+    leaves = [t.requires_grad_() for t in (pre, w, c)]
+    y, _ = kernels.unicornn(*leaves, 0.03, 0.0, backend="cpu")
+    reset_peak_memory()
+    before = peak_memory_bytes(device)
+    torch.autograd.grad(y, leaves, cotangent)
+    print((peak_memory_bytes(device) - before) / (4 * y.numel()))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_unicornn_backward_takes_little():
     """The gradient of pre, one sequence, and 2 MB at the most, at two lengths: no states are kept but a step's."""
-    for steps in (32_768, 65_536):
-        command = [sys.executable, "-c", BACKWARD_MEMORY.format(steps=steps)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        sequence = 4 * steps * 8 * 32
-        assert 0.9 < float(done.stdout) < 1 + 2**21 / sequence
+    lengths = (32_768, 65_536)
+    command = [sys.executable, "-c", BACKWARD_MEMORY.format(lengths=lengths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for steps, taken in zip(lengths, map(float, done.stdout.split()), strict=True):
+        assert 0.9 < taken < 1 + 2**21 / (4 * steps * 8 * 32)
 
 
 def eigenworms(steps: int, batch: int) -> tuple[Case, Tensor]:
@@ -454,5 +376,5 @@ def test_unicornn_long_run_equals_reference():
     example, _ = eigenworms(4000, 2)
     for key in ("state_y", "state_z"):
         example.inputs[key] = torch.full_like(example.inputs[key], 0.5, requires_grad=True)
-    assert_equals_reference(example)
-    assert_as_good_as_reference(example)
+    assert not differences(example)
+    assert not excess_errors(example)

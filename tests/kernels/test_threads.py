@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from longwave.kernels.compile import FOLDER, compiler, flags
+from longwave.kernels.library import FOLDER, compiler, flags
 
 SOURCE = r"""
 #include "threads.h"

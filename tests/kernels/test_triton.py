@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longwave import kernels
-from longwave.kernels.dispatch import OPERATIONS
+from longwave.kernels.operation import OPERATIONS
 
 pytest.importorskip("triton")
 
@@ -28,7 +28,9 @@ SIZES = {
     # Two blocks of rows and more, several tiles of units and of terms, and widths that fill none.
     "cornn": [*EACH, (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (2, 50, 128)],
 }
+SLOW = [("cornn", 1000, 1, 2), ("unicornn", 1000, 1, 2)]
 CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,6 +161,7 @@ def test_anchors(anchor):
     assert_as_good(run("unicornn", single(given), grads, "triton", anchor=anchor), exact, plain)
 
 
+@pytest.mark.slow
 def test_anchors_hold_back_the_drift():
     # alpha = 0 as for EigenWorms and IMDB: no restoring force, states that grow, and the recurrent weights of a
     # trained layer rather than a new one.
@@ -346,10 +349,15 @@ def test_operator_registration(name):
     torch.library.opcheck(importlib.import_module(f"longwave.kernels.{name}.triton").forward, (*leaves, *options))
 
 
+@pytest.mark.slow
 def test_compiles_ahead_of_time_without_spills():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "longwave.kernels.inspect"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "longwave.kernels.machine_code"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for name in SIZES:

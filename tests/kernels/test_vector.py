@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longwave.kernels import compile
+from longwave.kernels import library
 
 # With denormal numbers flushed, as in the threads of the kernels.
 PROBE = """
@@ -30,19 +30,19 @@ int vector_bytes(void) { return VECTOR_BYTES; }
 def probe(request, tmp_path_factory):
     folder, dtype = tmp_path_factory.mktemp("probe"), request.param
     (folder / "probe.c").write_text(PROBE)
-    flags = compile.flags(dtype)
-    command = [*compile.compiler(), *flags, f"-I{compile.FOLDER}", str(folder / "probe.c"), "-o"]
+    flags = library.flags(dtype)
+    command = [*library.compiler(), *flags, f"-I{library.FOLDER}", str(folder / "probe.c"), "-o"]
     subprocess.run([*command, str(folder / "probe.so")], check=True)
-    library = ctypes.CDLL(str(folder / "probe.so"))
+    loaded = ctypes.CDLL(str(folder / "probe.so"))
 
     def function(name: str, x: Tensor) -> Tensor:
         y = torch.empty_like(x)
-        getattr(library, f"probe_{'tanh_' if name == 'tanh' else name}")(
+        getattr(loaded, f"probe_{'tanh_' if name == 'tanh' else name}")(
             ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_long(len(x))
         )
         return y
 
-    print(f"\nvectors of {library.vector_bytes()} bytes")
+    print(f"\nvectors of {loaded.vector_bytes()} bytes")
     return dtype, function
 
 

@@ -1,4 +1,4 @@
-"""One example of each operation at any size: what the tests and the benchmark run on."""
+"""Examples of each operation at any size, and how far a backend is from the definition on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,15 +7,29 @@ import torch
 from torch import Tensor
 
 from longwave import kernels
-from longwave.kernels.dispatch import OPERATIONS
+from longwave.kernels.operation import OPERATIONS
 
-# The first parameter of a test that is one operation's. Beside each operation, what an option makes of one.
-EVERY_EQUATION = [*sorted(OPERATIONS), "implicit_cornn", "imex_linoss", "input_cornn", "input_gru", "input_lem"]
+# Each operation, and what an option makes of one, with the function of ``kernels`` that computes it.
+FUNCTIONS = {name: operation.folder for name, operation in sorted(OPERATIONS.items())}
+FUNCTIONS |= {"implicit_cornn": "cornn", "imex_linoss": "linoss"}
+FUNCTIONS |= {f"input_{name}": name for name in ("cornn", "gru", "lem")}
+EVERY_EQUATION = list(FUNCTIONS)
 
-
-def operation_of(equation: str) -> str:
-    """The function of ``kernels`` that computes an equation."""
-    return equation.removeprefix("input_").removeprefix("gated_").removeprefix("implicit_").removeprefix("imex_")
+# A subset of all sizes in which each T, B and H is.
+SIZES = [
+    (1, 1, 1),
+    (1, 50, 256),
+    (2, 3, 5),
+    (2, 1, 256),
+    (17, 50, 127),
+    (17, 3, 32),
+    (255, 3, 32),
+    (256, 1, 128),
+    (257, 3, 5),
+    (257, 50, 32),
+    (1000, 3, 1),
+    (1000, 1, 32),
+]
 
 
 @dataclass
@@ -84,7 +98,7 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         x, width = normal(steps, batch, 3).float().double(), example.inputs.pop("pre").shape[2]
 
         def operation(weight: Tensor, bias: Tensor, **rest):
-            return getattr(kernels, operation_of(name))(kernels.Input(x.to(weight.dtype), weight, bias), **rest)
+            return getattr(kernels, FUNCTIONS[name])(kernels.Input(x.to(weight.dtype), weight, bias), **rest)
 
         affine = {"weight": normal(width, 3), "bias": normal(width)}
         affine = {key: value.float().double().requires_grad_() for key, value in affine.items()}
@@ -117,9 +131,89 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
     elif name == "indrnn":
         u, start = uniform(-0.9, 0.9, hidden), states("h")
         inputs = {"pre": away_from_kinks(torch.relu, lambda h: u * h, start["state_h"]), "u": u, **start}
-    else:
-        constants["gated"] = name.startswith("gated")
+    elif FUNCTIONS[name] == "antisymmetric_rnn":
+        constants["gated"] = name == "gated_antisymmetric_rnn"
         inputs = {"pre": drive(1 + constants["gated"]), "w": matrix(), **states("h")}
         inputs |= {"epsilon": uniform(0.05, 0.1, hidden), "gamma": uniform(0.01, 0.1)}
+    else:
+        raise KeyError(f"benchmarks/cases.py has no example of {name}")
     inputs = {key: value.float().double().requires_grad_() for key, value in inputs.items()}
-    return Case(getattr(kernels, operation_of(name)), inputs, constants)
+    return Case(getattr(kernels, FUNCTIONS[name]), inputs, constants)
+
+
+def case_by_unit(name: str, steps: int, batch: int, hidden: int) -> Case:
+    """With one of each scalar for each unit: the sum over all units may cancel, and what is left is rounding."""
+    example = case(name, steps, batch, hidden)
+    for key, value in example.inputs.items():
+        example.inputs[key] = value.detach().expand(value.shape or (hidden,)).clone().requires_grad_()
+    return example
+
+
+def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
+    """All outputs, and all gradients for a random cotangent on every output."""
+    outputs = example.run(backend)
+    generator = torch.Generator().manual_seed(seed)
+    # Drawn in float64, so that they are the same for each type.
+    cotangents = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    gradients = torch.autograd.grad(outputs, list(example.inputs.values()), cotangents)
+    named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
+    return named | {f"gradient of {key}": g for key, g in zip(example.inputs, gradients, strict=True)}
+
+
+def differences(example: Case, backend: str = "cpu") -> list[str]:
+    """The tensors that differ from the reference's in float64, by more than 1e-11 of the largest number."""
+    expected, result = everything(example, "reference"), everything(example, backend)
+    found = []
+    for key, exact in expected.items():
+        if (result[key].dtype, result[key].shape) != (exact.dtype, exact.shape):
+            found.append(f"{key}: {result[key].dtype} {result[key].shape}, not {exact.dtype} {exact.shape}")
+            continue
+        error, scale = (result[key] - exact).abs().max().item(), exact.abs().max().item()
+        # Not NaN, either.
+        if not error <= 1e-11 * scale:
+            found.append(f"{key}: differs by {error:.2e}, the largest number is {scale:.2e}")
+    return found
+
+
+def excess_errors(example: Case, backend: str = "cpu", factor: float = 3.0) -> list[str]:
+    """The tensors whose error in float32 is not of the size of the reference's, both measured against float64.
+
+    What rounding leaves of one long sequence is luck: the reference errs fourfold more or less with the last bit of its
+    inputs. Where one draw misses the bar, the medians over seven nearby ones decide.
+    """
+    missed = _missed([example], backend, factor)
+    if missed:
+        missed = _missed([example, *(_nearby(example, seed) for seed in range(6))], backend, factor)
+    return missed
+
+
+def _missed(examples: list[Case], backend: str, factor: float) -> list[str]:
+    """The tensors whose error, the median over the examples, is above the bar."""
+    usual, fused = [], []
+    for example in examples:
+        truth, single = everything(example, "reference"), example.to(torch.float32)
+        # Relative to the largest number in the tensor.
+        scales = {key: exact.abs().max().clamp_min(1e-3) for key, exact in truth.items()}
+        for found, by in ((usual, "reference"), (fused, backend)):
+            result = everything(single, by)
+            found.append([((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()])
+    usual, fused = (torch.tensor(found).median(0).values.tolist() for found in (usual, fused))
+    # The error of a few numbers may be small by luck: those have the bar of the worst tensor.
+    worst, missed = max(usual), []
+    for key, allowed, error in zip(truth, usual, fused, strict=True):
+        bar = factor * (allowed if truth[key].numel() >= 100 else worst) + 4 * torch.finfo(torch.float32).eps
+        # Not NaN, either.
+        if not error <= bar:
+            missed.append(f"{key}: relative error {error:.2e}, allowed are {bar:.2e}")
+    return missed
+
+
+def _nearby(example: Case, seed: int) -> Case:
+    """The same with inputs that differ in the last bit of float32."""
+    generator = torch.Generator().manual_seed(seed)
+    eps = torch.finfo(torch.float32).eps
+    inputs = {
+        key: (v.detach() * (1 + eps * (torch.rand(v.shape, generator=generator, dtype=v.dtype) - 0.5))).float().double()
+        for key, v in example.inputs.items()
+    }
+    return Case(example.operation, {key: v.requires_grad_() for key, v in inputs.items()}, example.constants)

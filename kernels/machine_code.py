@@ -1,4 +1,4 @@
-"""What the compiler makes of the Triton kernels, with no GPU: ``python -m kernels.inspect [--write FILE]``.
+"""Machine code of the Triton kernels, read with no GPU: ``python -m longwave.kernels.machine_code [--write FILE]``.
 
 Compiles every kernel ahead of time and reads its machine code: registers, spills, shared memory, instructions a time
 step, and the bounds that follow from these. A static analysis, not a measurement: what a GPU does may be slower than
@@ -20,7 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-START, END = "<!-- python -m kernels.inspect -->", "<!-- end -->"
+COMMAND = "python -m longwave.kernels.machine_code"
+START, END = f"<!-- {COMMAND} -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def compiled(case: Case, gpu: GPU):
 
 
 @functools.cache
-def machine_code(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
+def disassembly(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
     """The instructions, each with its address, and the registers of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -157,7 +158,7 @@ def loops(instructions: list[tuple[int, str]]) -> list[int]:
 def figures(case: Case, gpu: GPU) -> dict[str, float]:
     """One row of the table on one card, by the title of the column."""
     kernel = compiled(case, gpu)
-    instructions, registers = machine_code(kernel.asm["cubin"])
+    instructions, registers = disassembly(kernel.asm["cubin"])
     own = loops(instructions)
     if len(own) != len(case.rounds):
         raise RuntimeError(f"{case.label} on sm_{gpu.architecture}: {len(own)} loops, expected {len(case.rounds)}")
@@ -211,11 +212,11 @@ clock; every guarded instruction runs; each byte of a sequence crosses the HBM o
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m kernels.inspect", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help=f"also put the table between {START} and {END}")
     path = parser.parse_args().write
     if os.environ.get("TRITON_INTERPRET") == "1":
-        sys.exit("kernels.inspect compiles, which TRITON_INTERPRET=1 prevents: unset it")
+        sys.exit(f"{COMMAND} compiles, which TRITON_INTERPRET=1 prevents: unset it")
     markdown, spills = table()
     print(markdown)
     if path:

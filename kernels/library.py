@@ -1,4 +1,4 @@
-"""Builds the C kernels with the system's compiler, at first use, into a cache of the user's.
+"""Shared libraries of the C kernels, built by the system's compiler at first use into the user's cache.
 
 A library is named by a hash of what went into it (source, headers, flags, CPU) and a hash of what came out, so that a
 stale one is not found and a truncated one is seen. It appears in the cache by one rename: processes that build the same
@@ -11,10 +11,12 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +38,19 @@ class BuildError(Exception):
     """Why there is no library, in one line."""
 
 
+class DeclarationError(ValueError):
+    """What an :class:`longwave.kernels.operation.Operation` declares wrongly, in one line."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A C file and the options that it is compiled with, beside those of all."""
+
+    name: str
+    path: Path
+    options: tuple[str, ...] = ()
+
+
 def cache() -> Path:
     """Where libraries are kept: $LONGWAVE_CACHE, else longwave/kernels in the user's cache folder."""
     given = os.environ.get("LONGWAVE_CACHE")
@@ -43,10 +58,10 @@ def cache() -> Path:
     return Path(given) if given else base / "longwave" / "kernels"
 
 
-def obstacle(name: str, dtype: torch.dtype) -> str | None:
-    """Why operation ``name`` has no C kernel for ``dtype``, or None where it has. Logs the reason, once a process."""
+def obstacle(source: Source, dtype: torch.dtype) -> str | None:
+    """Why there is no library of a source for ``dtype``, or None where there is. Logs the reason, once a process."""
     try:
-        library(name, dtype)
+        load(source, dtype)
     except BuildError as error:
         _tell(str(error))
         return str(error)
@@ -60,18 +75,18 @@ def _tell(reason: str):
 
 # A reason is kept as well as a library: a compiler that fails is asked once.
 @functools.cache
-def _built(name: str, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
+def _built(source: Source, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
     try:
-        return ctypes.CDLL(str(build(name, dtype)))
+        return ctypes.CDLL(str(build(source, dtype)))
     except BuildError as error:
         return error
     except OSError as error:
-        return BuildError(f"{name}: {error}")
+        return BuildError(f"{source.name}: {error}")
 
 
-def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled library of operation ``name`` for float32 or float64; raises :class:`BuildError`."""
-    result = _built(name, dtype)
+def load(source: Source, dtype: torch.dtype) -> ctypes.CDLL:
+    """The library of a source for float32 or float64; raises :class:`BuildError` or :class:`DeclarationError`."""
+    result = _built(source, dtype)
     if isinstance(result, BuildError):
         raise result
     return result
@@ -82,13 +97,10 @@ def flags(dtype: torch.dtype) -> list[str]:
     return [*_FLAGS, f"-DREAL={REAL[dtype]}", f"-DREAL_BYTES={dtype.itemsize}"]
 
 
-def build(name: str, dtype: torch.dtype) -> Path:
-    """The path of the library of operation ``name``, built where the cache has none that is whole."""
-    # The one folder with two operators.
-    source = FOLDER / name.removeprefix("gated_") / "cpu.c"
-    options = [*flags(dtype), *(["-DGATED"] if name.startswith("gated_") else [])]
-    key = _key(source, options)
-    folder = cache()
+def build(source: Source, dtype: torch.dtype) -> Path:
+    """The path of the library of a source, built where the cache has none that is whole."""
+    name, options, folder = source.name, [*flags(dtype), *source.options], cache()
+    key = _key(source.path, options)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in folder.glob(f"{name}-{key}-*.so"):
@@ -98,7 +110,7 @@ def build(name: str, dtype: torch.dtype) -> Path:
         # In the same folder, for the rename to be one step.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             output = Path(temporary) / "library.so"
-            _compile(name, source, options, output)
+            _compile(source, options, output)
             path = folder / f"{name}-{key}-{_digest(output.read_bytes())}.so"
             output.rename(path)
     except OSError as error:
@@ -115,17 +127,21 @@ def compiler() -> list[str]:
         raise BuildError(f"no C compiler: CC={given!r}: {error}") from None
 
 
-def _compile(name: str, source: Path, options: list[str], output: Path):
-    words = compiler()
+def _compile(source: Source, options: list[str], output: Path):
+    name, words = source.name, compiler()
     compiled_by = " ".join(words)
     if shutil.which(words[0]) is None:
         raise BuildError(f"no C compiler: {words[0]!r} is not on the PATH (set CC to another)")
-    command = [*words, *options, f"-I{FOLDER}", str(source), "-o", str(output), "-lm"]
+    command = [*words, *options, f"-I{FOLDER}", str(source.path), "-o", str(output), "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         raise BuildError(f"{name}: {compiled_by} took more than 120 s") from None
     except subprocess.CalledProcessError as error:
+        # Of declaration.h, dense.h and diagonal.h.
+        wrong = re.search(r"declaration: ([^\"\n]*)", error.stderr)
+        if wrong:
+            raise DeclarationError(f"{name}: {wrong[1]}") from None
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or [""]
         raise BuildError(f"{name}: {compiled_by} failed: {lines[0]}") from None
 
