@@ -28,9 +28,8 @@ SIZES = {
     # Two blocks of rows and more, several tiles of units and of terms, and widths that fill none.
     "cornn": [*EACH, (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (2, 50, 128)],
 }
-SLOW = [("cornn", 1000, 1, 2), ("unicornn", 1000, 1, 2)]
 CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
-CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case[:2] == ("cornn", 1000))) for case in CASES]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -161,7 +160,6 @@ def test_anchors(anchor):
     assert_as_good(run("unicornn", single(given), grads, "triton", anchor=anchor), exact, plain)
 
 
-@pytest.mark.slow
 def test_anchors_hold_back_the_drift():
     # alpha = 0 as for EigenWorms and IMDB: no restoring force, states that grow, and the recurrent weights of a
     # trained layer rather than a new one.
