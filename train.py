@@ -84,11 +84,11 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
         target = published.lookup(config.published)
     except ValueError as error:
         raise UserError(str(error)) from error
-    about = {"published": target}
+    changed = {}
     if recipe is not None:
         whole, following = configuration.compose_recipe(recipe, config)
-        about |= {"recipe": recipe, "changed": configuration.changed_from_recipe(config, whole, following)}
-    run = Run(config, command, **about)
+        changed = configuration.changed_from_recipe(config, whole, following)
+    run = Run(config, command, recipe=recipe, changed=changed, published=target)
     if run.is_finished() and not config.fresh:
         log.info("%s is finished already; fresh=true runs it again", run.name)
         return report(run.earlier(), run.folder)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from longwave.results import published
-from longwave.training.config import CONF, changed_from_recipe, choices, compose_run
+from longwave.training.config import CONF, changed_from_recipe, choices, compose_recipe, compose_run
 from longwave.training.errors import UserError
 from tests.stand_ins import FIXTURES, SHORT
 
@@ -104,13 +104,13 @@ def test_a_recipe_of_the_neural_rde_aims_at_the_cells_of_its_table(task):
         chosen = [f"transform.depth={depth}", f"transform.step={step}"]
         config, recipe = compose_run(["model=nrde", f"task={task}", *chosen])
         assert config.published == f"nrde/{cell}"
-        assert changed_from_recipe(config, recipe) == {}
+        assert changed_from_recipe(config, *compose_recipe(recipe, config)) == {}
     config, recipe = compose_run(["model=nrde", f"task={task}", "transform.step=8", "model.hidden=7"])
-    assert changed_from_recipe(config, recipe) == {"model.hidden": 7}
+    assert changed_from_recipe(config, *compose_recipe(recipe, config)) == {"model.hidden": 7}
     # The Neural CDE is one cell: what is changed, is.
     config, recipe = compose_run([f"recipe=nrde/{task}_ncde", "transform.step=8"])
     assert config.published == f"nrde/{task}_depth1_step1"
-    assert changed_from_recipe(config, recipe) == {"transform.step": 8}
+    assert changed_from_recipe(config, *compose_recipe(recipe, config)) == {"transform.step": 8}
 
 
 def test_a_cell_that_the_table_does_not_have(fit_here):

@@ -170,10 +170,10 @@ class Trainer:
                 self._evaluate()
                 while state.step < self.total and state.stopped is None:
                     self.signals.check(state.step)
-                    self.train_step()
-                    self._evaluate()
                     if time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
                         self.save()
+                    self.train_step()
+                    self._evaluate()
         except (Interrupted, Pruned):
             self.save()
             raise

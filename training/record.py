@@ -153,7 +153,7 @@ class Record(_Part):
     model: str
     task: str
     recipe: str | None = None
-    changed: dict[str, Any]
+    changed: dict[str, Any] = {}
     seed: int
     config: Annotated[dict[str, Any], AfterValidator(_checked)]
     metrics: dict[str, Scores] = {}

@@ -86,7 +86,7 @@ class Run:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("cannot read %s (%s); it will be written again", self.folder / "record.json", error)
+            log.warning("%s cannot be read (%s); it will be written again", self.folder / "record.json", error)
             return None
 
     def is_finished(self) -> bool:

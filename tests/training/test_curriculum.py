@@ -7,7 +7,7 @@ import torch
 from longwave.tasks import adding, copying
 from longwave.tasks.transforms import log_signature
 from longwave.training import loop
-from longwave.training.config import changed_from_recipe, compose_run
+from longwave.training.config import changed_from_recipe, compose_recipe, compose_run
 from longwave.training.curriculum import Curriculum
 from longwave.training.errors import UserError
 
@@ -77,13 +77,13 @@ def test_a_shorter_task_is_that_task_at_that_length():
         ({"name": "grow", "start": 0}, "start=0: must be at least 1"),
         ({"name": "grow", "factor": 1.0}, "factor=1.0: must be greater than 1"),
         ({"name": "grow", "evaluations": 0}, "evaluations=0: must be at least 1"),
-        ({"name": "grow", "least_steps": -1}, "least_steps=-1: must be 0 or more"),
+        ({"name": "grow", "least_steps": -1}, "least_steps=-1: must be at least 0"),
         ({"name": "grow", "most_steps": 0}, "most_steps=0: must be at least 1"),
         (
             {"name": "grow", "most_steps": 5, "least_steps": 6},
-            "most_steps=5: must be least_steps=6 or more",
+            "most_steps=5: must be at least least_steps=6",
         ),
-        ({"name": "grow", "lr_power": -0.5}, "lr_power=-0.5: must be 0 or more"),
+        ({"name": "grow", "lr_power": -0.5}, "lr_power=-0.5: must be at least 0"),
         ({"name": "grow", "lr_decay": 0.0}, "lr_decay=0.0: must be greater than 0"),
         ({"name": "lengths"}, "lengths=null: must be a list, as in curriculum.lengths=[200,500,1000]"),
         ({"name": "lengths", "lengths": []}, "lengths=null: must be a list, as in curriculum.lengths=[200,500,1000]"),
@@ -219,7 +219,8 @@ def test_none_is_no_other_run():
 
 def test_what_differs_from_the_recipe_names_the_curriculum():
     def changed(*overrides):
-        return changed_from_recipe(*compose_run(list(overrides)))
+        config, recipe = compose_run(list(overrides))
+        return changed_from_recipe(config, *compose_recipe(recipe, config))
 
     assert changed("model=cornn", "task=adding") == {}
     assert changed("model=cornn", "task=adding", "curriculum=none") == {"curriculum": "none"}

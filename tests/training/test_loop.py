@@ -273,7 +273,7 @@ def test_a_checkpoint_of_other_code_is_refused(fit_here, tmp_path):
     saved = torch.load(folder / "checkpoint.pt")
     saved["model"]["layer.new"] = torch.zeros(1)
     torch.save(saved, folder / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"another version of the code.*fresh=true starts over"):
+    with pytest.raises(UserError, match=r"checkpoint does not fit this code.*use fresh=true to start over"):
         fit_here(*SMALL, "training.steps=2")
 
 
