@@ -150,8 +150,8 @@ def _student(terms: list[tuple[float, float]]) -> float:
 
     denominator = sum(v**2 / freedom for v, freedom in terms)
     freedom = sum(v for v, _ in terms) ** 2 / denominator if denominator else math.inf
-    # At infinity stdtrit is not defined, and Student's distribution is the normal one.
-    return float(stdtrit(min(freedom, 1e9), 0.95))
+    # Rounded down, which errs towards *reproduced*. At infinity, where stdtrit is not defined, it is the normal's.
+    return float(stdtrit(math.floor(min(freedom, 1e9) + 1e-9), 0.95))
 
 
 def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:

@@ -232,11 +232,11 @@ def test_told_to_stop_while_it_evaluates(call, fit_here, fake_mnist, tmp_path, m
     evaluate = loop.evaluate
     calls = []
 
-    def signalled(model, task, split, device, settings, run, step):
+    def signalled(model, task, split, device, settings, signals, step):
         calls.append(step)
         if len(calls) == call:
-            run._on_signal(signal.SIGTERM, None)
-        return evaluate(model, task, split, device, settings, run, step)
+            signals._note(signal.SIGTERM, None)
+        return evaluate(model, task, split, device, settings, signals, step)
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as m:

@@ -151,14 +151,6 @@ def test_no_spread_at_all():
     assert judge([1.25] * 3, target).name == "exceeds"
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 10, 29, 30])
-def test_the_table_of_students_t(freedom):
-    density = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
-    t = np.linspace(0, verdict._T[freedom - 1], 20001)
-    above = 0.5 - np.trapezoid(density * (1 + t**2 / freedom) ** (-(freedom + 1) / 2), t)
-    assert above == pytest.approx(0.05, abs=1e-4)
-
-
 def test_a_true_value_is_called_short_in_about_one_of_twenty():
     rng = np.random.default_rng(0)
     short = 0
@@ -173,4 +165,5 @@ def test_nothing_is_read_or_written():
     tree = ast.parse(inspect.getsource(verdict))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert imported == {"math", "statistics", "collections.abc", "dataclasses", "longwave.results.published"}
+    allowed = {"math", "statistics", "collections.abc", "dataclasses", "scipy.special", "longwave.results.published"}
+    assert imported == allowed

@@ -119,7 +119,7 @@ WRONG = [
     ("recipe=cornn/psmnist_128 model=lstm", r"recipe=cornn/psmnist_128: is not for model=lstm task=psmnist"),
     ("model=lstm model.dt=3", r"model\.dt: no such key; there are name, hidden"),
     # The third of three jobs.
-    ("-m seed=0,1,-2", r"seed=-2: must be 0 or more"),
+    ("-m seed=0,1,-2", r"seed=-2: must be at least 0"),
     ("-m model=cornn,foo", r"model=foo: no such choice"),
 ]
 
