@@ -1,11 +1,11 @@
-"""How far back the error is felt at initialisation, for several models: ``python -m benchmarks.gradients``.
+"""How far back the error is felt at initialisation, for several models: ``python -m longwave.benchmarks.gradients``.
 
 Draws the norm of dE/dh against the lag (:func:`longwave.training.diagnostics.gradient_norms`) on the training batch
 of step 0, each model as its recipe has it, or its defaults; and dashed, after training, where ``train.py`` left a
 checkpoint:
 
     python train.py -m model=rnn,lstm,cornn,unicornn task=adding task.T=1000 training.steps=5000
-    python -m benchmarks.gradients task=adding task.T=1000 training.steps=5000
+    python -m longwave.benchmarks.gradients task=adding task.T=1000 training.steps=5000
 """
 
 import argparse
@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from longwave import home
-from longwave.tasks.base import data_root
-from longwave.tasks.randomness import counted_seed
+from longwave.training.build import build
 from longwave.training.config import compose_run
-from longwave.training.diagnostics import axes, gradient_norms, png
+from longwave.training.diagnostics import axes, gradient_norms, png, probe_batch
 from longwave.training.environment import set_up_process
 from longwave.training.errors import UserError
 from longwave.training.run import Run
@@ -28,25 +27,22 @@ from longwave.training.run import Run
 
 def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
     """The norm by lag of the run that ``overrides`` compose, at initialisation and, where it has been run, after it."""
-    config, recipe = compose_run(overrides)
+    try:
+        config, recipe = compose_run(overrides)
+    except UserError:
+        # A model without a recipe for the task has no budget, and needs none at initialisation.
+        config, recipe = compose_run(["training.steps=1", *overrides])
     set_up_process(config.threads)
-    task = config.task.build(config.seed, data_root(config.data.root))
-    torch.manual_seed(counted_seed(config.seed, "init"))
-    model = config.model.build(task.inputs, task.outputs)
-    config.diagnostics.check(model)
-    x, target = task.batch(0, config.training.batch_size)
+    task, model = build(config)
+    x, error = probe_batch(task, config.training.batch_size, torch.device("cpu"))
     # Four an octave, for the norms that oscillate.
     quarters = (round(2 ** (i / 4)) for i in range(4 * len(x).bit_length()))
     lags = sorted({0, len(x) - 1, *(lag for lag in quarters if lag < len(x))})
-
-    def norms() -> dict[int, float]:
-        return gradient_norms(model, x, lambda output: task.scores(output, target)[task.objective], lags)
-
-    found = {"initialised": norms()}
+    found = {"initialised": gradient_norms(model, x, error, lags)}
     saved = Run(config, recipe, None, "").load()
     if saved is not None:
         model.load_state_dict(saved["model"])
-        found[f"after {saved['state']['step']} steps"] = norms()
+        found[f"after {saved['state']['step']} steps"] = gradient_norms(model, x, error, lags)
     return found
 
 

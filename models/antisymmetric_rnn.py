@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Network
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Section
+from longwave.models.layer import Layer
+from longwave.models.network import ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le
 
 
 @dataclass
-class Config(Section):
+class Config(ModelConfig):
     """AntisymmetricRNN.
 
     Args:
@@ -29,36 +30,38 @@ class Config(Section):
     gamma: Annotated[float, Ge(0), Le(100)] = 0.01
 
     def build(self, inputs: int, outputs: int) -> Network:
-        layer = AntisymmetricRNN(inputs, self.hidden, self.gated, self.epsilon, self.gamma)
-        return Network(layer, nn.Linear(self.hidden, outputs))
+        return Network(AntisymmetricRNN(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
 
 
-class AntisymmetricRNN(nn.Module):
+class AntisymmetricRNN(Layer):
     """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.antisymmetric_rnn`.
 
     The h (h - 1) / 2 entries of ``upper`` are all there is to the recurrent matrix, W - W^T with W strictly upper
     triangular, row by row. They are drawn from N(0, 1/h), and the maps of the input from N(0, 1/inputs), with bias 0:
     the form of the paper's initialisation as remembered, not read.
+
+    Args:
+        inputs: input channels.
+        hidden: number of units.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
     """
 
-    def __init__(self, inputs: int, hidden: int, gated: bool, epsilon: float, gamma: float):
-        super().__init__()
-        self.hidden, self.gated, self.epsilon, self.gamma = hidden, gated, epsilon, gamma
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        config = Config(hidden=hidden, **settings)
+        self.hidden, self.gated, self.epsilon, self.gamma = hidden, config.gated, config.epsilon, config.gamma
+        self.operation = "gated_antisymmetric_rnn" if self.gated else "antisymmetric_rnn"
         # With a gate, its map comes first.
-        self.affine = nn.Linear(inputs, hidden * (1 + gated))
+        self.affine = nn.Linear(inputs, hidden * (1 + self.gated))
         nn.init.normal_(self.affine.weight, std=1 / math.sqrt(inputs))
         nn.init.zeros_(self.affine.bias)
         self.upper = nn.Parameter(torch.randn(hidden * (hidden - 1) // 2) / math.sqrt(hidden))
         # Follows from hidden, and moves to the device with the parameters.
         self.register_buffer("places", torch.triu_indices(hidden, hidden, offset=1), persistent=False)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The hidden states h (T, B, hidden) and the final one, from zeros or from ``state``."""
+    def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
         w = self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
         return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated)
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        name = "gated_antisymmetric_rnn" if self.gated else "antisymmetric_rnn"
-        return kernels.backend_for(name, self.upper)

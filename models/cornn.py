@@ -7,28 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Group, Network
+from longwave.models.layer import Layer, start_wide
+from longwave.models.network import Group, ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
 
-PARAMETRISATIONS = ("concatenated", "separate", "recurrent")
-DAMPINGS = ("explicit", "implicit")
-DYNAMICS = ("none", "shared", "unit")
-INPUTS = ("pytorch", "wide")
-RECURRENCES = ("pytorch", "critical")
-# The range of V and b at the start where they are wide: tanh then works over all of its range from the first step on.
-WIDE = 3.0
 # With explicit damping a velocity is multiplied by 1 - epsilon dt a step. Beyond 2 it grows; a trained one stays below.
 MOST_DAMPING = 1.5
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """coRNN.
 
     Args:
         hidden: number of oscillators.
-        dt: step size of the discretisation, > 0.
-        gamma: stiffness, the pull on the position y; >= 0.
-        epsilon: damping, the pull on the velocity z; >= 0.
+        dt: step size of the discretisation.
+        gamma: stiffness, the pull on the position y.
+        epsilon: damping, the pull on the velocity z.
         parametrisation: of the affine map of the input x, the position y and the velocity z, each map with PyTorch's
             default initialisation: concatenated (one map of [x, z, y]; the released code for adding, sMNIST, psMNIST
             and HAR-2), separate (one for each; for noisy CIFAR-10), recurrent (one of x, one of [z, y]; for IMDB).
@@ -42,111 +37,83 @@ class Config:
     """
 
     name: str = "cornn"
-    hidden: int = 128
-    dt: float = 0.042
-    gamma: float = 1.0
-    epsilon: float = 1.0
-    parametrisation: str = "concatenated"
-    damping: str = "explicit"
-    train_dynamics: str = "none"
-    input_initialisation: str = "pytorch"
-    recurrent_initialisation: str = "pytorch"
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    dt: Annotated[float, Gt(0), Le(100)] = 0.042
+    gamma: Annotated[float, Ge(0), Le(10**6)] = 1.0
+    epsilon: Annotated[float, Ge(0), Le(10**6)] = 1.0
+    parametrisation: Annotated[str, OneOf("concatenated", "separate", "recurrent"), MODEL] = "concatenated"
+    damping: Annotated[str, OneOf("explicit", "implicit"), MODEL] = "explicit"
+    train_dynamics: Annotated[str, OneOf("none", "shared", "unit"), MODEL] = "none"
+    input_initialisation: Annotated[str, OneOf("pytorch", "wide")] = "pytorch"
+    recurrent_initialisation: Annotated[str, OneOf("pytorch", "critical")] = "pytorch"
 
     def __post_init__(self):
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden}: must be 1 or more")
-        if not self.dt > 0:
-            raise ValueError(f"dt={self.dt}: must be > 0")
-        for key in ("gamma", "epsilon"):
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be >= 0")
-            if self.train_dynamics != "none" and not getattr(self, key) > 0:
-                raise ValueError(f"{key}={getattr(self, key)}: must be > 0 where train_dynamics={self.train_dynamics}")
-        for key, allowed in (
-            ("parametrisation", PARAMETRISATIONS),
-            ("damping", DAMPINGS),
-            ("train_dynamics", DYNAMICS),
-            ("input_initialisation", INPUTS),
-            ("recurrent_initialisation", RECURRENCES),
-        ):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
+        super().__post_init__()
+        if self.train_dynamics == "none":
+            return
+        for key, value in (("gamma", self.gamma), ("epsilon", self.epsilon)):
+            if not value > 0:
+                raise ValueError(f"{key}={value}: must be greater than 0 where train_dynamics={self.train_dynamics}")
         most = MOST_DAMPING / self.dt
-        if self.train_dynamics != "none" and self.damping == "explicit" and self.epsilon > most:
+        if self.damping == "explicit" and self.epsilon > most:
             raise ValueError(
-                f"epsilon={self.epsilon}: must be {MOST_DAMPING} / dt = {most:g} or less "
+                f"epsilon={self.epsilon}: must be at most {MOST_DAMPING} / dt = {most:g} "
                 f"where train_dynamics={self.train_dynamics}"
             )
 
     def build(self, inputs: int, outputs: int) -> Network:
-        layer = CoRNN(
-            inputs,
-            self.hidden,
-            self.dt,
-            self.gamma,
-            self.epsilon,
-            parametrisation=self.parametrisation,
-            damping=self.damping,
-            train_dynamics=self.train_dynamics,
-        )
-        layer.start(self.input_initialisation, self.recurrent_initialisation)
+        layer = CoRNN(inputs, **self.settings())
         # Weight decay would pull gamma and epsilon to 1.
         groups = [Group(list(layer.logarithms.values()), weight_decay=0.0)] if layer.logarithms else []
         return Network(layer, nn.Linear(self.hidden, outputs), groups)
 
 
-class CoRNN(nn.Module):
+class CoRNN(Layer):
     """One coRNN layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.cornn`.
 
     The affine map V x + b + W y + W_z z is made of one, two or three of PyTorch's Linears (``parametrisation``, see
     :class:`Config`; coRNN: {adding,sMNIST,psMNIST,noisy_CIFAR10,HAR-2,IMDB}/model.py). They compute the same and differ
     in their initialisation: weights and bias are U(-k, k), k = 1/sqrt(number of inputs of the Linear); only the one
     that acts on x has a bias.
+
+    Args:
+        inputs: input channels.
+        hidden: number of oscillators.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        dt: float,
-        gamma: float,
-        epsilon: float,
-        *,
-        parametrisation: str = "concatenated",
-        damping: str = "explicit",
-        train_dynamics: str = "none",
-    ):
-        super().__init__()
+    operation = "cornn"
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        config = Config(hidden=hidden, **settings)
         self.inputs, self.hidden = inputs, hidden
-        self.parametrisation, self.damping = parametrisation, damping
-        if parametrisation == "concatenated":
+        self.parametrisation, self.damping = config.parametrisation, config.damping
+        if self.parametrisation == "concatenated":
             self.affine = nn.Linear(inputs + 2 * hidden, hidden)
         else:
             self.input = nn.Linear(inputs, hidden)
-            if parametrisation == "separate":
+            if self.parametrisation == "separate":
                 self.y = nn.Linear(hidden, hidden, bias=False)
                 self.z = nn.Linear(hidden, hidden, bias=False)
             else:
                 self.recurrent = nn.Linear(2 * hidden, hidden, bias=False)
-        self.dt, self.gamma, self.epsilon = dt, gamma, epsilon
+        self.dt, self.gamma, self.epsilon = config.dt, config.gamma, config.epsilon
         self.logarithms = nn.ParameterDict()
-        if train_dynamics != "none":
-            shape = (hidden,) if train_dynamics == "unit" else ()
-            for key, value in (("gamma", gamma), ("epsilon", epsilon)):
+        if config.train_dynamics != "none":
+            shape = (hidden,) if config.train_dynamics == "unit" else ()
+            for key, value in (("gamma", self.gamma), ("epsilon", self.epsilon)):
                 self.logarithms[key] = torch.full(shape, math.log(value))
-
-    @torch.no_grad()
-    def start(self, input_initialisation: str, recurrent_initialisation: str) -> None:
-        """Initialises V, b and W otherwise than PyTorch does: see :class:`Config`."""
         v, bias, w_y, _ = self.weights()
-        if input_initialisation == "wide":
-            nn.init.uniform_(v, -WIDE, WIDE)
-            nn.init.uniform_(bias, -WIDE, WIDE)
-        if recurrent_initialisation == "critical":
-            nn.init.normal_(w_y, std=self.gamma / math.sqrt(self.hidden))
+        if config.input_initialisation == "wide":
+            start_wide(v, bias)
+        if config.recurrent_initialisation == "critical":
+            with torch.no_grad():
+                nn.init.normal_(w_y, std=self.gamma / math.sqrt(hidden))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
+    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The positions y (T, B, hidden) and the final (y, z)."""
         v, bias, w_y, w_z = self.weights()
         return kernels.cornn(kernels.Input(x, v, bias), w_y, w_z, *self.dynamics(), state, self.damping)
 
@@ -167,10 +134,6 @@ class CoRNN(nn.Module):
             return self.dt, self.gamma, self.epsilon
         gamma, epsilon = self.logarithms["gamma"].exp(), self.logarithms["epsilon"].exp()
         return self.dt, gamma, epsilon.clamp(max=MOST_DAMPING / self.dt) if self.damping == "explicit" else epsilon
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        return kernels.backend_for("cornn", self.weights()[2])
 
     @torch.no_grad()
     def theory(self, x: Tensor) -> dict[str, float]:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Group, Network
+from longwave.models.layer import Layer
+from longwave.models.network import Group, ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """expRNN, or dtriv.
 
     Args:
@@ -21,35 +23,23 @@ class Config:
         period: of dtriv: optimiser steps between two moves of the base.
         projection_period: of dtriv: moves of the base between two projections of it on the orthogonal group.
         initialisation: of the skew-symmetric matrix, cayley or henaff.
-        orthogonal_lr: learning rate of the skew-symmetric matrix, times the optimiser's; > 0.
+        orthogonal_lr: learning rate of the skew-symmetric matrix, times the optimiser's.
     """
 
     name: str = "exprnn"
-    hidden: int = 170
-    mode: str = "exprnn"
-    period: int = 100
-    projection_period: int = 100
-    initialisation: str = "cayley"
-    orthogonal_lr: float = 0.1
-
-    def __post_init__(self):
-        for key in ("hidden", "period", "projection_period"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if self.mode not in ("exprnn", "dtriv"):
-            raise ValueError(f"mode={self.mode}: must be one of exprnn, dtriv")
-        if self.initialisation not in ("cayley", "henaff"):
-            raise ValueError(f"initialisation={self.initialisation}: must be one of cayley, henaff")
-        if not self.orthogonal_lr > 0:
-            raise ValueError(f"orthogonal_lr={self.orthogonal_lr}: must be > 0")
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 170
+    mode: Annotated[str, OneOf("exprnn", "dtriv"), MODEL] = "exprnn"
+    period: Annotated[int, Ge(1), Le(10**9)] = 100
+    projection_period: Annotated[int, Ge(1), Le(10**9)] = 100
+    initialisation: Annotated[str, OneOf("cayley", "henaff")] = "cayley"
+    orthogonal_lr: Annotated[float, Gt(0), Le(1000)] = 0.1
 
     def build(self, inputs: int, outputs: int) -> Network:
-        moves = (self.period, self.projection_period) if self.mode == "dtriv" else None
-        layer = ExpRNN(inputs, self.hidden, self.initialisation, moves)
+        layer = ExpRNN(inputs, **self.settings("orthogonal_lr"))
         return Network(layer, nn.Linear(self.hidden, outputs), [Group([layer.A], lr=self.orthogonal_lr)])
 
 
-class ExpRNN(nn.Module):
+class ExpRNN(Layer):
     """One expRNN layer, (T, B, inputs) to (T, B, hidden).
 
         h_n = modReLU(K x_n + h_{n-1} B),   B = base expm(A),   A = U - U^T
@@ -62,22 +52,27 @@ class ExpRNN(nn.Module):
     The triangle is a vector of hidden (hidden - 1) / 2 parameters. The orthogonal parametrisation of
     ``torch.nn.utils`` would train hidden^2 of which half do nothing, and cannot be given the initial A.
 
+    The initial A is zero but for 2 x 2 blocks on the diagonal, with the upper entry -sqrt((1 - cos t) / (1 + cos t)),
+    t ~ U(0, pi/2) (cayley) or ~ U(-pi, pi) (henaff). K is normal with deviation sqrt(2 / inputs), the biases are
+    U(-0.01, 0.01).
+
     Args:
         inputs: input channels.
         hidden: number of units.
-        initialisation: A is zero but for 2 x 2 blocks on the diagonal, with the upper entry -sqrt((1 - cos t) /
-            (1 + cos t)), t ~ U(0, pi/2) (cayley) or ~ U(-pi, pi) (henaff). K is normal with deviation
-            sqrt(2 / inputs), the biases are U(-0.01, 0.01).
-        moves: (period, projection_period) of dtriv; None for expRNN.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config` but ``orthogonal_lr``, which is the optimiser's.
     """
 
-    def __init__(self, inputs: int, hidden: int, initialisation: str, moves: tuple[int, int] | None = None):
-        super().__init__()
-        self.hidden, self.moves = hidden, moves
+    operation = "modrelu_rnn"
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        config = Config(hidden=hidden, **settings)
+        self.hidden, self.period, self.projection_period = hidden, config.period, config.projection_period
         self.input = nn.Linear(inputs, hidden, bias=False)
         nn.init.kaiming_normal_(self.input.weight, nonlinearity="relu")
         self.register_buffer("upper", torch.triu_indices(hidden, hidden, offset=1), persistent=False)
-        if initialisation == "cayley":
+        if config.initialisation == "cayley":
             cos = torch.empty(hidden // 2).uniform_(0, math.pi / 2).cos()
             blocks = -((1 - cos) / (1 + cos)).sqrt()
         else:
@@ -87,7 +82,7 @@ class ExpRNN(nn.Module):
         triangle[(row % 2 == 0) & (column == row + 1)] = blocks
         self.A = nn.Parameter(triangle)
         self.bias = nn.Parameter(torch.empty(hidden).uniform_(-0.01, 0.01))
-        self.register_buffer("base", None if moves is None else torch.eye(hidden))
+        self.register_buffer("base", torch.eye(hidden) if config.mode == "dtriv" else None)
 
     def B(self) -> Tensor:
         """The orthogonal matrix, (hidden, hidden)."""
@@ -97,22 +92,19 @@ class ExpRNN(nn.Module):
             exponential = torch.matrix_exp(upper - upper.T)
             return exponential if self.base is None else self.base @ exponential
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The hidden states (T, B, hidden) and the final one, (B, hidden), from zeros or from ``state``."""
+    def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states (T, B, hidden), and the final one (B, hidden)."""
         # The operation's h W^T is this h B.
         return kernels.modrelu_rnn(kernels.Input(x, self.input.weight), self.B().T, self.bias, state)
 
-    def updated(self, step: int) -> None:
-        """Moves the base of dtriv, where it is time; the step alone says so, and a resumed run does the same."""
-        if self.moves is None or step % self.moves[0]:
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Moves the base of dtriv where it is due; that depends on the step alone, as a resumed run needs it."""
+        if self.base is None or step % self.period:
             return
         base = self.B()
-        if step // self.moves[0] % self.moves[1] == 0:
+        if step // self.period % self.projection_period == 0:
             u, _, v = torch.linalg.svd(base)
             base = u @ v
         self.base.copy_(base)
         self.A.zero_()
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        return kernels.backend_for("modrelu_rnn", self.A.new_empty(1, 1, self.hidden))

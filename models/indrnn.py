@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Group, Network
+from longwave.models.layer import Layer
+from longwave.models.network import Group, ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
-
-NORMS = ("after", "before", "none")
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """IndRNN.
 
     What a unit remembers after n steps is u^n times what it was, so the bound of u follows from the number of steps
@@ -22,7 +22,7 @@ class Config:
     Args:
         hidden: number of units in a layer.
         layers: number of layers.
-        magnitude: how many times a unit may grow over ``steps`` steps, > 0; |u| <= magnitude^(1/steps), kept after
+        magnitude: how many times a unit may grow over ``steps`` steps: |u| <= magnitude^(1/steps), kept after
             every update. The paper has 2, the released code 5.
         steps: number of steps that ``magnitude`` speaks of: the length of the sequences. With 1, the bound is
             ``magnitude`` itself.
@@ -30,49 +30,60 @@ class Config:
             the bound instead of 0 to the bound; needs magnitude > 1.
         norm: batch normalisation over all frames, T times B: after (the activation), before (of the input's
             contribution W x + b) or none.
-        dropout: of every layer's output, with a mask that is shared over time; in [0, 1).
+        dropout: of every layer's output, with a mask that is shared over time.
     """
 
     name: str = "indrnn"
-    hidden: int = 128
-    layers: int = 2
-    magnitude: float = 1.0
-    steps: int = 1
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 2
+    magnitude: Annotated[float, Gt(0), Le(10**6)] = 1.0
+    steps: Annotated[int, Ge(1), Le(10**9)] = 1
     long_memory: bool = False
-    norm: str = "none"
-    dropout: float = 0.0
+    norm: Annotated[str, OneOf("after", "before", "none"), MODEL] = "none"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def __post_init__(self):
-        for key in ("hidden", "layers", "steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if not self.magnitude > 0:
-            raise ValueError(f"magnitude={self.magnitude}: must be > 0")
+        super().__post_init__()
         if self.long_memory and not self.magnitude > 1:
-            raise ValueError(f"magnitude={self.magnitude}: must be > 1 where long_memory is true")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm}: must be one of {', '.join(NORMS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+            raise ValueError(f"magnitude={self.magnitude}: must be greater than 1 where long_memory is true")
 
     def build(self, inputs: int, outputs: int) -> Network:
-        bound = self.magnitude ** (1 / self.steps)
-        layers = []
-        for index in range(self.layers):
-            low = 1 / bound if self.long_memory and index == self.layers - 1 else 0.0
-            layers.append(IndRNNLayer(self.hidden if index else inputs, self.hidden, bound, low, self.norm))
-        stack, readout = Stack(layers, self.dropout), classifier(self.hidden, outputs)
-        named = [*stack.named_parameters(), *readout.named_parameters()]
+        layer, readout = IndRNN(inputs, **self.settings()), classifier(self.hidden, outputs)
+        named = [*layer.named_parameters(), *readout.named_parameters()]
         undecayed = [p for name, p in named if name.rpartition(".")[2] in ("u", "bias")]
-        return Network(stack, readout, [Group(undecayed, weight_decay=0.0)])
+        return Network(layer, readout, [Group(undecayed, weight_decay=0.0)])
 
 
-class IndRNNLayer(nn.Module):
+class IndRNN(Stack):
+    """A stack of :class:`IndRNNLayer`.
+
+    :meth:`after_step` has to be called after each step of the optimiser, for the bound of u.
+
+    Args:
+        inputs: input channels.
+        hidden: number of units in a layer.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        config = Config(hidden=hidden, **settings)
+        bound = config.magnitude ** (1 / config.steps)
+        layers = []
+        for index in range(config.layers):
+            low = 1 / bound if config.long_memory and index == config.layers - 1 else 0.0
+            layers.append(IndRNNLayer(hidden if index else inputs, hidden, bound, low, config.norm))
+        super().__init__(layers, config.dropout, batch_first=batch_first)
+
+
+class IndRNNLayer(Layer):
     """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.indrnn`.
 
     u ~ U(low, bound), the map of the input is :func:`longwave.models.stack.affine`, and the batch normalisation is
     torch's (IndRNN_pytorch: pixelMNIST/).
     """
+
+    operation = "indrnn"
 
     def __init__(self, inputs: int, hidden: int, bound: float, low: float = 0.0, norm: str = "none"):
         super().__init__()
@@ -81,11 +92,8 @@ class IndRNNLayer(nn.Module):
         self.u = nn.Parameter(torch.empty(hidden).uniform_(low, bound))
         self.norm = None if norm == "none" else nn.BatchNorm1d(hidden)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The output (T, B, hidden) and the final (output, h), from zeros or from the h of ``state``.
-
-        h, before the normalisation, is what the recurrence goes on with.
-        """
+    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The output (T, B, hidden), and the final (output, h); of these, h is what the recurrence continues with."""
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
         pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.u.dtype)
         if self.where == "before":
@@ -99,10 +107,7 @@ class IndRNNLayer(nn.Module):
     def _normalised(self, frames: Tensor) -> Tensor:
         return self.norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
-    def updated(self, step: int) -> None:
-        """Keeps u within its bound; after each step of the optimiser, so before each forward pass."""
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Keeps u within its bound."""
         self.u.clamp_(-self.bound, self.bound)
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        return kernels.backend_for("indrnn", self.u)

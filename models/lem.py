@@ -7,44 +7,48 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Network
+from longwave.models.layer import Layer
+from longwave.models.network import ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """LEM.
 
     Args:
         hidden: number of units.
-        dt: upper bound of the step sizes, > 0.
+        dt: upper bound of the step sizes.
     """
 
     name: str = "lem"
-    hidden: int = 128
-    dt: float = 1.0
-
-    def __post_init__(self):
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden}: must be 1 or more")
-        if not self.dt > 0:
-            raise ValueError(f"dt={self.dt}: must be > 0")
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    dt: Annotated[float, Gt(0), Le(100)] = 1.0
 
     def build(self, inputs: int, outputs: int) -> Network:
         readout = nn.Linear(self.hidden, outputs)
         nn.init.kaiming_normal_(readout.weight)
-        return Network(LEM(inputs, self.hidden, self.dt), readout)
+        return Network(LEM(inputs, **self.settings()), readout)
 
 
-class LEM(nn.Module):
+class LEM(Layer):
     """One LEM layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.lem`.
 
     Three affine maps, of x for all four parts of a step, of y for both step sizes and z, of z for y. Each has a bias,
     so that a part has two, and all are U(-1/sqrt(hidden), 1/sqrt(hidden)) (LEM: src/*/network.py).
+
+    Args:
+        inputs: input channels.
+        hidden: number of units.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
     """
 
-    def __init__(self, inputs: int, hidden: int, dt: float = 1.0):
-        super().__init__()
-        self.dt = dt
+    operation = "lem"
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        self.dt = Config(hidden=hidden, **settings).dt
         self.x = nn.Linear(inputs, 4 * hidden)
         self.y = nn.Linear(hidden, 3 * hidden)
         self.z = nn.Linear(hidden, hidden)
@@ -52,11 +56,7 @@ class LEM(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """y for every step, (T, B, hidden), and the final (y, z), from zeros or from ``state``."""
+    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """y for every step, (T, B, hidden), and the final (y, z)."""
         bias = self.x.bias + torch.cat([self.y.bias, self.z.bias])
         return kernels.lem(kernels.Input(x, self.x.weight, bias), self.y.weight, self.z.weight, self.dt, state)
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        return kernels.backend_for("lem", self.z.weight)

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longwave import kernels
-from longwave.models.network import Network
+from longwave.models.layer import Layer
+from longwave.models.network import ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """LinOSS.
 
     Args:
@@ -27,48 +29,46 @@ class Config:
     """
 
     name: str = "linoss"
-    hidden: int = 128
-    state: int = 64
-    blocks: int = 2
-    discretisation: str = "im"
-    learned_step: bool = True
-    dropout: float = 0.05
-    pooling: str = "mean"
-
-    def __post_init__(self):
-        for key in ("hidden", "state", "blocks"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
-        if self.discretisation not in ("im", "imex"):
-            raise ValueError(f"discretisation={self.discretisation}: must be one of im, imex")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
-        if self.pooling not in ("mean", "last"):
-            raise ValueError(f"pooling={self.pooling}: must be one of mean, last")
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    state: Annotated[int, Ge(1), Le(65536), MODEL] = 64
+    blocks: Annotated[int, Ge(1), Le(1000), MODEL] = 2
+    discretisation: Annotated[str, OneOf("im", "imex"), MODEL] = "im"
+    learned_step: Annotated[bool, MODEL] = True
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
+    pooling: Annotated[str, OneOf("mean", "last"), MODEL] = "mean"
 
     def build(self, inputs: int, outputs: int) -> Network:
+        return Network(LinOSS(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
+
+
+class LinOSS(Layer):
+    """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden).
+
+    Args:
+        inputs: input channels.
+        hidden: width of the sequences between the blocks.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        config = Config(hidden=hidden, **settings)
+        self.pooling = config.pooling
+        # Drawn before the encoder.
         blocks = [
-            Block(self.hidden, self.state, self.discretisation, self.learned_step, self.dropout)
-            for _ in range(self.blocks)
+            Block(hidden, config.state, config.discretisation, config.learned_step, config.dropout)
+            for _ in range(config.blocks)
         ]
-        return Network(LinOSS(inputs, self.hidden, blocks, self.pooling), nn.Linear(self.hidden, outputs))
-
-
-class LinOSS(nn.Module):
-    """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden)."""
-
-    def __init__(self, inputs: int, hidden: int, blocks: list["Block"], pooling: str):
-        super().__init__()
-        self.pooling = pooling
         self.encoder = nn.Linear(inputs, hidden)
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """The sequence (T, B, hidden) and the state (read, steps, *oscillators), from zeros or from ``state``.
+    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """The sequence (T, B, hidden), and the state (read, steps, *oscillators).
 
         ``read`` (B, hidden) is the mean over all steps so far, or the last step; ``steps`` () is their number; the
-        oscillators of each block are (B, 2, 2 state). In evaluation a sequence that is cut and gone on with gives what
-        the whole gives; in training each part has batch statistics of its own.
+        oscillators of each block are (B, 2, 2 state). In evaluation the parts of a sequence give what the whole gives;
+        in training each part has batch statistics of its own.
         """
         if state is None:
             state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * len(self.blocks))
@@ -82,15 +82,15 @@ class LinOSS(nn.Module):
         return sequence, (read, total, *final)
 
     def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
-        """What is read, (B, hidden), where only ``lengths`` (B,) steps are a sequence's own, and no state was given."""
         if self.pooling == "last":
-            return sequence[lengths - 1, torch.arange(len(lengths), device=sequence.device)]
+            return super().ends(sequence, lengths)
+        sequence = self.exchanged(sequence)
         padding = torch.arange(len(sequence), device=sequence.device)[:, None] >= lengths  # (T, B)
         return sequence.masked_fill(padding[:, :, None], 0).sum(0) / lengths[:, None]
 
+    @property
     def backend(self) -> str:
-        """What computes the time loop where the weights are now: the C kernel, or an associative scan."""
-        return self.blocks[0].ssm.backend()
+        return self.blocks[0].ssm.backend
 
 
 class Block(nn.Module):
@@ -151,7 +151,7 @@ class SSM(nn.Module):
             state = drive.new_zeros(drive.shape[1], 2, drive.shape[-1])
         z, y = state.unbind(1)
         A, dt = self.oscillators()
-        if self.backend() == "scan":
+        if self.backend == "scan":
             M, g = step(A, dt, self.discretisation)
             x = scan(M.repeat(1, 1, 2), g.repeat(1, 2) * drive.unsqueeze(-2), state)
             y, final = x[..., 1, :], x[-1]
@@ -160,6 +160,7 @@ class SSM(nn.Module):
             final = torch.stack([z, last], dim=1)
         return F.linear(y, self.C) + self.D * u, final
 
+    @property
     def backend(self) -> str:
         """The kernel's, or "scan": without a kernel a scan has fewer steps than a loop."""
         fused = kernels.backend_for("linoss", self.A_hat)

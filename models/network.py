@@ -1,11 +1,13 @@
-"""What all models share: a recurrent layer, a readout of what it says, and how their parameters are trained."""
+"""What all models share: their configuration, and a recurrent layer with a readout."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from longwave.models.layer import Layer
+from longwave.schema import Section
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,11 @@ class Group:
 
 
 class Network(nn.Module):
-    """A recurrent layer, and a readout of what it says at the last step, or at every step.
+    """A recurrent layer, and a readout at the last step, or at every step.
 
     Args:
-        layer: maps x (T, B, D) and a state, or None for zeros, to a sequence (T, B, H) and the final state: the end of
-            the sequence, (B, H), or a tuple that begins with it. The state goes back in where the sequence goes on.
-            Its ``backend()`` says what computes the time loop, for the record. A layer of which something else than the
-            last step is read has ``ends(sequence, lengths)``, what is read where lengths differ, (B, H).
-        readout: maps (..., H) to (..., outputs).
+        layer: the recurrent layer, time-major.
+        readout: maps (..., hidden) to (..., outputs).
         groups: parameters with a learning rate or weight decay of their own; the others have the optimiser's.
 
     Attributes:
@@ -40,7 +39,7 @@ class Network(nn.Module):
             It is trained like the rest.
     """
 
-    def __init__(self, layer: nn.Module, readout: nn.Module, groups: Iterable[Group] = ()):
+    def __init__(self, layer: Layer, readout: nn.Module, groups: Iterable[Group] = ()):
         super().__init__()
         self.layer, self.readout = layer, readout
         self.register_module("embedding", None)
@@ -52,24 +51,23 @@ class Network(nn.Module):
 
         Args:
             x: (T, B, D), or what ``embedding`` takes.
-            lengths: (B,), how many steps of each sample are its own; the rest is padding, which is not read.
+            lengths: (B,), number of valid steps of each sample; the rest is padding, which is not read.
         """
         return self.advance(x, None, lengths)[0]
 
     def advance(self, x: Tensor, state=None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """The output as in ``forward``, from ``state`` (None is zeros), and the state at the end of ``x``."""
-        if self.embedding is not None:
-            x = self.embedding(x)
-        sequence, state = self.layer(x, state)
+        sequence, state = self.layer(self.embed(x), state)
         if self.reads == "every":
             return self.readout(sequence), state
         if lengths is not None:
-            if hasattr(self.layer, "ends"):
-                return self.readout(self.layer.ends(sequence, lengths)), state
-            ends = sequence[lengths - 1, torch.arange(len(lengths), device=sequence.device)]
-            return self.readout(ends), state
+            return self.readout(self.layer.ends(sequence, lengths)), state
         # Not sequence[-1], whose gradient is a sequence of zeros.
         return self.read(state), state
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The input of the layer, (T, B, inputs)."""
+        return x if self.embedding is None else self.embedding(x)
 
     def read(self, state: Tensor | tuple) -> Tensor:
         """The output (B, outputs) at a state of the layer."""
@@ -80,8 +78,21 @@ class Network(nn.Module):
         own = {id(p) for group in self._groups for p in group.parameters}
         return [Group([p for p in self.parameters() if id(p) not in own]), *self._groups]
 
-    def updated(self, step: int) -> None:
-        """To be called after the optimiser's step number 1, 2, ...; a layer's ``updated(step)`` may act on it."""
-        if hasattr(self.layer, "updated"):
-            with torch.no_grad():
-                self.layer.updated(step)
+    def after_step(self, step: int) -> None:
+        """Hook to call after the optimiser's step number 1, 2, ..."""
+        self.layer.after_step(step)
+
+
+class ModelConfig(Section):
+    """Base class of the configurations of models: dataclasses whose fields are the settings of a layer."""
+
+    def build(self, inputs: int, outputs: int) -> Network:
+        """The layer with its readout, as it starts."""
+        raise NotImplementedError
+
+    def check(self, transform: Any) -> None:
+        """Raises ValueError unless the inputs are transformed as the model needs it; None is no transform."""
+
+    def settings(self, *others: str) -> dict[str, Any]:
+        """Arguments of the layer: all fields but ``name`` and ``others``."""
+        return {key: value for key, value in vars(self).items() if key not in ("name", *others)}

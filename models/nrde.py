@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longwave.models.network import Group, Network
+from longwave.models.layer import Layer
+from longwave.models.network import Group, ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
 
 # Explicit Runge-Kutta methods: for each stage the weights of the slopes before it, and the weights of all slopes. rk4
 # is the 3/8 rule, as in torchdiffeq.
@@ -21,7 +23,7 @@ SOLVERS = {
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """The log-ODE model. It reads log-signatures: ``transform=log_signature``.
 
     Args:
@@ -41,37 +43,32 @@ class Config:
     """
 
     name: str = "nrde"
-    hidden: int = 32
-    multiplier: int = 3
-    layers: int = 2
-    depth: int = 1
-    solver: str = "rk4"
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 32
+    multiplier: Annotated[int, Ge(1), Le(1000), MODEL] = 3
+    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 2
+    depth: Annotated[int, MODEL] = 1
+    solver: Annotated[str, OneOf(*SOLVERS)] = "rk4"
     adjoint: bool = False
-    tied: bool = False
-    repeat_last: bool = False
-    readout_lr: float = 1.0
+    tied: Annotated[bool, MODEL] = False
+    repeat_last: Annotated[bool, MODEL] = False
+    readout_lr: Annotated[float, Gt(0), Le(1000)] = 1.0
 
     def __post_init__(self):
-        for key in ("hidden", "multiplier", "layers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        super().__post_init__()
         if self.depth not in (1, 2, 3):
             raise ValueError(
                 f"depth={self.depth}: nrde reads log-signatures of depth 1, 2 or 3; choose transform=log_signature"
             )
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver={self.solver}: must be one of {', '.join(SOLVERS)}")
-        if not self.readout_lr > 0:
-            raise ValueError(f"readout_lr={self.readout_lr}: must be > 0")
 
     def check(self, transform) -> None:
-        """Raises ValueError unless the inputs are transformed as this model needs it."""
-        if getattr(transform, "depth", None) != self.depth:
+        if transform is None or transform.name != "log_signature" or transform.depth != self.depth:
             raise ValueError(f"model.depth={self.depth}: follows transform.depth; set that")
 
     def build(self, inputs: int, outputs: int) -> Network:
+        # Drawn before the layer.
         readout = nn.Linear(self.hidden, outputs)
-        return Network(NRDE(inputs, self), readout, [Group(list(readout.parameters()), lr=self.readout_lr)])
+        layer = NeuralRDE(inputs, **self.settings("readout_lr"))
+        return Network(layer, readout, [Group(list(readout.parameters()), lr=self.readout_lr)])
 
 
 def channels_of(inputs: int, depth: int) -> int:
@@ -90,30 +87,37 @@ def channels_of(inputs: int, depth: int) -> int:
             raise ValueError(f"depth={depth}: no log-signature of this depth has {inputs} components")
 
 
-class NRDE(nn.Module):
+class NeuralRDE(Layer):
     """h_0 = Linear(x_0), then dh/dt = F(h) logsig_k for one unit of time with each block k.
 
     The sequence (T, B, inputs) is as :func:`longwave.tasks.transforms.log_signature.log_signatures` makes it: the first
     entry holds x_0 in its first channels, the others log-signatures. The result is h_0 and h at the end of each block,
     (T, B, hidden), and h at the end. With a state given the first entry is a block like the others, so that a sequence
-    may be cut and gone on with.
+    may be given in parts.
 
     With ``repeat_last`` the state is two: h after one more step with the last block, which is read, and h before it,
-    from which a sequence goes on.
+    from which a sequence continues.
 
     Initialisation is PyTorch's. The solve is in the type of the weights, also under autocast.
+
+    Args:
+        inputs: components of the log-signature.
+        hidden: width of the state.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config` but ``readout_lr``, which is the optimiser's.
     """
 
-    def __init__(self, inputs: int, config: Config):
-        super().__init__()
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        super().__init__(batch_first)
+        config = Config(hidden=hidden, **settings)
         self.channels = channels_of(inputs, config.depth)
         self.solver, self.adjoint, self.repeat_last = config.solver, config.adjoint, config.repeat_last
-        self.initial = nn.Linear(self.channels, config.hidden)
-        self.field = VectorField(inputs, config.hidden, config.multiplier * config.hidden, config.layers, config.tied)
+        self.initial = nn.Linear(self.channels, hidden)
+        self.field = VectorField(inputs, hidden, config.multiplier * hidden, config.layers, config.tied)
 
     # A compiler would unroll the loop over the blocks.
     @torch.compiler.disable
-    def forward(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
+    def unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
         with torch.autocast(x.device.type, enabled=False):
             if state is None:
                 h = self.initial(x[0, :, : self.channels])
@@ -130,10 +134,6 @@ class NRDE(nn.Module):
                 states = torch.cat([h.unsqueeze(0), states])
             sequence = states[: len(x)]
             return sequence, (states[-1], sequence[-1]) if self.repeat_last else sequence[-1]
-
-    def backend(self) -> str:
-        """What computes the time loop."""
-        return "torch"
 
 
 class VectorField(nn.Module):

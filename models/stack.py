@@ -3,30 +3,32 @@
 import torch
 from torch import Tensor, nn
 
+from longwave.models.layer import Layer
 
-class Stack(nn.Module):
+
+class Stack(Layer):
     """Recurrent layers on top of each other, (T, B, inputs) to (T, B, hidden), with time-shared dropout behind each.
 
     In training, a mask is drawn for every layer, the top one too: one number for each sequence and unit, the same at
     all steps, that is 0 with probability ``dropout`` and else 1 / (1 - dropout).
 
     Args:
-        layers: each maps x (T, B, D) and a state, or None for zeros, to a sequence (T, B, H) and the final state: the
-            end of the sequence, (B, H), or a tuple that begins with it.
+        layers: from the bottom up, time-major.
         dropout: in [0, 1); 0 is none.
         residual: whether what comes out of a layer, behind its dropout, is added to what went in; from the second
             layer on, since the first has inputs of another width.
+        batch_first: as in ``torch.nn.LSTM``.
     """
 
-    def __init__(self, layers: list[nn.Module], dropout: float = 0.0, residual: bool = False):
-        super().__init__()
+    def __init__(self, layers: list[Layer], dropout: float = 0.0, residual: bool = False, *, batch_first: bool = False):
+        super().__init__(batch_first)
         self.layers = nn.ModuleList(layers)
         self.dropout, self.residual = dropout, residual
 
-    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """The sequence of the top layer, and (its end, the final states of all layers).
 
-        ``state`` is what a call on the steps before gave, of which the first part is not read, or None for zeros.
+        The first part of ``state`` is not read.
         """
         initial = [None] * len(self.layers) if state is None else state[1]
         finals, end = [], None
@@ -42,15 +44,13 @@ class Stack(nn.Module):
             finals.append(final)
         return x, (end, tuple(finals))
 
-    def updated(self, step: int) -> None:
-        """After each step of the optimiser: for the layers that act on it."""
+    def after_step(self, step: int) -> None:
         for layer in self.layers:
-            if hasattr(layer, "updated"):
-                layer.updated(step)
+            layer.after_step(step)
 
+    @property
     def backend(self) -> str:
-        """What computes the time loops where the weights are now."""
-        return self.layers[0].backend()
+        return self.layers[0].backend
 
 
 def affine(inputs: int, hidden: int) -> nn.Linear:

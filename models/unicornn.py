@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.network import Network
+from longwave.models.layer import Layer, start_wide
+from longwave.models.network import ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
+from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf, shown
 
-INPUTS = ("released", "wide")
-OUTPUTS = ("position", "deviation")
-# The range of V and b at the start where they are wide: tanh then works over all of its range from the first step on.
-WIDE = 3.0
+LARGEST_DT = 100
 # Of dt, where step sizes are spread: sigmoid(c) is below 1.
 LARGEST_SHARE = 0.999
 # Of a batch, in the running means of the input and of what the readout standardises.
@@ -22,15 +21,15 @@ INPUT_MOMENTUM, READOUT_MOMENTUM = 0.01, 0.3
 
 
 @dataclass
-class Config:
+class Config(ModelConfig):
     """UnICORNN.
 
     Args:
         hidden: number of oscillators in a layer.
         layers: number of layers.
-        dt: largest step size, > 0: one number, or a list with one for each layer. A unit's own is dt sigmoid(c).
-        alpha: stiffness, the pull on the position y; >= 0.
-        dropout: of every layer's output, the top one's too, with a mask that is shared over time; in [0, 1). The
+        dt: largest step size: one number, or a list with one for each layer. A unit's own is dt sigmoid(c).
+        alpha: stiffness, the pull on the position y.
+        dropout: of every layer's output, the top one's too, with a mask that is shared over time. The
             released code has 0.1 as a default that its scripts never mention (psMNIST, noise-padded CIFAR-10, BIDMC),
             and none at all for EigenWorms.
         residual: whether the input of a layer, from the second on, is added to its output (after dropout). The
@@ -45,59 +44,46 @@ class Config:
     """
 
     name: str = "unicornn"
-    hidden: int = 128
-    layers: int = 3
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 3
     dt: Any = 0.046
-    alpha: float = 10.0
-    dropout: float = 0.1
-    residual: bool = False
-    anchor: int = 256
-    dt_spread: float = 1.0
-    input_initialisation: str = "released"
-    output: str = "position"
+    alpha: Annotated[float, Ge(0), Le(10**6)] = 10.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    residual: Annotated[bool, MODEL] = False
+    anchor: Annotated[int, Ge(0), Le(10**9)] = 256
+    dt_spread: Annotated[float, Ge(1), Le(10**9)] = 1.0
+    input_initialisation: Annotated[str, OneOf("released", "wide")] = "released"
+    output: Annotated[str, OneOf("position", "deviation"), MODEL] = "position"
 
     def __post_init__(self):
-        for key in ("hidden", "layers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be 1 or more")
+        super().__post_init__()
         values = self.dt if isinstance(self.dt, list) else [self.dt]
-        if not all(type(dt) in (int, float) and 0 < dt < math.inf for dt in values):
-            raise ValueError(f"dt={self.dt}: must be a number > 0, or a list of one for each layer")
+        if not all(type(dt) in (int, float) and 0 < dt <= LARGEST_DT for dt in values):
+            raise ValueError(
+                f"dt={shown(self.dt)}: must be a number greater than 0 and at most {LARGEST_DT}, "
+                "or a list of one for each layer"
+            )
         if isinstance(self.dt, list) and len(self.dt) != self.layers:
             raise ValueError(f"dt={self.dt}: must be one number, or a list of {self.layers} (layers={self.layers})")
         # 1 and 1.0 are one run.
         self.dt = [float(dt) for dt in values] if isinstance(self.dt, list) else float(self.dt)
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha={self.alpha}: must be >= 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
-        if self.anchor < 0:
-            raise ValueError(f"anchor={self.anchor}: must be 0 (none) or a number of steps")
-        if not 1 <= self.dt_spread < math.inf:
-            raise ValueError(f"dt_spread={self.dt_spread}: must be 1 or more")
-        for key, allowed in (("input_initialisation", INPUTS), ("output", OUTPUTS)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
 
     def build(self, inputs: int, outputs: int) -> Network:
-        steps = self.dt if isinstance(self.dt, list) else [self.dt] * self.layers
-        widths = [inputs] + [self.hidden] * (self.layers - 1)
-        kind = DeviationLayer if self.output == "deviation" else UnICORNNLayer
-        layers = [
-            kind(width, self.hidden, dt, self.alpha, self.anchor) for width, dt in zip(widths, steps, strict=True)
-        ]
+        layer = UnICORNN(inputs, **self.settings("dt_spread", "input_initialisation"))
         readout = classifier(self.hidden, outputs, StandardisedLinear if self.output == "deviation" else nn.Linear)
-        for layer in layers:
-            layer.start(self.dt_spread, self.input_initialisation)
-        return Network(UnICORNN(layers, self.dropout, self.residual), readout)
+        # Drawn after the readout.
+        layer.start(self.dt_spread, self.input_initialisation)
+        return Network(layer, readout)
 
 
-class UnICORNNLayer(nn.Module):
+class UnICORNNLayer(Layer):
     """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.unicornn`.
 
     w ~ U(0, 1), c ~ U(-0.1, 0.1), and the map of the input is :func:`longwave.models.stack.affine`
     (unicornn: */network.py).
     """
+
+    operation = "unicornn"
 
     def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256):
         super().__init__()
@@ -113,18 +99,13 @@ class UnICORNNLayer(nn.Module):
             share = torch.empty_like(self.c).uniform_(-math.log(dt_spread), 0).exp()
             self.c.copy_((share * LARGEST_SHARE).logit())
         if input_initialisation == "wide":
-            nn.init.uniform_(self.affine.weight, -WIDE, WIDE)
-            nn.init.uniform_(self.affine.bias, -WIDE, WIDE)
+            start_wide(self.affine.weight, self.affine.bias)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The positions y (T, B, hidden) and the final (y, z), from zeros or from ``state``."""
+    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The positions y (T, B, hidden) and the final (y, z)."""
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
         pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.w.dtype)
         return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor)
-
-    def backend(self) -> str:
-        """What computes the time loop where the weights are now."""
-        return kernels.backend_for("unicornn", self.w)
 
     def stability(self) -> tuple[float, float]:
         """The least and the largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
@@ -183,7 +164,7 @@ class DeviationLayer(UnICORNNLayer):
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("batches", torch.zeros(()))
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def unroll(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The deviations (T, B, hidden), and the final deviation, y and z (B, hidden), and y and z of the reference."""
         if self.training:
             with torch.no_grad():
@@ -194,7 +175,7 @@ class DeviationLayer(UnICORNNLayer):
             _, y, z, reference_y, reference_z = state
             state = torch.cat([y, reference_y]), torch.cat([z, reference_z])
         reference = self.mean.to(x.dtype).expand(len(x), 1, -1)
-        sequence, (y, z) = super().forward(torch.cat([x, reference], 1), state)
+        sequence, (y, z) = super().unroll(torch.cat([x, reference], 1), state)
         return sequence[:, :-1] - sequence[:, -1:], (y[:-1] - y[-1:], y[:-1], z[:-1], y[-1:], z[-1:])
 
 
@@ -218,7 +199,28 @@ class StandardisedLinear(nn.Linear):
 
 
 class UnICORNN(Stack):
-    """A stack of :class:`UnICORNNLayer`."""
+    """A stack of :class:`UnICORNNLayer`.
+
+    Args:
+        inputs: input channels.
+        hidden: number of oscillators in a layer.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: the other fields of :class:`Config`.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+        config = Config(hidden=hidden, **settings)
+        kind = DeviationLayer if config.output == "deviation" else UnICORNNLayer
+        steps = config.dt if isinstance(config.dt, list) else [config.dt] * config.layers
+        widths = [inputs] + [hidden] * (config.layers - 1)
+        layers = [kind(width, hidden, dt, config.alpha, config.anchor) for width, dt in zip(widths, steps, strict=True)]
+        super().__init__(layers, config.dropout, config.residual, batch_first=batch_first)
+        self.start(config.dt_spread, config.input_initialisation)
+
+    def start(self, dt_spread: float, input_initialisation: str) -> None:
+        """Initialises c, V and b otherwise than the released code does: see :class:`Config`."""
+        for layer in self.layers:
+            layer.start(dt_spread, input_initialisation)
 
     @torch.no_grad()
     def theory(self, x: Tensor) -> dict[str, float]:
@@ -228,7 +230,7 @@ class UnICORNN(Stack):
             For each layer l = 1, 2, ...: ``least_stability_<l>`` and ``stability_<l>``, see
             :meth:`UnICORNNLayer.stability`, and ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`.
         """
-        found = {}
+        found, x = {}, self.exchanged(x)
         for number, layer in enumerate(self.layers, start=1):
             found[f"least_stability_{number}"], found[f"stability_{number}"] = layer.stability()
             found[f"inversion_drift_{number}"] = layer.inversion_drift(x)

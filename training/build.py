@@ -30,5 +30,4 @@ def build(config: Config) -> tuple[Task, Network]:
     model = config.model.build(task.inputs, task.outputs)
     model.reads, model.embedding = task.read, task.embedding()
     start_readout(model.readout, task.readout)
-    config.diagnostics.check(model)
     return task, model

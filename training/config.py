@@ -31,6 +31,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
+from longwave.models.network import ModelConfig
 from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked
 from longwave.tasks import transforms
 from longwave.training.budget import Training
@@ -103,7 +104,7 @@ class Config(Section):
         if not self.output:
             raise ValueError("output='': must be a folder")
         # A model may depend on the transform of its inputs.
-        if hasattr(self.model, "check"):
+        if isinstance(self.model, ModelConfig):
             self.model.check(self.transform)
 
     def as_dict(self) -> dict:

@@ -3,7 +3,6 @@
 Measuring changes nothing: not the weights, buffers, gradients or modes of the model, and no generator.
 """
 
-import inspect
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from longwave.models.network import Network
 from longwave.tasks.base import Task
-from longwave.training.errors import UserError
 from longwave.training.progress import log
 
 
@@ -32,55 +30,58 @@ class Diagnostics:
     gradients: bool = False
     theory: bool = False
 
-    def check(self, model: Network) -> None:
-        """Raises UserError, or warns, where a measurement does not go with the model."""
-        layer = type(model.layer).__name__
-        if self.gradients and len(inspect.signature(model.layer.forward).parameters) < 2:
-            raise UserError(
-                f"diagnostics.gradients=true: {layer} takes no state back, so that dE/dh_k cannot be measured; "
-                "leave it away, or use diagnostics=theory"
-            )
-        if self.theory and not hasattr(model.layer, "theory"):
-            log.warning("diagnostics.theory=true: %s has no theory to check; nothing is logged of it", layer)
-
     def probe(
         self, model: Network, task: Task, batch_size: int, device: torch.device
     ) -> Callable[[], dict[str, float]] | None:
-        """What measures the model as it is when called, always on the same batch; None where all is off."""
-        theory = self.theory and hasattr(model.layer, "theory")
-        if not self.gradients and not theory:
+        """A function that measures the model as it is, always on the same batch; None where there is nothing to do."""
+        if not self.gradients and not self.theory:
             return None
-        x, target, *lengths = (t.to(device) for t in task.batch(0, batch_size))
-        # Where lengths differ, up to the end of the shortest sample; where every step is read, at the last one.
-        x = x[: min(lengths[0])] if lengths else x
-        every = task.read == "every"
+        x, error = probe_batch(task, batch_size, device)
 
-        def error(output: Tensor) -> Tensor:
-            output = output.float()
-            found = task.scores(output[None], target[-1:]) if every else task.scores(output, target)
-            return found[task.objective]
+        def theory() -> dict[str, float]:
+            with _evaluating(model), torch.no_grad():
+                return {f"theory/{key}": float(value) for key, value in model.layer.theory(model.embed(x)).items()}
 
-        told = set()
+        has_theory = self.theory and bool(theory())
+        if self.theory and not has_theory:
+            layer = type(model.layer).__name__
+            log.warning("diagnostics.theory=true: %s has no theory to check; nothing is logged of it", layer)
+        if not self.gradients and not has_theory:
+            return None
+        reported = set()
 
         def measure() -> dict[str, float]:
             found = {}
-            with _evaluating(model), torch.no_grad():
-                inputs = x if model.embedding is None else model.embedding(x)
             if self.gradients:
-                norms = gradient_norms(model, inputs, error, lags(len(x)))
+                norms = gradient_norms(model, x, error, lags(len(x)))
                 found |= {f"{PREFIX}{lag}": norm for lag, norm in norms.items()}
-            if theory:
-                with _evaluating(model), torch.no_grad():
-                    found |= {f"theory/{key}": float(value) for key, value in model.layer.theory(inputs).items()}
+            if has_theory:
+                found |= theory()
             # A line of the history is JSON, which has no infinity.
             finite = {key: value for key, value in found.items() if math.isfinite(value)}
-            lost = [key for key in found if key not in finite and key not in told]
+            lost = [key for key in found if key not in finite and key not in reported]
             if lost:
                 log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
-                told.update(lost)
+                reported.update(lost)
             return finite
 
         return measure
+
+
+def probe_batch(task: Task, batch_size: int, device: torch.device) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The training batch of step 0, and its error: the model's output (B, outputs) at the last step to (B,).
+
+    Where lengths differ, the batch ends with the shortest sample; where every step is read, the last one counts.
+    """
+    x, target, *lengths = (t.to(device) for t in task.batch(0, batch_size))
+    x = x[: min(lengths[0])] if lengths else x
+
+    def error(output: Tensor) -> Tensor:
+        output = output.float()
+        found = task.scores(output[None], target[-1:]) if task.read == "every" else task.scores(output, target)
+        return found[task.objective]
+
+    return x, error
 
 
 PREFIX = "gradients/lag_"
@@ -103,7 +104,7 @@ def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor],
     The model is in evaluation mode (no dropout, no batch statistics) and in the precision of its weights.
 
     Args:
-        x: (T, B, D).
+        x: (T, B, D), or what the model's embedding takes.
         error: maps the model's output to the error E of each sample, (B,).
         lags: 0 is the state after the last step, T - 1 the one after the first.
 
@@ -111,6 +112,8 @@ def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor],
         The norm at each lag, the shortest first.
     """
     state, states, done = None, {}, 0
+    with _evaluating(model), torch.no_grad():
+        x = model.embed(x)
     # cuDNN's recurrences have no backward pass in evaluation mode.
     with _evaluating(model), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         for lag in sorted(lags, reverse=True):

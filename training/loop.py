@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.models.layer import detach, map_state
 from longwave.models.network import Network
 from longwave.tasks.base import Task
 from longwave.tasks.randomness import counted_seed
@@ -214,7 +215,7 @@ class Trainer:
         if settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(model.parameters(), settings.clip_norm, norm)
         optimizer.step()
-        model.updated(state.step + 1)
+        model.after_step(state.step + 1)
         if not self.by_plateau:
             self.scheduler.step()
         state.step += 1
@@ -389,15 +390,8 @@ def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carrie
     """The output, and the hidden state that the next batch starts from; None where a task does not carry it."""
     if not task.carries_state:
         return model(x.to(device), *(t.to(device) for t in lengths)), None
-    output, state = model.advance(x.to(device), _each(carried, lambda t: t.to(device)))
-    return output, _each(state, Tensor.detach)
-
-
-def _each(state, function: Callable[[Tensor], Tensor]):
-    """``function`` of every tensor of a hidden state: a tensor, None, or a tuple of such."""
-    if isinstance(state, tuple):
-        return tuple(_each(part, function) for part in state)
-    return None if state is None else function(state)
+    output, state = model.advance(x.to(device), map_state(lambda part: part.to(device), carried))
+    return output, detach(state)
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ class Run:
         record = self.record
         record.budget.steps_in_recipe = steps_in_recipe
         record.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        record.backend, record.device = model.layer.backend(), environment.device_name(device)
+        record.backend, record.device = model.layer.backend, environment.device_name(device)
         files = [{"file": name, "sha256": sha256} for name, sha256 in task.files]
         record.data = Data(split_id=task.split_id, files=files, **({"notes": task.notes} if task.notes else {}))
 

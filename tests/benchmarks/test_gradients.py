@@ -1,7 +1,10 @@
 import json
 import sys
 
+import pytest
+
 from longwave.benchmarks import gradients
+from longwave.training.errors import UserError
 
 
 def test_at_initialisation_and_after_training(fit_here, tmp_path, monkeypatch, capsys):
@@ -23,3 +26,16 @@ def test_at_initialisation_and_after_training(fit_here, tmp_path, monkeypatch, c
     lines = [line for line in capsys.readouterr().out.splitlines() if "initialised" in line or "after" in line]
     assert ["lstm" in line for line in lines] == [True, True, False]
     assert [path.name for path in (tmp_path / "outputs" / "runs").iterdir()] == [folder.name]
+
+
+def test_a_task_that_is_read_at_every_step_of_models_without_a_recipe(tmp_path):
+    """The error of the last step, which is felt at all lags."""
+    arguments = ["task=copying", "task.L=9", "model.hidden=5", f"output={tmp_path}"]
+    found = gradients.measure(["model=lstm", *arguments])
+    assert list(found) == ["initialised"]
+    norms = found["initialised"]
+    # L + 2 K steps.
+    assert max(norms) == 9 + 20 - 1
+    assert all(norm > 0 for norm in norms.values())
+    with pytest.raises(UserError, match=r"^model\.hidden=0: "):
+        gradients.measure(["model=lstm", *arguments, "model.hidden=0"])

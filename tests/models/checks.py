@@ -31,7 +31,7 @@ def train(model: nn.Module, draw, loss, steps: int, lr: float, last: int) -> flo
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        model.updated(step)
+        model.after_step(step)
         values.append(value.item())
     return sum(values[-last:]) / last
 

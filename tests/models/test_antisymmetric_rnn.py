@@ -26,9 +26,9 @@ def test_parameters(gated, inputs, parameters):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hidden", 0, "hidden=0: must be 1 or more"),
-        ("epsilon", 0.0, "epsilon=0.0: must be > 0"),
-        ("gamma", -0.1, "gamma=-0.1: must be >= 0"),
+        ("hidden", 0, "hidden=0: must be at least 1"),
+        ("epsilon", 0.0, "epsilon=0.0: must be greater than 0"),
+        ("gamma", -0.1, "gamma=-0.1: must be at least 0"),
     ],
 )
 def test_values_out_of_range(key, value, message):
@@ -42,7 +42,7 @@ def test_equals_a_transcription_of_the_equation(T, gated):
     """h += epsilon tanh(A h + V x + b), A antisymmetric but for -gamma I; gated, times sigmoid(A h + U x + c)."""
     torch.manual_seed(0)
     h, B, epsilon, gamma = 5, 4, 0.3, 0.2
-    layer = AntisymmetricRNN(3, h, gated, epsilon, gamma).double()
+    layer = AntisymmetricRNN(3, h, gated=gated, epsilon=epsilon, gamma=gamma).double()
     torch.nn.init.normal_(layer.affine.bias)
     x = torch.randn(T, B, 3, dtype=torch.float64)
     weight, bias = layer.affine.weight.detach().numpy(), layer.affine.bias.detach().numpy()
@@ -66,7 +66,7 @@ def test_equals_a_transcription_of_the_equation(T, gated):
 @pytest.mark.parametrize("gated", [False, True])
 def test_one_sequence_of_one_step_and_one_unit(gated):
     """A single unit has no antisymmetric part, and from zero h_1 = epsilon (gate) tanh(V x + b)."""
-    layer = AntisymmetricRNN(2, 1, gated, 0.3, 0.1)
+    layer = AntisymmetricRNN(2, 1, gated=gated, epsilon=0.3, gamma=0.1)
     assert layer.upper.numel() == 0
     x = torch.randn(1, 1, 2)
     drive = layer.affine(x)[0]
@@ -77,7 +77,7 @@ def test_one_sequence_of_one_step_and_one_unit(gated):
 def test_neither_grows_nor_decays():
     """All eigenvalues of the Jacobian's matrix have the real part -gamma."""
     torch.manual_seed(0)
-    layer = AntisymmetricRNN(2, 7, False, 0.1, 0.05).double()
+    layer = AntisymmetricRNN(2, 7, epsilon=0.1, gamma=0.05).double()
     # Linear in the state where tanh is: the response to a tiny state is epsilon A times it.
     states = 1e-6 * torch.eye(7, dtype=torch.float64)
     stepped, _ = layer(torch.zeros(1, 7, 2, dtype=torch.float64), states)

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from longwave import kernels
-from longwave.models.cornn import DAMPINGS, PARAMETRISATIONS, Config, CoRNN
+from longwave.models.cornn import Config, CoRNN
+
+DAMPINGS = ("explicit", "implicit")
+PARAMETRISATIONS = ("concatenated", "separate", "recurrent")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,9 @@ def test_equals_a_transcription_of_the_equation(parametrisation, damping, T):
     """z += dt (tanh(W y + Wz z + V x + b) - gamma y - epsilon z), the last z old or new, then y += dt z."""
     torch.manual_seed(0)
     inputs, h, B, dt, gamma, epsilon = 3, 5, 4, 0.3, 1.7, 0.4
-    layer = CoRNN(inputs, h, dt, gamma, epsilon, parametrisation=parametrisation, damping=damping).double()
+    layer = CoRNN(
+        inputs, h, dt=dt, gamma=gamma, epsilon=epsilon, parametrisation=parametrisation, damping=damping
+    ).double()
     x = torch.randn(T, B, inputs, dtype=torch.float64)
     act = affine(layer)
     y, z = np.zeros((B, h)), np.zeros((B, h))
@@ -72,7 +77,7 @@ def test_gradients_in_double(parametrisation, damping, train_dynamics):
     """Of everything, gamma and epsilon included."""
     torch.manual_seed(0)
     options = {"parametrisation": parametrisation, "damping": damping, "train_dynamics": train_dynamics}
-    layer = CoRNN(2, 3, 0.3, 1.5, 0.7, **options).double()
+    layer = CoRNN(2, 3, dt=0.3, gamma=1.5, epsilon=0.7, **options).double()
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
     state = tuple(torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     names = [name for name, _ in layer.named_parameters()]
@@ -96,7 +101,7 @@ FAN_IN = {
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 def test_initialisation_is_that_of_its_linear_maps(parametrisation):
     torch.manual_seed(0)
-    layer = CoRNN(2, 128, 0.1, 1.0, 1.0, parametrisation=parametrisation)
+    layer = CoRNN(2, 128, parametrisation=parametrisation)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
     assert parameters.keys() == FAN_IN[parametrisation].keys()
     for name, parameter in parameters.items():
@@ -126,7 +131,7 @@ def test_trained_dynamics_start_at_what_is_configured(train_dynamics, dt, gamma,
 @pytest.mark.parametrize("train_dynamics", ["shared", "unit"])
 def test_trained_dynamics_move_and_stay_in_their_bounds(train_dynamics):
     torch.manual_seed(0)
-    layer = CoRNN(2, 4, 0.1, 1.0, 1.0, train_dynamics=train_dynamics)
+    layer = CoRNN(2, 4, dt=0.1, train_dynamics=train_dynamics)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
     before = torch.stack(layer.dynamics()[1:]).detach()
     layer(torch.randn(20, 8, 2))[0].square().sum().backward()
@@ -180,16 +185,16 @@ def test_initialisations_by_name(parametrisation):
         ({"parametrisation": "joint"}, "parametrisation=joint: must be one of concatenated, separate, recurrent"),
         ({"damping": "none"}, "damping=none: must be one of explicit, implicit"),
         ({"train_dynamics": "all"}, "train_dynamics=all: must be one of none, shared, unit"),
-        ({"train_dynamics": "shared", "gamma": 0.0}, "gamma=0.0: must be > 0 where train_dynamics=shared"),
-        ({"train_dynamics": "unit", "epsilon": 0.0}, "epsilon=0.0: must be > 0 where train_dynamics=unit"),
+        ({"train_dynamics": "shared", "gamma": 0.0}, "gamma=0.0: must be greater than 0 where train_dynamics=shared"),
+        ({"train_dynamics": "unit", "epsilon": 0.0}, "epsilon=0.0: must be greater than 0 where train_dynamics=unit"),
         (
             {"train_dynamics": "unit", "epsilon": 16.0, "dt": 0.1},
-            "epsilon=16.0: must be 1.5 / dt = 15 or less where train_dynamics=unit",
+            "epsilon=16.0: must be at most 1.5 / dt = 15 where train_dynamics=unit",
         ),
         ({"input_initialisation": "wider"}, "input_initialisation=wider: must be one of pytorch, wide"),
         ({"recurrent_initialisation": "edge"}, "recurrent_initialisation=edge: must be one of pytorch, critical"),
-        ({"dt": 0.0}, "dt=0.0: must be > 0"),
-        ({"gamma": -1.0}, "gamma=-1.0: must be >= 0"),
+        ({"dt": 0.0}, "dt=0.0: must be greater than 0"),
+        ({"gamma": -1.0}, "gamma=-1.0: must be at least 0"),
     ],
 )
 def test_what_is_refused(wrong, message):
@@ -205,7 +210,7 @@ def test_what_is_only_refused_where_it_is_trained():
 
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 def test_theory_of_known_matrices(parametrisation):
-    layer = CoRNN(1, 2, 0.1, 1.0, 1.0, parametrisation=parametrisation)
+    layer = CoRNN(1, 2, dt=0.1, parametrisation=parametrisation)
     _, _, w_y, w_z = layer.weights()
     with torch.no_grad():
         w_y.copy_(torch.tensor([[1.0, -2.0], [0.5, 0.0]]))
@@ -226,7 +231,7 @@ def test_theory_of_the_adding_problem():
     torch.manual_seed(0)
     norms = []
     for _ in range(20):
-        layer = CoRNN(2, 128, 0.06, 66.0, 15.0)
+        layer = CoRNN(2, 128, dt=0.06, gamma=66.0, epsilon=15.0)
         norms.append(layer.theory(torch.zeros(1, 1, 2))["norm_w"])
     found = layer.theory(torch.zeros(1, 1, 2))
     assert (found["determinant"], found["trace"]) == pytest.approx((0.1, 0.8624))
@@ -237,7 +242,7 @@ def test_theory_of_the_adding_problem():
 
 def test_theory_says_nothing_of_r_where_dt_is_1_or_more():
     for dt in (1.0, 1.5):
-        assert math.isnan(CoRNN(1, 3, dt, 1.0, 1.0).theory(torch.zeros(1, 1, 1))["r"])
+        assert math.isnan(CoRNN(1, 3, dt=dt).theory(torch.zeros(1, 1, 1))["r"])
 
 
 @pytest.mark.parametrize("damping", DAMPINGS)
@@ -246,7 +251,7 @@ def test_theory_of_stability_is_that_of_the_step(damping):
     rng, seen = np.random.default_rng(0), set()
     for _ in range(200):
         dt, gamma, epsilon = rng.uniform(0.1, 1.5), rng.uniform(0, 8), rng.uniform(0, 4)
-        layer = CoRNN(1, 1, dt, gamma, epsilon, damping=damping).double()
+        layer = CoRNN(1, 1, dt=dt, gamma=gamma, epsilon=epsilon, damping=damping).double()
         # The step from (1, 0) and from (0, 1), less the one from (0, 0): columns of the map.
         zero, ends = torch.zeros(1, 1, dtype=torch.float64), []
         for y, z in ((1.0, 0.0), (0.0, 1.0)):
@@ -264,7 +269,7 @@ def test_theory_of_stability_is_that_of_the_step(damping):
 
 
 def test_theory_follows_what_is_trained():
-    layer = CoRNN(1, 3, 0.1, 1.0, 1.0, train_dynamics="unit")
+    layer = CoRNN(1, 3, dt=0.1, train_dynamics="unit")
     with torch.no_grad():
         layer.logarithms["gamma"].copy_(torch.tensor([1.0, 2.0, 6.0]).log())
     found = layer.theory(torch.zeros(1, 1, 1))

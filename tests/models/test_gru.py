@@ -55,5 +55,5 @@ def test_equals_a_transcription_of_the_equation(T):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="hidden=0: must be 1 or more"):
+    with pytest.raises(ValueError, match="hidden=0: must be at least 1"):
         Config(hidden=0)

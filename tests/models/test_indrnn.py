@@ -17,13 +17,13 @@ def test_parameters_are_the_papers():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"hidden": 0}, "hidden=0: must be 1 or more"),
-        ({"layers": 0}, "layers=0: must be 1 or more"),
-        ({"steps": 0}, "steps=0: must be 1 or more"),
-        ({"magnitude": 0.0}, "magnitude=0.0: must be > 0"),
-        ({"magnitude": 0.99, "long_memory": True}, "magnitude=0.99: must be > 1 where long_memory is true"),
+        ({"hidden": 0}, "hidden=0: must be at least 1"),
+        ({"layers": 0}, "layers=0: must be at least 1"),
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"magnitude": 0.0}, "magnitude=0.0: must be greater than 0"),
+        ({"magnitude": 0.99, "long_memory": True}, "magnitude=0.99: must be greater than 1 where long_memory is true"),
         ({"norm": "batch"}, "norm=batch: must be one of after, before, none"),
-        ({"dropout": 1.0}, r"dropout=1.0: must be in \[0, 1\)"),
+        ({"dropout": 1.0}, "dropout=1.0: must be less than 1"),
     ],
 )
 def test_values_out_of_range(keys, message):
@@ -133,7 +133,7 @@ def test_u_stays_within_its_bound(magnitude, steps, bound):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(100.0 * sign)
-        model.updated(1)
+        model.after_step(1)
         for layer in model.layer.layers:
             torch.testing.assert_close(layer.u.detach(), torch.full((4,), sign * bound), rtol=1e-6, atol=0)
             assert (layer.affine.weight == 100.0 * sign).all()

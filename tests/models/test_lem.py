@@ -32,7 +32,7 @@ def test_equals_a_transcription_of_the_equation(T):
     """Steps D1 and D2 from the old y, then z from the old y, then y from the new z."""
     torch.manual_seed(0)
     inputs, h, B, dt = 3, 5, 4, 0.7
-    layer = LEM(inputs, h, dt).double()
+    layer = LEM(inputs, h, dt=dt).double()
     x = torch.randn(T, B, inputs, dtype=torch.float64)
     p = {name: value.detach().numpy() for name, value in layer.named_parameters()}
     of_x, of_y = (np.split(p[f"{name}.weight"], n) for name, n in (("x", 4), ("y", 3)))
@@ -55,7 +55,7 @@ def test_equals_a_transcription_of_the_equation(T):
 
 def test_gradients_in_double():
     torch.manual_seed(0)
-    layer = LEM(2, 3, 0.6).double()
+    layer = LEM(2, 3, dt=0.6).double()
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
     state = tuple(torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     names = [name for name, _ in layer.named_parameters()]
@@ -80,7 +80,9 @@ def test_initialisation():
     assert 0.97 * bound < model.readout.bias.abs().max() <= bound
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"dt": 0.0}, "dt=0.0: must be > 0"), ({"hidden": 0}, "hidden=0: ")])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"dt": 0.0}, "dt=0.0: must be greater than 0"), ({"hidden": 0}, "hidden=0: ")]
+)
 def test_what_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Config(**wrong)

@@ -115,9 +115,9 @@ def test_chrono_remembers_for_times_up_to_the_longest(longest):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"chrono": 2}, "chrono=2: must be 3 or more"),
+        ({"chrono": 2}, "chrono=2: must be at least 3"),
         ({"chrono": 9, "forget_bias": 1.0}, "forget_bias=1.0: must be null where chrono=9 sets it"),
-        ({"hidden": 0}, "hidden=0: must be 1 or more"),
+        ({"hidden": 0}, "hidden=0: must be at least 1"),
     ],
 )
 def test_what_is_refused(wrong, message):

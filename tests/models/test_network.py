@@ -8,7 +8,7 @@ from longwave.models.cornn import CoRNN
 from longwave.models.lstm import LSTM
 from longwave.models.network import Network
 
-LAYERS = {"cornn": lambda: CoRNN(2, 5, 0.5, 1.0, 1.0), "lstm": lambda: LSTM(2, 5)}
+LAYERS = {"cornn": lambda: CoRNN(2, 5, dt=0.5), "lstm": lambda: LSTM(2, 5)}
 
 
 @pytest.fixture(params=LAYERS)

@@ -331,12 +331,12 @@ def test_trains_and_chooses_its_transform(fit_here):
 
 def test_wrong_settings():
     for key, value, message in [
-        ("hidden", 0, r"^hidden=0: must be 1 or more$"),
-        ("multiplier", 0, r"^multiplier=0: must be 1 or more$"),
-        ("layers", 0, r"^layers=0: must be 1 or more$"),
+        ("hidden", 0, r"^hidden=0: must be at least 1$"),
+        ("multiplier", 0, r"^multiplier=0: must be at least 1$"),
+        ("layers", 0, r"^layers=0: must be at least 1$"),
         ("depth", 0, r"^depth=0: nrde reads log-signatures of depth 1, 2 or 3; choose transform=log_signature$"),
         ("solver", "midpoint", r"^solver=midpoint: must be one of euler, heun, rk4$"),
-        ("readout_lr", 0.0, r"^readout_lr=0\.0: must be > 0$"),
+        ("readout_lr", 0.0, r"^readout_lr=0\.0: must be greater than 0$"),
     ]:
         with pytest.raises(ValueError, match=message):
             Config(**{key: value})

@@ -1,29 +1,28 @@
 import torch
-from torch import nn
 
+from longwave.models.layer import Layer
 from longwave.models.stack import Stack
 
 
-class Plain(nn.Module):
+class Plain(Layer):
     """No recurrence: x + 1, and a final state that begins with the end of the sequence."""
 
-    def forward(self, x, state=None):
+    def unroll(self, x, state=None):
         return x + 1, (x[-1] + 1, x[-1])
 
-    def backend(self):
-        return "plain"
+    backend = "plain"
 
 
-class Sum(nn.Module):
+class Sum(Layer):
     """The running sum, whose state is its end."""
 
     seen = None
 
-    def forward(self, x, state=None):
+    def unroll(self, x, state=None):
         sequence = x.cumsum(0) + (0 if state is None else state)
         return sequence, sequence[-1]
 
-    def updated(self, step):
+    def after_step(self, step):
         self.seen = step
 
 
@@ -102,6 +101,6 @@ def test_a_sequence_may_be_cut_and_gone_on_with():
 
 def test_the_layers_hear_of_the_update():
     stack = Stack([Plain(), Sum()])
-    stack.updated(7)
+    stack.after_step(7)
     assert stack.layers[1].seen == 7
-    assert stack.backend() == "plain"
+    assert stack.backend == "plain"

@@ -38,7 +38,7 @@ def test_equals_a_loop_written_out(fit_here):
     _, folder = fit_here(*SMALL, *settings)
     task = Config(T=8, test_samples=40).build(3, folder)
     torch.manual_seed(counted_seed(3, "init"))
-    layer, readout = CoRNN(2, 6, 0.016, 94.5, 9.5), torch.nn.Linear(6, 1)
+    layer, readout = CoRNN(2, 6, dt=0.016, gamma=94.5, epsilon=9.5), torch.nn.Linear(6, 1)
     optimizer = torch.optim.Adam([*layer.parameters(), *readout.parameters()], lr=0.01)
     losses = []
     for step in range(5):

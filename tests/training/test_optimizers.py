@@ -2,15 +2,20 @@ import pytest
 import torch
 from torch import nn
 
+from longwave.models.layer import Layer
 from longwave.models.network import Group, Network
 from longwave.training.optimizers import OPTIMIZERS, Optimizer, Scheduler
 
 
-class Last(nn.Linear):
+class Last(Layer):
     """No recurrence."""
 
-    def forward(self, x, state=None):
-        sequence = super().forward(x)
+    def __init__(self, inputs, hidden):
+        super().__init__()
+        self.linear = nn.Linear(inputs, hidden)
+
+    def unroll(self, x, state=None):
+        sequence = self.linear(x)
         return sequence, sequence[-1]
 
 
@@ -30,16 +35,18 @@ def test_one_step_is_torchs(name):
             optimizer.zero_grad()
             model(x).pow(2).sum().backward()
             optimizer.step()
-    assert torch.equal(ours.layer.weight, theirs.layer.weight)
+    assert torch.equal(ours.layer.linear.weight, theirs.layer.linear.weight)
 
 
 def test_groups_have_their_own_rate_and_decay():
     layer, readout = Last(3, 2), nn.Linear(2, 1)
-    model = Network(layer, readout, [Group([layer.bias, readout.bias], weight_decay=0), Group([readout.weight], lr=10)])
+    model = Network(
+        layer, readout, [Group([layer.linear.bias, readout.bias], weight_decay=0), Group([readout.weight], lr=10)]
+    )
     groups = Optimizer(name="sgd", lr=0.1, weight_decay=0.01).build(model).param_groups
     assert [(g["params"], g["lr"], g["weight_decay"]) for g in groups] == [
-        ([layer.weight], 0.1, 0.01),
-        ([layer.bias, readout.bias], 0.1, 0),
+        ([layer.linear.weight], 0.1, 0.01),
+        ([layer.linear.bias, readout.bias], 0.1, 0),
         ([readout.weight], 1.0, 0.01),
     ]
 
