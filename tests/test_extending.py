@@ -1,44 +1,60 @@
-"""What docs/extending.md says of adding a model is all there is to it."""
+"""What docs/extending.md says of adding a model, a task and a recipe is all there is to it."""
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
+import pytest
+
 from longwave import PACKAGE
 
+# What finds models, tasks or recipes by itself, or lists tables of them.
+AFFECTED = [
+    "tests/models/test_contract.py",
+    "tests/results",
+    "tests/tasks/test_batches.py",
+    "tests/tasks/test_show.py",
+    "tests/test_models_on_tasks.py",
+    "tests/test_recipes.py",
+    "tests/test_resume.py",
+    "tests/test_sweep.py",
+    "tests/training/test_config.py",
+    "tests/training/test_diagnostics.py",
+]
 
-def test_the_example_is_a_model(tmp_path):
-    tmp_path = tmp_path / "longwave"
-    tmp_path.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path.parent)}
-    for name in (
-        "__init__.py",
-        "pyproject.toml",
-        "conf",
-        "kernels",
-        "models",
-        "results",
-        "tasks",
-        "training",
-        "train.py",
-    ):
-        source = PACKAGE / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    text = (PACKAGE / "docs" / "extending.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (schema,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "models" / "irnn.py").write_text(code)
-    (tmp_path / "conf" / "model" / "irnn.yaml").write_text(schema)
-    small = ["task.T=6", "model.hidden=3", "training.steps=3", "tracking=none", "threads=1"]
-    command = [sys.executable, tmp_path / "train.py", "model=irnn", "task=adding", *small]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert folder.name.startswith("irnn-adding-seed0")
-    assert json.loads((folder / "record.json").read_text())["backend"] == "torch.nn.RNN"
-    done = subprocess.run([*command, "model.hidden=0"], capture_output=True, text=True, env=environment)
-    assert done.stderr.strip() == "error: model.hidden=0: must be 1 or more"
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_examples_pass_the_tests_of_the_project(tmp_path):
+    """In a copy of the project with the printed files: the fast tests that a model, a task or a recipe can affect."""
+    copy = tmp_path / "longwave"
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PACKAGE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in files.stdout.split("\0")[:-1]:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((PACKAGE / name).read_bytes())
+    text = (copy / "docs" / "extending.md").read_text()
+    printed = re.findall(r"`((?:models|tasks|conf)/[\w/]+\.(?:py|yaml))`:?\n\n```\w+\n(.*?)```", text, re.DOTALL)
+    added = {"models/irnn.py", "conf/model/irnn.yaml", "tasks/recall.py", "conf/task/recall.yaml"}
+    assert {name for name, _ in printed} == added | {"conf/recipe/irnn/recall.yaml"}
+    for name, content in printed:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text(content)
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+
+    def run(*command):
+        done = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True, env=environment)
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = run("train.py", "model=irnn", "task=recall", "model.hidden=0")
+    assert (code, output) == (1, "error: model.hidden=0: must be at least 1\n")
+    code, output = run("-m", "pytest", "-m", "not slow", "-n", "2", *AFFECTED)
+    assert code == 0, output[-5000:]
+    assert re.search(r"\d+ passed", output)

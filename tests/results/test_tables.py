@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from longwave import CONF
 from longwave.results import records, tables
 from longwave.results.published import Published
 from longwave.training.config import choices
@@ -337,7 +339,8 @@ def test_the_readme_opens_with_what_the_records_give():
     lines = text[text.index("\n|") + 1 :].partition("\n\n")[0].splitlines()
     shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert shown == [[name, *adding[name], *har2.get(name, [""])] for name in adding]
-    assert {name.partition(",")[0] for name in adding} == set(choices("model"))
+    rows = OmegaConf.load(CONF / "table" / "adding_500.yaml").rows
+    assert {name.partition(",")[0] for name in adding} == {row.recipe.partition("/")[0] for row in rows}
 
 
 def test_what_is_remembered_is_shown_when_asked_for_only(capsys):
