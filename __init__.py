@@ -17,6 +17,7 @@ _HOMES = {
     "LinOSS": "longwave.models.linoss",
     "NeuralRDE": "longwave.models.nrde",
     "UnICORNN": "longwave.models.unicornn",
+    "detach": "longwave.models.layer",
 }
 
 __all__ = [*_HOMES, "home", "kernels"]

@@ -29,13 +29,8 @@ AFFECTED = [
 def test_the_examples_pass_the_tests_of_the_project(tmp_path):
     """In a copy of the project with the printed files: the fast tests that a model, a task or a recipe can affect."""
     copy = tmp_path / "longwave"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PACKAGE,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listing, cwd=PACKAGE, capture_output=True, text=True, check=True)
     for name in files.stdout.split("\0")[:-1]:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((PACKAGE / name).read_bytes())
