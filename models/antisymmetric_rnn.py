@@ -40,11 +40,7 @@ class AntisymmetricRNN(Layer):
     triangular, row by row. They are drawn from N(0, 1/h), and the maps of the input from N(0, 1/inputs), with bias 0:
     the form of the paper's initialisation as remembered, not read.
 
-    Args:
-        inputs: input channels.
-        hidden: number of units.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config`.
+    ``settings`` are the other fields of :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

@@ -76,11 +76,7 @@ class CoRNN(Layer):
     in their initialisation: weights and bias are U(-k, k), k = 1/sqrt(number of inputs of the Linear); only the one
     that acts on x has a bias.
 
-    Args:
-        inputs: input channels.
-        hidden: number of oscillators.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config`.
+    ``settings`` are the other fields of :class:`Config`.
     """
 
     operation = "cornn"

@@ -56,11 +56,7 @@ class ExpRNN(Layer):
     t ~ U(0, pi/2) (cayley) or ~ U(-pi, pi) (henaff). K is normal with deviation sqrt(2 / inputs), the biases are
     U(-0.01, 0.01).
 
-    Args:
-        inputs: input channels.
-        hidden: number of units.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config` but ``orthogonal_lr``, which is the optimiser's.
+    ``settings`` are the other fields of :class:`Config` but ``orthogonal_lr``, which is the optimiser's.
     """
 
     operation = "modrelu_rnn"

@@ -59,11 +59,7 @@ class IndRNN(Stack):
 
     :meth:`after_step` has to be called after each step of the optimiser, for the bound of u.
 
-    Args:
-        inputs: input channels.
-        hidden: number of units in a layer.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config`.
+    ``settings`` are the other fields of :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

@@ -44,11 +44,7 @@ class Config(ModelConfig):
 class LinOSS(Layer):
     """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden).
 
-    Args:
-        inputs: input channels.
-        hidden: width of the sequences between the blocks.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config`.
+    ``settings`` are the other fields of :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

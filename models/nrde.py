@@ -100,11 +100,7 @@ class NeuralRDE(Layer):
 
     Initialisation is PyTorch's. The solve is in the type of the weights, also under autocast.
 
-    Args:
-        inputs: components of the log-signature.
-        hidden: width of the state.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config` but ``readout_lr``, which is the optimiser's.
+    ``settings`` are the other fields of :class:`Config` but ``readout_lr``, which is the optimiser's.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

@@ -201,11 +201,7 @@ class StandardisedLinear(nn.Linear):
 class UnICORNN(Stack):
     """A stack of :class:`UnICORNNLayer`.
 
-    Args:
-        inputs: input channels.
-        hidden: number of oscillators in a layer.
-        batch_first: as in ``torch.nn.LSTM``.
-        settings: the other fields of :class:`Config`.
+    ``settings`` are the other fields of :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
