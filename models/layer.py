@@ -12,8 +12,8 @@ from longwave import kernels
 class Layer(nn.Module):
     """Base class of the recurrent layers, which are used like ``torch.nn.LSTM``.
 
-    A subclass defines :meth:`unroll`, and names its ``operation``; the rest has defaults. Its arguments are the numbers of
-    input channels and of units, ``hidden``, and by keyword ``batch_first`` and the settings of its model.
+    A subclass defines :meth:`unroll`, and names its ``operation``; the rest has defaults. Its arguments are the number
+    of input channels, the number of units, and by keyword ``batch_first`` and the settings of its model.
 
     Args:
         batch_first: sequences are (B, T, D) instead of (T, B, D); states are not affected.
