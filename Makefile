@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-ray signatory bench lint format clean
+.PHONY: help setup train test test-slow test-ray signatory bench lint format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,8 +12,11 @@ train: setup  ## A coRNN learns the adding problem at T = 5,000; any run with AR
 	@$(BIN)/python train.py $(ARGS)
 	@$(if $(filter command line,$(origin ARGS)),,$(BIN)/python -m results.report --runs outputs/runs --picture outputs/adding.png)
 
-test: setup  ## The tests; one of them with ARGS=tests/tasks/test_adding.py
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter command line,$(origin ARGS)),$(ARGS),-n auto --dist worksteal)
+test: setup  ## The tests but the slow ones; some of them with ARGS=tests/tasks/test_adding.py, ARGS=-x, ...
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(if $(filter command line,$(origin ARGS)),$(ARGS))
+
+test-slow: setup  ## The tests that take more than 20 s each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
 test-ray: setup  ## The tests of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
@@ -23,7 +26,7 @@ signatory: setup  ## A second log-signature library, to compare with: built agai
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps signatory==1.2.6.1.9.0
 
 bench: setup  ## The speed of the kernels, on an idle machine; some minutes
-	@$(BIN)/python -m benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))
+	@$(BIN)/python -m longwave.benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
 lint: setup  ## Style and formatting, checked
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from longwave import PACKAGE
 from longwave.training.errors import UserError
 from longwave.training.record import Git
 
-PACKAGES = ("torch", "torchvision", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "wandb")
+PACKAGES = ("torch", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "wandb")
 
 
 def packages() -> dict[str, str]:

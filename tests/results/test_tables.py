@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from longwave import CONF
 from longwave.results import records, tables
 from longwave.results.published import Published
-from longwave.training.config import choices
 from tests.results.cases import make_record, parsed, rows_of
 
 ROOT = Path(__file__).parents[2]
