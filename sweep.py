@@ -12,7 +12,6 @@ from pathlib import Path
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import hydra
-import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -84,6 +83,8 @@ def own_gpu(number: int):
 
     It is the first that no other job of this user has; where all are taken, job ``number`` takes its turn.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if count < 2:
         yield

@@ -21,6 +21,9 @@ from longwave.training.progress import log
 
 def main() -> None:
     command = configuration.parse(sys.argv[1:])
+    if command.help is not None:
+        print(command.help)
+        return
     if command.config is not None:
         logging.config.dictConfig(yaml.safe_load((CONF / "hydra" / "job_logging" / "longwave.yaml").read_text()))
         train(command.config, command.recipe, command_of(command.overrides))

@@ -22,16 +22,17 @@ from longwave.training.config import compose_run
 from longwave.training.diagnostics import axes, gradient_norms, png, probe_batch
 from longwave.training.environment import set_up_process
 from longwave.training.errors import UserError
-from longwave.training.run import Run
+from longwave.training.files import load_checkpoint
+from longwave.training.run import folder_of
 
 
 def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
     """The norm by lag of the run that ``overrides`` compose, at initialisation and, where it has been run, after it."""
     try:
-        config, recipe = compose_run(overrides)
+        config, _ = compose_run(overrides)
     except UserError:
         # A model without a recipe for the task has no budget, and needs none at initialisation.
-        config, recipe = compose_run(["training.steps=1", *overrides])
+        config, _ = compose_run(["training.steps=1", *overrides])
     set_up_process(config.threads)
     task, model = build(config)
     x, error = probe_batch(task, config.training.batch_size, torch.device("cpu"))
@@ -39,7 +40,7 @@ def measure(overrides: list[str]) -> dict[str, dict[int, float]]:
     quarters = (round(2 ** (i / 4)) for i in range(4 * len(x).bit_length()))
     lags = sorted({0, len(x) - 1, *(lag for lag in quarters if lag < len(x))})
     found = {"initialised": gradient_norms(model, x, error, lags)}
-    saved = Run(config, recipe, None, "").load()
+    saved, _ = load_checkpoint(folder_of(config) / "checkpoint.pt")
     if saved is not None:
         model.load_state_dict(saved["model"])
         found[f"after {saved['state']['step']} steps"] = gradient_norms(model, x, error, lags)

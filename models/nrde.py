@@ -111,9 +111,12 @@ class NeuralRDE(Layer):
         self.initial = nn.Linear(self.channels, hidden)
         self.field = VectorField(inputs, hidden, config.multiplier * hidden, config.layers, config.tied)
 
-    # A compiler would unroll the loop over the blocks.
-    @torch.compiler.disable
     def unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
+        # A compiler would unroll the loop over the blocks. As a decorator, disable would import it with this module.
+        solve = torch.compiler.disable(self._unroll) if torch.compiler.is_compiling() else self._unroll
+        return solve(x, state)
+
+    def _unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None):
         with torch.autocast(x.device.type, enabled=False):
             if state is None:
                 h = self.initial(x[0, :, : self.channels])

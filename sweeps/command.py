@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 
 from longwave.schema import Annotated, Ge, Le, Section
 from longwave.sweeps.plan import is_sweep, key_of
-from longwave.training.config import choices, compose_object, keys_of_a_run, unknown_key
+from longwave.training.config import choices, compose_object, help_of, keys_of_a_run, unknown_key
 from longwave.training.errors import UserError
 
 
@@ -76,7 +77,10 @@ def arguments(given: list[str]) -> list[str]:
             raise UserError(f"{text}: several values, where one is needed; write a list as {key}=[{name}]")
     quoted = ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in rest)
     own += [f"overrides=[{quoted}]"] if rest else []
-    if not (parsed.help or parsed.hydra_help or parsed.info or parsed.cfg):
+    if parsed.help:
+        print(help_of("sweep", own))
+        sys.exit()
+    if not (parsed.hydra_help or parsed.info or parsed.cfg):
         compose_object("sweep", own)
     return [text for text in given if text not in parsed.overrides] + own
 

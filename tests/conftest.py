@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from longwave import PACKAGE, train
+from longwave.kernels.library import cache
 from longwave.tasks import fitzhugh_nagumo, imdb, mnist, ncifar10
 from longwave.tasks.base import data_root
 from longwave.training.config import compose_run
@@ -51,7 +52,9 @@ class TrainProcess:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-        return kept | {"OMP_NUM_THREADS": "1", "HOME": str(self.folder), "COLUMNS": "200"} | extra
+        # The C kernels that are compiled already serve another home, too.
+        own = {"OMP_NUM_THREADS": "1", "HOME": str(self.folder), "COLUMNS": "200", "LONGWAVE_CACHE": str(cache())}
+        return kept | own | extra
 
     def start(self, *overrides: str, **extra: str) -> subprocess.Popen:
         return subprocess.Popen(

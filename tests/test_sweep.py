@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from hydra import initialize_config_dir
 from rich.console import Console
@@ -28,7 +29,7 @@ from longwave.training.config import choices, compose_object, compose_run
 from longwave.training.errors import UserError
 from longwave.training.run import folder_of
 from tests.conftest import TrainProcess
-from tests.results.cases import make_record, parsed
+from tests.results.cases import make_record, parsed, rows_of
 from tests.test_multirun import LAUNCHERS, installed
 
 TINY = (
@@ -229,7 +230,7 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
     monkeypatch.setattr("longwave.sweeps.show.records.read_run", parsed)
     show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
     lines = out.getvalue().splitlines()
-    (table,) = tables.tables([row for row in tables.rows(made) if row.runs])
+    (table,) = tables.tables([row for row in rows_of(made) if row.runs])
     told = [line for line in lines if line.startswith("too narrow for ")]
     left_out = told[0].removeprefix("too narrow for ").partition(";")[0].split(", ") if told else []
     assert bool(told) == (width < 140)
@@ -244,9 +245,9 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
 def test_a_gpu_a_job(tmp_path, monkeypatch):
     """Not by the number of the job: the first two GPUs are taken, the third is given back, and then is free."""
     chosen = []
-    monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(sweep.torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu{index}"))
-    monkeypatch.setattr(sweep.torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu{index}"))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(sweep.tempfile, "gettempdir", lambda: str(tmp_path))
     with sweep.own_gpu(7), sweep.own_gpu(7):
         # The fourth finds none, and takes its turn.
@@ -260,9 +261,9 @@ def test_a_gpu_a_job(tmp_path, monkeypatch):
 
 
 def test_one_gpu_or_none_is_left_alone(monkeypatch):
-    monkeypatch.setattr(sweep.torch.cuda, "set_device", lambda _: pytest.fail("it was set"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("it was set"))
     for count in (0, 1):
-        monkeypatch.setattr(sweep.torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         with sweep.own_gpu(3):
             pass
 
@@ -277,11 +278,11 @@ def test_an_odd_record_is_none(tmp_path):
     for record in odd:
         (planned.folder / "record.json").write_text(json.dumps(record))
         estimate = Estimate(tmp_path)
-        assert not any(known["name"] == made["name"] for known in estimate.earlier)
+        assert not any(known.name == made["name"] for known in estimate.earlier)
         if not isinstance(record, dict) or len(record) < 2:
             assert planned.state() == "missing"
     (planned.folder / "record.json").write_text(json.dumps(made))
-    assert any(known["name"] == made["name"] for known in Estimate(tmp_path).earlier)
+    assert any(known.name == made["name"] for known in Estimate(tmp_path).earlier)
 
 
 ROWS = [

@@ -182,8 +182,7 @@ def about(overrides: list[str]) -> str:
             schema = dict(schemas(group))[file]
         text = inspect.getdoc(schema).replace("Args:", f"Keys, as {group}.<key>=<value>:")
         texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
-    # The whole is a template, to Hydra.
-    return "\n".join(texts).replace("$", "$$")
+    return "\n".join(texts)
 
 
 def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
@@ -271,14 +270,16 @@ class Command:
     Args:
         arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
         overrides: those among them.
-        config: of its one run; None where Hydra has to do something else: several runs, help, ...
+        config: of its one run; None where Hydra has to do something else: several runs, ...
         recipe: of that run.
+        help: what to show instead, where that is asked for.
     """
 
     arguments: list[str]
     overrides: list[str]
     config: Config | None = None
     recipe: str | None = None
+    help: str | None = None
 
 
 def parse(arguments: list[str]) -> Command:
@@ -311,11 +312,18 @@ def parse(arguments: list[str]) -> Command:
         for group, name in (text.split("=", 1) for text in overrides if "=" in text):
             if (CONF / group).is_dir() and name not in choices(group):
                 raise UserError(_no_choice(group, name, choices(group)))
+        command.help = help_of("train", overrides)
         return command
     runs = [compose_run(list(job)) for job in itertools.product(*alternatives)]
     if not flags and not any(text.lstrip("+~").startswith("hydra") for text in overrides):
         ((command.config, command.recipe),) = runs
     return command
+
+
+def help_of(name: str, overrides: list[str]) -> str:
+    """The help of the primary config ``name``. Hydra's own ``--help`` first lists all groups, which takes seconds."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides, return_hydra_config=True).hydra.help.template
 
 
 def _complete(overrides: list[str]) -> list[str]:

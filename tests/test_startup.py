@@ -1,0 +1,21 @@
+"""A command that only has to say what is wrong does not wait for libraries that it does not need."""
+
+import subprocess
+import sys
+
+import pytest
+
+DEAR = ("torch._dynamo", "torchvision", "sympy", "scipy", "triton", "wandb", "matplotlib", "plotly", "jinja2", "optuna")
+
+
+@pytest.mark.parametrize("module", ["longwave.training.config", "longwave.sweeps.command"])
+def test_a_configuration_is_read_without(module):
+    program = f"import sys, {module}; print([name for name in {DEAR} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_library_is_lazy():
+    program = "import sys, longwave; print([name for name in ('torch', 'hydra', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
