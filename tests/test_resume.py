@@ -20,7 +20,7 @@ ADDING = (
 # 60 steps at each of 5, 10, 15 and the rest at 20.
 GROWING = (
     *ADDING, "curriculum=lengths", "curriculum.lengths=[5,10,15]", "curriculum.most_steps=60",
-    "curriculum.lr_power=0.5", "curriculum.lr_decay=100",
+    "curriculum.lr_power=0.5",
 )  # fmt: skip
 PSMNIST = (
     "model=cornn", "task=psmnist", "model.hidden=4", "training.batch_size=2", "training.steps=150",
@@ -125,7 +125,7 @@ SETTINGS = {
     # Seven steps: two at 3, two at 4 and three at 6; and a bound that is never reached.
     "curriculum": (
         "curriculum=lengths", "curriculum.lengths=[3,4]", "curriculum.most_steps=2", "curriculum.lr_power=0.75",
-        "curriculum.lr_decay=2", "training.evaluate_every=1",
+        "training.evaluate_every=1",
     ),
     "curriculum that waits for its bound": (
         "curriculum=lengths", "curriculum.lengths=[3]", "curriculum.bound=100", "curriculum.evaluations=4",

@@ -28,8 +28,6 @@ class Curriculum(Section):
         least_steps: least number of steps at a length.
         most_steps: number of steps at a length after which training moves on in any case; null is no limit.
         lr_power: how fast the learning rate falls with the length; 0 keeps it.
-        lr_decay: after n steps at the last of several lengths the learning rate is also divided by 1 + n / lr_decay;
-            null is off.
     """
 
     name: Annotated[str, OneOf("none", "grow", "lengths")] = "none"
@@ -41,7 +39,6 @@ class Curriculum(Section):
     least_steps: Annotated[int, Ge(0)] = 0
     most_steps: Annotated[int | None, Ge(1)] = None
     lr_power: Annotated[float, Ge(0), Le(10)] = 0.0
-    lr_decay: Annotated[float | None, Gt(0)] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,10 +95,6 @@ class Curriculum(Section):
         learned = reached >= self.evaluations and steps >= self.least_steps
         return learned or (self.most_steps is not None and steps >= self.most_steps)
 
-    def lr_scale(self, lengths: list[int | None], stage: int, steps: int) -> float:
-        """Factor of the learning rate after ``steps`` steps at ``lengths[stage]``."""
-        if len(lengths) == 1:
-            return 1.0
-        scale = (lengths[stage] / lengths[0]) ** -self.lr_power
-        decays = self.lr_decay is not None and stage == len(lengths) - 1
-        return scale / (1 + steps / self.lr_decay) if decays else scale
+    def lr_scale(self, lengths: list[int | None], stage: int) -> float:
+        """Factor of the learning rate at ``lengths[stage]``."""
+        return 1.0 if len(lengths) == 1 else (lengths[stage] / lengths[0]) ** -self.lr_power

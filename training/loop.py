@@ -189,7 +189,7 @@ class Trainer:
         """One update."""
         config, settings, state, model = self.config, self.settings, self.state, self.model
         task, optimizer = self.tasks[len(state.stages)], self.optimizer
-        self._scale_lr(config.curriculum.lr_scale(self.lengths, len(state.stages), state.steps_at_length))
+        self._scale_lr(config.curriculum.lr_scale(self.lengths, len(state.stages)))
         # Whatever the model draws (dropout) depends on the step only.
         torch.manual_seed(counted_seed(config.seed, "forward", state.step))
         x, target, *lengths = task.batch(0 if settings.overfit else state.step, settings.batch_size)

@@ -84,7 +84,6 @@ def test_a_shorter_task_is_that_task_at_that_length():
             "most_steps=5: must be at least least_steps=6",
         ),
         ({"name": "grow", "lr_power": -0.5}, "lr_power=-0.5: must be at least 0"),
-        ({"name": "grow", "lr_decay": 0.0}, "lr_decay=0.0: must be greater than 0"),
         ({"name": "lengths"}, "lengths=null: must be a list, as in curriculum.lengths=[200,500,1000]"),
         ({"name": "lengths", "lengths": []}, "lengths=null: must be a list, as in curriculum.lengths=[200,500,1000]"),
         ({"name": "lengths", "lengths": [5, 5]}, "lengths=[5, 5]: must be increasing"),
@@ -116,15 +115,14 @@ def test_lengths_are_trained_on_in_turn(fit_here, monkeypatch):
     batch, evaluation = adding.Adding.batch, adding.Adding.evaluation
     monkeypatch.setattr(adding.Adding, "batch", lambda self, *a: trained.append(self.T) or batch(self, *a))
     monkeypatch.setattr(adding.Adding, "evaluation", lambda self, *a: evaluated.append(self.T) or evaluation(self, *a))
-    steps = ("training.steps=11", "curriculum.least_steps=4", "curriculum.most_steps=4", "curriculum.lr_power=0.5",
-             "curriculum.lr_decay=2")  # fmt: skip
+    steps = ("training.steps=11", "curriculum.least_steps=4", "curriculum.most_steps=4", "curriculum.lr_power=0.5")
     objective, folder = fit_here(*SMALL, *GROW, *steps)
     assert trained == 4 * [5] + 4 * [10] + 3 * [20]
     assert evaluated == [20, 5, 20, 5, 20, 10, 20, 10, 20, 20]
     entries, record = history_of(folder), record_of(folder)
     assert [entry["curriculum/length"] for entry in entries] == trained
     # The rate of the step that was just done.
-    scales = [1.0] * 4 + [0.5**0.5] * 4 + [0.5 / (1 + n / 2) for n in range(3)]
+    scales = [1.0] * 4 + [0.5**0.5] * 4 + [0.5] * 3
     assert [entry["lr"] for entry in entries] == pytest.approx([0.01 * scale for scale in scales])
     shown = [("test/mse" in entry, "curriculum/mse" in entry) for entry in entries]
     assert shown == [(entry["step"] % 2 == 0 or entry["step"] == 11,) * 2 for entry in entries]
