@@ -24,6 +24,7 @@ from longwave.sweeps.show import say, show_plan, show_table
 from longwave.sweeps.trials import search
 from longwave.sweeps.watch import Watch
 from longwave.training import progress
+from longwave.training.config import refuse_other_checkout
 from longwave.training.errors import Interrupted, UserError
 
 
@@ -109,6 +110,7 @@ def own_gpu(number: int):
 
 if __name__ == "__main__":
     try:
+        refuse_other_checkout(__file__)
         sys.argv[1:] = arguments(sys.argv[1:])
         main()
     except UserError as error:

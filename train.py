@@ -20,6 +20,7 @@ from longwave.training.progress import log
 
 
 def main() -> None:
+    configuration.refuse_other_checkout(__file__)
     command = configuration.parse(sys.argv[1:])
     if command.help is not None:
         print(command.help)

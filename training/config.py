@@ -30,7 +30,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from longwave import CONF, home, models, tasks
+from longwave import CONF, PACKAGE, home, models, tasks
 from longwave.models.network import ModelConfig
 from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked
 from longwave.tasks import transforms
@@ -318,6 +318,13 @@ def parse(arguments: list[str]) -> Command:
     if not flags and not any(text.lstrip("+~").startswith("hydra") for text in overrides):
         ((command.config, command.recipe),) = runs
     return command
+
+
+def refuse_other_checkout(script: str) -> None:
+    """Raises UserError if ``train.py`` or ``sweep.py`` would run the code of another checkout than its own."""
+    here = Path(script).resolve().parent
+    if here != PACKAGE:
+        raise UserError(f"this environment has longwave from {PACKAGE}: run `make setup` in {here}, and use its .venv")
 
 
 def help_of(name: str, overrides: list[str]) -> str:
