@@ -1,4 +1,4 @@
-"""What a field of a configuration may hold and what it decides, declared beside it.
+"""Constraints and marks of the fields of a configuration, declared beside them.
 
     hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
     damping: Annotated[str, OneOf("explicit", "implicit"), MODEL] = "explicit"

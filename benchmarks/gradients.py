@@ -1,4 +1,4 @@
-"""How far back the error is felt at initialisation, for several models: ``python -m longwave.benchmarks.gradients``.
+"""Gradient norms against the lag at initialisation, for several models: ``python -m longwave.benchmarks.gradients``.
 
 Draws the norm of dE/dh against the lag (:func:`longwave.training.diagnostics.gradient_norms`) on the training batch
 of step 0, each model as its recipe has it, or its defaults; and dashed, after training, where ``train.py`` left a

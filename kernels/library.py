@@ -39,7 +39,7 @@ class BuildError(Exception):
 
 
 class DeclarationError(ValueError):
-    """What an :class:`longwave.kernels.operation.Operation` declares wrongly, in one line."""
+    """A wrong declaration in an :class:`longwave.kernels.operation.Operation`, in one line."""
 
 
 @dataclass(frozen=True)

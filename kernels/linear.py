@@ -49,7 +49,7 @@ class Input(NamedTuple):
     bias: Tensor | None = None
 
     def narrow(self) -> bool:
-        """Whether a C kernel may compute it."""
+        """True if a C kernel may compute it."""
         given = [t for t in self if t is not None]
         return (
             self.x.dim() == 3

@@ -133,7 +133,7 @@ class CoRNN(Layer):
 
     @torch.no_grad()
     def theory(self, x: Tensor) -> dict[str, float]:
-        """What the paper's propositions and linear stability look at; a function of the weights alone.
+        """Quantities of the paper's propositions and of linear stability; a function of the weights alone.
 
         Proposition 3.2 bounds the gradient under the assumption eta <= dt^r with 1/2 <= r <= 1, for implicit damping
         and gamma = epsilon = 1. It is remembered here, not verified against the paper:

@@ -50,7 +50,7 @@ class Layer(nn.Module):
         return sequence.squeeze(time), state
 
     def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
-        """What is read (B, hidden) of a ``sequence`` from zeros of which ``lengths`` (B,) steps are valid: the last."""
+        """The output (B, hidden) at the last of the ``lengths`` (B,) valid steps of a ``sequence`` from zeros."""
         return self.exchanged(sequence)[lengths - 1, torch.arange(len(lengths), device=sequence.device)]
 
     def after_step(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What all models share: their configuration, and a recurrent layer with a readout."""
+"""Base classes of all models: their configuration, and a recurrent layer with a readout."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -117,7 +117,7 @@ class UnICORNNLayer(Layer):
         return each.min().item(), each.max().item()
 
     def inversion_drift(self, x: Tensor) -> float:
-        """How far the states, rebuilt from the final ones by running the recurrence backwards in float32, are off.
+        """Error of the states that are rebuilt from the final ones by running the recurrence backwards in float32.
 
         The largest |rebuilt - forward| over all sequences and units of x (T, B, inputs): of y at all steps, and of z,
         which the operation gives at the end of a sequence only, at every 16th and the first.
@@ -220,7 +220,7 @@ class UnICORNN(Stack):
 
     @torch.no_grad()
     def theory(self, x: Tensor) -> dict[str, float]:
-        """What the paper's claims rest on, measured on x (T, B, inputs), without dropout; changes nothing.
+        """The assumptions of the paper, measured on x (T, B, inputs), without dropout; changes nothing.
 
         Returns:
             For each layer l = 1, 2, ...: ``least_stability_<l>`` and ``stability_<l>``, see

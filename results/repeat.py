@@ -95,7 +95,7 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 
 def compare(then: Record, now: Record):
-    """What differs between two machines or commits, and the scores of both."""
+    """Differences between two machines or commits, and the scores of both."""
     here = environment.git()
     about = {
         "commit": (then.git and then.git.commit[:10], here and here.commit[:10]),

@@ -124,7 +124,7 @@ def curve(runs: list[Record], key: str) -> tuple[list, list]:
 
 
 def labels(rows: list[Row]) -> list[str]:
-    """What tells the rows of one chart apart: the model, else the recipe, else what was changed of it too."""
+    """Distinct names of the rows of one chart: the model, else the recipe, else with what was changed of it."""
     found = [row.model + (", growing lengths" if tables.lengths(row) else "") for row in rows]
     counts = Counter(found)
     for index, (row, label) in enumerate(zip(rows, found, strict=True)):

@@ -37,7 +37,7 @@ _SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
 
 @dataclass
 class Row:
-    """What one line of a table says.
+    """One row of a results table.
 
     Args:
         title: of its table: the task, with its length where it has one.
@@ -143,7 +143,7 @@ def rows(ours: list[Record]) -> list[Row]:
 
 
 def verdict_of(record: Record) -> Verdict:
-    """What can be said of one finished run alone."""
+    """Verdict on one finished run alone."""
     return _row(Group([record]), {None: None}).verdict
 
 
@@ -228,7 +228,7 @@ def _row(group: Group, cache: dict) -> Row:
 
 
 def _own_metric(record: Record) -> str:
-    """What the run itself was selected by; a failed one may not have come to it."""
+    """Metric that the run was selected by; a failed one may have none."""
     return record.objective.metric if record.objective else "loss"
 
 
@@ -245,7 +245,7 @@ def _cell(record: Record) -> dict:
 
 
 def differences(record: Record, key: str | None) -> list[str]:
-    """What a run does not have of the protocol of the published value ``key``: that of the recipe that aims at it."""
+    """Departures of a run from the protocol of the published value ``key``, that of the recipe that aims at it."""
     recipe = record.recipe
     if recipe is None:
         return ["no recipe"]
@@ -379,7 +379,7 @@ def _natural(text: str) -> list:
 
 
 def summary(found: list[Row]) -> str:
-    """How many rows have which verdict."""
+    """Number of rows with each verdict."""
     counts = Counter(row.verdict.name for row in found)
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 

@@ -43,7 +43,7 @@ MIN_SEEDS = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said.
+    """A verdict and its reasons.
 
     Args:
         name: one of the names above.

@@ -17,7 +17,7 @@ from longwave.training.errors import UserError
 
 @dataclass
 class Sweep(Section):
-    """What to sweep over.
+    """The table or search to run.
 
     Args:
         table: the table whose runs are wanted.

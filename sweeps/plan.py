@@ -57,7 +57,7 @@ class Row:
 
 @dataclass
 class Table:
-    """What a table needs.
+    """Rows, lengths and seeds of a table.
 
     Args:
         overrides: of all rows.
@@ -124,12 +124,12 @@ def _parse(override: str):
 
 
 def key_of(override: str) -> str:
-    """What an override sets."""
+    """Key that an override sets."""
     return _parse(override).get_key_element().lstrip("+~")
 
 
 def is_sweep(override: str) -> bool:
-    """Whether an override has several values, as in ``seed=0,1``."""
+    """True if an override has several values, as in ``seed=0,1``."""
     return _parse(override).is_sweep_override()
 
 
@@ -147,7 +147,7 @@ def merge(*lists: Sequence[str]) -> list[str]:
 
 
 def _chosen(override: str) -> list[str]:
-    """What ``optimizer=sgd`` or ``debug=fast`` sets: to Hydra, a key beats a choice wherever it stands."""
+    """Keys that ``optimizer=sgd`` or ``debug=fast`` sets: to Hydra, a key beats a choice wherever it stands."""
     group, path = key_of(override), CONF / key_of(override) / f"{override.partition('=')[2]}.yaml"
     if "." in group or not path.is_file():
         return []
@@ -196,7 +196,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
 
 
 class Estimate:
-    """How long runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
+    """Estimates of the time that runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
 
     def __init__(self, output: Path):
         self.earlier: list[Record] = []
@@ -217,7 +217,7 @@ class Estimate:
         return min(same, key=lambda found: _distance(config.as_dict(), found.config), default=None)
 
     def seconds(self, run: Planned) -> float | None:
-        """What is left of a run, at most: to the end of its budget. None where no earlier run tells."""
+        """Time to the end of a run's budget; None where there is no earlier run to estimate it from."""
         if run.name not in self._nearest:
             self._nearest[run.name] = self.nearest(run.config)
         near = self._nearest[run.name]

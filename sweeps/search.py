@@ -42,7 +42,7 @@ class Range:
 
 @dataclass
 class Search(Section):
-    """What is searched for.
+    """A search for hyperparameters.
 
     Args:
         overrides: of all trials, as on the command line of ``train.py``.
@@ -186,7 +186,7 @@ def best(study, count: int) -> list:
 
 
 def reporter(path: Path, name: str, search: Search) -> Callable:
-    """What a run calls with its scores (``on_score``): it raises Pruned where the trial is not worth going on."""
+    """The ``on_score`` of a run: reports to the study, and raises Pruned where the trial is not worth more."""
     optuna = _optuna()
     study = optuna.load_study(storage=_storage(path), study_name=name, pruner=_pruner(search))
     found = {}

@@ -1,4 +1,4 @@
-"""What a sweep prints: the plan, and the table in the end."""
+"""Output of a sweep: the plan, and the table in the end."""
 
 from rich.console import Console
 from rich.measure import Measurement

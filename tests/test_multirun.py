@@ -25,7 +25,10 @@ def installed(module: str | None) -> bool:
         return False
 
 
-@pytest.fixture(params=LAUNCHERS)
+# Workers of a launcher of its own are processes that import everything once more.
+@pytest.fixture(
+    params=["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS if name != "basic")]
+)
 def launcher(request) -> tuple[str, ...]:
     overrides, module = LAUNCHERS[request.param]
     if not installed(module):

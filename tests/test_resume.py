@@ -90,8 +90,13 @@ def kill_in_the_middle(train_process, arguments, rng) -> str | None:
 @pytest.mark.parametrize(
     ("arguments", "checkpoint_seconds"),
     # After every step, and rarely: then the steps since the last checkpoint are run again.
-    [(ADDING, 0), (ADDING, 0.5), (GROWING, 0), (GROWING, 0.5), (PSMNIST, 0)],
-    ids=["adding", "adding, rare checkpoints", "curriculum", "curriculum, rare checkpoints", "psmnist"],
+    [
+        pytest.param(ADDING, 0, id="adding", marks=pytest.mark.slow),
+        pytest.param(ADDING, 0.5, id="adding, rare checkpoints", marks=pytest.mark.slow),
+        pytest.param(GROWING, 0, id="curriculum"),
+        pytest.param(GROWING, 0.5, id="curriculum, rare checkpoints", marks=pytest.mark.slow),
+        pytest.param(PSMNIST, 0, id="psmnist"),
+    ],
 )
 def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train_process, request):
     if arguments is PSMNIST:

@@ -367,6 +367,7 @@ def test_a_sweep_estimates_by_what_it_has_finished(tmp_path, monkeypatch):
     assert estimate.seconds(runs[1]) == pytest.approx(25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if name != "basic"])
 def test_launchers(launcher, sweep_process):
     overrides, module = LAUNCHERS[launcher]
@@ -394,6 +395,7 @@ def outcome(output: Path) -> list[list[str]]:
     return [cells[:timed] + cells[timed + 1 :] for cells in table.cells]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_table_is_the_same(sweep_process, sweep_here, tmp_path):
     rng = random.Random(0)
     command = ("table=cornn_adding", "seeds=2", *merge(LONGER))
@@ -417,6 +419,7 @@ def test_killed_again_and_again_the_table_is_the_same(sweep_process, sweep_here,
     assert len(records_in(whole)) == 8
 
 
+@pytest.mark.slow
 def test_two_at_once_run_nothing_twice(sweep_process):
     command = ("table=cornn_adding", "seeds=2", *merge(LONGER))
     processes = [sweep_process.start(*command) for _ in range(2)]

@@ -212,7 +212,7 @@ def recipe_of(chosen: dict[str, str | None]) -> str | None:
 
 
 def recipe_overrides(name: str) -> list[str]:
-    """What selects a recipe by name alone: a variant chooses model and task itself, another follows from them."""
+    """Overrides that select a recipe by name alone: a variant chooses model and task, another follows from them."""
     model, _, cell = name.partition("/")
     own = _groups(CONF / "recipe" / f"{name}.yaml")
     return [f"recipe={name}"] if own else [f"model={model}", f"task={cell}"]

@@ -20,7 +20,7 @@ from longwave.training.progress import log
 
 @dataclass
 class Diagnostics:
-    """What is measured before the first step and at each evaluation, on the training batch of step 0.
+    """Measurements before the first step and at each evaluation, on the training batch of step 0.
 
     Args:
         gradients: the norm of dE/dh_k at lags 0, 1, 2, 4, ..., as ``gradients/lag_<k>``; see :func:`gradient_norms`.
@@ -96,7 +96,7 @@ def lags(T: int) -> list[int]:
 
 
 def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor], lags: list[int]) -> dict[int, float]:
-    """How far back the error is felt: the norm of dE/dh_k, for the state h_k of ``lag`` steps before the last one.
+    """Norms of dE/dh_k, for the state h_k of ``lag`` steps before the last one.
 
     h_k is all that the layer hands from one step to the next: h and c of an LSTM, y and z of a coRNN, the states of all
     layers of a stack. dE/dh_k holds the partial derivatives of a sample's error E by the numbers in h_k, each with the

@@ -1,4 +1,4 @@
-"""What people see while a run works: one bar in a terminal, plain lines elsewhere."""
+"""Progress of a run: one bar in a terminal, plain lines elsewhere."""
 
 import logging
 import time

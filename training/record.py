@@ -70,7 +70,7 @@ class Stage(_Part):
 
 
 class Data(_Part):
-    """What identifies the data: split, files with their checksums."""
+    """Identity of the data: split, files with their checksums."""
 
     split_id: str
     files: list[dict[str, str]] = []

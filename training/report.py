@@ -1,4 +1,4 @@
-"""What a finished run came to, as lines of the log."""
+"""The outcome of a finished run as lines of the log."""
 
 from pathlib import Path
 

@@ -254,7 +254,7 @@ def _wandb_id(run: "Run") -> str:
 
 
 def _summary(record: Record, verdict: Callable[[Record], object]) -> dict:
-    """What the W&B dashboard shows beside the curves."""
+    """Figures that the W&B dashboard shows beside the curves."""
     keys = ("status", "parameters", "backend", "wall_seconds", "peak_memory_bytes")
     summary = {key: getattr(record, key) for key in keys}
     for split, scores in record.metrics.items():
