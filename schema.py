@@ -3,8 +3,7 @@
     hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
     damping: Annotated[str, OneOf("explicit", "implicit"), MODEL] = "explicit"
 
-A section that derives from :class:`Section` is checked when it is made, and its marks are read wherever it matters
-which settings make another model (results/tables.py) or cannot change a number (:func:`neutral`).
+A section that derives from :class:`Section` is checked when it is made; :func:`marked` gives the fields with a mark.
 """
 
 import dataclasses

@@ -80,6 +80,7 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
     from longwave.training import environment
     from longwave.training.build import build
     from longwave.training.loop import Signals, Trainer
+    from longwave.training.record import FINISHED
     from longwave.training.report import report
     from longwave.training.run import Run
     from longwave.training.tracking import track
@@ -93,9 +94,10 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
         whole, following = configuration.compose_recipe(recipe, config)
         changed = configuration.changed_from_recipe(config, whole, following)
     run = Run(config, command, recipe=recipe, changed=changed, published=target)
-    if run.is_finished() and not config.fresh:
+    earlier = None if config.fresh else run.earlier()
+    if earlier is not None and earlier.status == FINISHED:
         log.info("%s is finished already; fresh=true runs it again", run.name)
-        return report(run.earlier(), run.folder)
+        return report(earlier, run.folder)
     device = environment.pick_device(config.device)
     environment.set_up_process(config.threads)
     task, model = build(config)

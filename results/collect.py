@@ -73,11 +73,12 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
         return "damaged", str(error)
     if reasons and not force:
         return "refused", ", ".join(reasons)
+    there = _read(target)
     if not target.exists():
         outcome = "collected"
-    elif _read(target) == record:
+    elif there == record:
         return "unchanged", ""
-    elif reasons and (there := _read(target)) and not there.forced:
+    elif reasons and there and not there.forced:
         return "refused", f"{', '.join(reasons)}; the record that is there needed no force"
     else:
         outcome = "updated"

@@ -251,11 +251,11 @@ def differences(record: Record, key: str | None) -> list[str]:
         return ["no recipe"]
     if _aim(_recipe(recipe).get("published"), record.config) != key:
         return [f"recipe {recipe} does not aim at {key}"]
-    model = {("model", key) for key in _structural(record.model)}
+    structural = {f"model.{key}" for key in _structural(record.model)}
     return [
         f"{name}={value}"
         for name, value in record.changed.items()
-        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS) or name.partition(".")[::2] in model
+        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS) or name in structural
     ]
 
 

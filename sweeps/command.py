@@ -52,7 +52,7 @@ class Sweep(Section):
 
 
 def arguments(given: list[str]) -> list[str]:
-    """Checks a command line, and gathers what is meant for the runs in ``overrides``.
+    """Checks a command line, and gathers what is meant for the runs in ``overrides``; prints the help if asked to.
 
     Raises:
         UserError: for the first thing that is wrong.

@@ -193,8 +193,7 @@ class Trainer:
         # Whatever the model draws (dropout) depends on the step only.
         torch.manual_seed(counted_seed(config.seed, "forward", state.step))
         x, target, *lengths = task.batch(0 if settings.overfit else state.step, settings.batch_size)
-        per_epoch = task.steps_per_epoch(settings.batch_size)
-        if settings.overfit or (per_epoch is not None and state.step % per_epoch == 0):
+        if settings.overfit or (self.per_epoch is not None and state.step % self.per_epoch == 0):
             state.carried = None
         target = target.to(self.device)
         model.train()

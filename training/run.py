@@ -89,10 +89,6 @@ class Run:
             log.warning("%s cannot be read (%s); it will be written again", self.folder / "record.json", error)
             return None
 
-    def is_finished(self) -> bool:
-        found = self.earlier()
-        return found is not None and found.status == FINISHED
-
     def describe(self, task: Task, model: Network, device: torch.device, steps_in_recipe: int | None) -> None:
         """Adds to the record what is known once task and model are built."""
         record = self.record
@@ -108,7 +104,7 @@ class Run:
             self._lock.acquire()
             if self.config.fresh:
                 self._set_aside()
-            elif self.is_finished():
+            elif (found := self.earlier()) and found.status == FINISHED:
                 # Since this process last looked.
                 raise Taken(f"another process has just finished this run: {self.folder}")
             self._log_file = logging.FileHandler(self.folder / "log.txt")
@@ -174,9 +170,8 @@ class Run:
         self.write()
 
     def finish(self, outcome: dict) -> None:
-        """Adds the outcome to the record and writes it."""
+        """Adds the outcome to the record, which is written on leaving the run."""
         self.record = Record.model_validate(self.record.dump() | outcome | {"status": FINISHED})
-        self.write()
 
     def write(self) -> None:
         """Writes the record."""
