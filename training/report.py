@@ -15,8 +15,8 @@ def report(record: Record, folder: Path) -> float:
         stages = ", ".join(f"{stage.length} ({stage.steps})" for stage in record.curriculum)
         log.info("trained on growing lengths (steps): %s", stages)
     for key, bounds in record.first_passed.items():
-        passed = [f"{bound} at step {step}" if step else f"never {bound}" for bound, step in bounds.items()]
-        log.info("%s passed %s", key, ", ".join(passed))
+        reached = [f"reached {b} at step {step}" if step else f"never reached {b}" for b, step in bounds.items()]
+        log.info("%s %s", key, ", ".join(reached))
     target = record.published
     if target is not None and target.value is not None:
         log.info("published: %s (%s; %s)", target.value, target.kind, target.source)
