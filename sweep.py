@@ -111,8 +111,11 @@ def own_gpu(number: int):
 if __name__ == "__main__":
     try:
         refuse_other_checkout(__file__)
-        sys.argv[1:] = arguments(sys.argv[1:])
-        main()
+        sys.argv[1:], sweep, table = arguments(sys.argv[1:])
+        if sweep is not None and sweep.dry_run and sweep.search is None:
+            sweep_table(table, sweep, [])
+        else:
+            main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as error:

@@ -51,8 +51,11 @@ class Sweep(Section):
                 raise ValueError(f"{key}={getattr(self, key)}: is a setting of a search, not of a table")
 
 
-def arguments(given: list[str]) -> list[str]:
-    """Checks a command line, and gathers what is meant for the runs in ``overrides``; prints the help if asked to.
+def arguments(given: list[str]) -> tuple[list[str], Sweep | None, str | None]:
+    """Check a command line, and gather what is meant for the runs in ``overrides``; print the help if asked to.
+
+    Returns:
+        The command line for Hydra, its sweep (None where Hydra shows something else), and the name of its table.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -80,9 +83,10 @@ def arguments(given: list[str]) -> list[str]:
     if parsed.help:
         print(help_of("sweep", own))
         sys.exit()
-    if not (parsed.hydra_help or parsed.info or parsed.cfg):
-        compose_object("sweep", own)
-    return [text for text in given if text not in parsed.overrides] + own
+    hydra_shows = parsed.hydra_help or parsed.info or parsed.cfg
+    sweep = None if hydra_shows else compose_object("sweep", own)
+    table = next((text.partition("=")[2] for text in own if key_of(text) == "table"), None)
+    return [text for text in given if text not in parsed.overrides] + own, sweep, table
 
 
 ConfigStore.instance().store(group="schema", name="sweep", node=Sweep)

@@ -1,5 +1,6 @@
 """Sweeps run what is missing, once, whatever happens to them; searches find, prune and go on."""
 
+import functools
 import io
 import json
 import random
@@ -20,7 +21,7 @@ from longwave import CONF, PACKAGE, sweep
 from longwave.results import records, tables
 from longwave.sweeps import search, trials
 from longwave.sweeps.command import Sweep, arguments
-from longwave.sweeps.plan import Estimate, Row, Table, expand, merge, seeds_of
+from longwave.sweeps.plan import Estimate, Planned, Row, Table, expand, merge, seeds_of
 from longwave.sweeps.search import Range, Search
 from longwave.sweeps.show import show_table
 from longwave.sweeps.watch import Watch
@@ -74,10 +75,15 @@ def starts(output: Path) -> dict[str, int]:
     return {path.parent.name: path.read_text().count(" parameters, ") for path in logs}
 
 
+@functools.cache
+def runs_of(name: str) -> list[Planned]:
+    return expand(name, compose_object("sweep", [f"table={name}"]).table, None)
+
+
 @pytest.mark.parametrize("name", choices("table"))
 def test_every_table_composes(name):
     table = compose_object("sweep", [f"table={name}"]).table
-    runs = expand(name, table, None)
+    runs = runs_of(name)
     seeds = sum(len(seeds_of(table.seeds if row.seeds is None else row.seeds)) for row in table.rows)
     assert len(runs) == len(table.lengths or [1]) * seeds
     # Of a recipe each, not of a model and a task that have none.
@@ -85,13 +91,12 @@ def test_every_table_composes(name):
 
 
 def models_of(name: str) -> set[str]:
-    return {run.config.model.name for run in expand(name, compose_object("sweep", [f"table={name}"]).table, 1)}
+    return {run.config.model.name for run in runs_of(name)}
 
 
 def test_the_tables_of_all_models_have_the_same():
     assert models_of("adding_500") == models_of("har2")
-    runs = expand("adding_500", compose_object("sweep", ["table=adding_500"]).table, None)
-    settings = {(r.config.task.T, r.config.training.steps, r.config.training.target) for r in runs}
+    settings = {(r.config.task.T, r.config.training.steps, r.config.training.target) for r in runs_of("adding_500")}
     assert settings == {(500, 5000, 0.001)}
 
 
@@ -129,7 +134,7 @@ def test_a_row_may_have_seeds_of_its_own():
 
 def test_the_table_of_the_longest_adding_problem():
     """Every model once with growing lengths and three seeds, once without and one seed, the same steps for all."""
-    runs = expand("adding_5000", compose_object("sweep", ["table=adding_5000"]).table, None)
+    runs = runs_of("adding_5000")
     grown, plain = ([r for r in runs if (r.config.curriculum.name != "none") == wanted] for wanted in (True, False))
     for part, seeds in ((grown, [0, 1, 2]), (plain, [0])):
         assert sorted((r.config.model.name, r.config.seed) for r in part) == [
@@ -180,7 +185,8 @@ def test_what_is_wrong_is_told_in_one_line(line, message):
 
 def test_other_keys_are_for_the_runs():
     given = ["table=har2", "threads=1", "hydra/launcher=joblib", "task.permutation='a b'", "seeds=[0,2]"]
-    found = arguments(given)
+    found, asked, table = arguments(given)
+    assert (asked.seeds, table) == ([0, 2], "har2")
     assert found[:3] == ["table=har2", "hydra/launcher=joblib", "seeds=[0,2]"]
     assert compose_object("sweep", [found[0], found[3]]).overrides == ["threads=1", "task.permutation='a b'"]
 

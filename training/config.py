@@ -253,7 +253,13 @@ def compose_recipe(name: str, config: Config) -> tuple[Config, dict[str, str]]:
     target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""
     cell = [key.split(".") for key in re.findall(r"\$\{([\w.]+)\}", target)]
     same = [f"{section}.{key}={own[section][key]}" for section, key in cell]
-    cfg, chosen = _compose("train", [*recipe_overrides(name), *same])
+    return _compose_recipe(*recipe_overrides(name), *same)
+
+
+@functools.cache
+def _compose_recipe(*overrides: str) -> tuple[Config, dict[str, str]]:
+    # Cached: the seeds of a sweep have one recipe.
+    cfg, chosen = _compose("train", list(overrides))
     interpolated = {
         f"{section}.{key}": value
         for section, text in OmegaConf.to_container(cfg, resolve=False).items()

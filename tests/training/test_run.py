@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from longwave.train import command_of
 from longwave.training.errors import UserError
 
 SMALL = (
@@ -17,6 +18,10 @@ SMALL = (
 def test_the_same_command_reports_a_finished_run(train_process):
     first = train_process.run(*SMALL, "tracking=none")
     assert first.returncode == 0, first.stdout
+    # No terminal, no bar.
+    assert "\x1b" not in first.stdout
+    assert "\r" not in first.stdout
+    assert any("step 4/4" in line and "mse" in line and "steps/s" in line for line in first.stdout.splitlines())
     (folder,) = train_process.runs()
     written = (folder / "record.json").stat().st_mtime_ns
     second = train_process.run(*SMALL, "tracking=none")
@@ -26,13 +31,6 @@ def test_the_same_command_reports_a_finished_run(train_process):
     assert len(result) == 3
     assert all(line in second.stdout for line in result)
     assert (folder / "record.json").stat().st_mtime_ns == written
-
-
-def test_plain_lines_where_the_output_is_no_terminal(train_process):
-    done = train_process.run(*SMALL, "tracking=none")
-    assert "\x1b" not in done.stdout
-    assert "\r" not in done.stdout
-    assert any("step 4/4" in line and "mse" in line and "steps/s" in line for line in done.stdout.splitlines())
 
 
 def test_two_processes_on_one_run(train_process):
@@ -141,12 +139,11 @@ def test_a_damaged_record_is_written_anew(fit_here, caplog):
     assert json.loads((folder / "record.json").read_text())["status"] == "finished"
 
 
-def test_fresh_keeps_what_was_there_and_is_not_part_of_the_command(train_process):
-    for more in ((), ("fresh=true",)):
-        assert train_process.run(*SMALL, "tracking=none", *more).returncode == 0
-    (folder,) = train_process.runs()
+def test_fresh_keeps_what_was_there_and_is_not_part_of_the_command(fit_here):
+    fit_here(*SMALL)
+    _, folder = fit_here(*SMALL, "fresh=true")
     (aside,) = folder.glob("before-*")
     old, new = (json.loads((f / "record.json").read_text()) for f in (aside, folder))
     assert old["metrics"] == new["metrics"]
     assert (old["sessions"], new["sessions"]) == (1, 1)
-    assert "fresh=" not in new["command"]
+    assert command_of(["task.T=6", "fresh=true"]) == "python train.py task.T=6"

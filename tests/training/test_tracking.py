@@ -1,6 +1,8 @@
 """W&B offline, read back from the files that it writes; online, from what it is told."""
 
 import json
+import os
+import signal
 import struct
 import time
 from types import SimpleNamespace
@@ -8,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from longwave.training.errors import UserError
+from longwave.training import loop
+from longwave.training.errors import Interrupted, UserError
 
 SMALL = (
     "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
@@ -69,20 +72,28 @@ def _read(path):
     return found
 
 
-def offline_runs(train_process):
-    return sorted((train_process.output / "wandb").glob("offline-run-*"))
+def offline_runs(output):
+    return sorted((output / "wandb").glob("offline-run-*"), key=lambda folder: folder.stat().st_mtime_ns)
 
 
-def test_offline_without_an_account(train_process):
-    for seed in (0, 1):
-        done = train_process.run(*SMALL, "recipe=cornn/adding_paper", f"seed={seed}")
-        assert done.returncode == 0, done.stdout
-    assert "wandb leet" in done.stdout
-    assert "wandb sync" in done.stdout
-    assert "WARNING" not in done.stdout
-    folders = offline_runs(train_process)
+@pytest.fixture
+def track_here(fit_here, tmp_path, monkeypatch):
+    """Trains in this process with W&B as it is without an account; gives the folder of the run."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: fit_here(*arguments, "tracking=wandb")[1]
+
+
+def test_offline_without_an_account(track_here, tmp_path, caplog):
+    caplog.set_level("INFO")
+    kept = [track_here(*SMALL, "recipe=cornn/adding_paper", f"seed={seed}") for seed in (0, 1)]
+    assert "wandb leet" in caplog.text
+    assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    folders = offline_runs(tmp_path / "outputs")
     assert len(folders) == 2
-    assert f"wandb sync {folders[1]}" in done.stdout
+    assert f"wandb sync {folders[1]}" in caplog.text
     shown = [read(folder) for folder in folders]
     assert [s.run.display_name for s in shown] == ["cornn-adding-seed0", "cornn-adding-seed1"]
     assert shown[0].run.run_id != shown[1].run.run_id
@@ -93,7 +104,7 @@ def test_offline_without_an_account(train_process):
     assert one.config["model"]["hidden"] == 3
     assert one.config["recipe"] == "cornn/adding_paper"
     assert one.exit == 0
-    folder = train_process.runs()[1]
+    folder = kept[1]
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert one.history == history
     assert one.metrics["*"].step_metric == "step"
@@ -106,20 +117,24 @@ def test_offline_without_an_account(train_process):
     assert one.summary["verdict"] == "no published number"
     assert one.artifacts == []
     assert one.summary["parameters"] == record["parameters"]
-    assert not (train_process.folder / "wandb").exists()
+    assert not (tmp_path / "wandb").exists()
 
 
-def test_a_resumed_run_is_linked_to_the_one_before(train_process):
+def test_a_resumed_run_is_linked_to_the_one_before(track_here, tmp_path, monkeypatch):
     arguments = (*SMALL, "training.steps=150", "training.checkpoint_seconds=0")
-    process = train_process.start(*arguments)
-    while not train_process.runs() or not (train_process.runs()[0] / "checkpoint.pt").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.terminate()
-    process.communicate(timeout=60)
-    done = train_process.run(*arguments)
-    assert done.returncode == 0, done.stdout
-    first, second = (read(folder) for folder in offline_runs(train_process))
+    train_step = loop.Trainer.train_step
+
+    def stopped(trainer):
+        if trainer.state.step == 70:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train_step(trainer)
+
+    with monkeypatch.context() as m:
+        m.setattr(loop.Trainer, "train_step", stopped)
+        with pytest.raises(Interrupted):
+            track_here(*arguments)
+    track_here(*arguments)
+    first, second = (read(folder) for folder in offline_runs(tmp_path / "outputs"))
     assert first.exit == 143
     assert first.summary["status"] == "interrupted"
     assert second.exit == 0
@@ -131,35 +146,31 @@ def test_a_resumed_run_is_linked_to_the_one_before(train_process):
     assert steps == list(range(1, 151))
 
 
-def test_a_failed_run_is_shown_as_failed(train_process):
-    done = train_process.run(*SMALL, "optimizer=sgd", "optimizer.lr=1000", "training.clip_norm=null")
-    assert done.returncode == 1
-    assert "error: the" in done.stdout
-    assert "Traceback" not in done.stdout
-    (folder,) = offline_runs(train_process)
+def test_a_failed_run_is_shown_as_failed(track_here, tmp_path):
+    with pytest.raises(UserError, match=r"^the "):
+        track_here(*SMALL, "optimizer=sgd", "optimizer.lr=1000", "training.clip_norm=null")
+    (folder,) = offline_runs(tmp_path / "outputs")
     shown = read(folder)
     assert shown.exit == 1
     assert shown.summary["status"] == "failed"
 
 
-def test_artifacts(train_process):
-    for seed in (0, 1):
-        done = train_process.run(*SMALL, "recipe=lem/adding", "model=lem", "tracking.artifacts=true", f"seed={seed}")
-        assert done.returncode == 0, done.stdout
-    assert "WARNING" not in done.stdout
-    first, second = (read(folder) for folder in offline_runs(train_process))
+def test_artifacts(track_here, tmp_path, caplog):
+    arguments = (*SMALL, "recipe=lem/adding", "model=lem", "tracking.artifacts=true")
+    kept = [track_here(*arguments, f"seed={seed}") for seed in (0, 1)]
+    assert not [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    first, second = (read(folder) for folder in offline_runs(tmp_path / "outputs"))
     assert first.summary["published/value"] == 5.3e-5
     assert first.summary["verdict"].startswith("other protocol (")
     checkpoint, data = first.artifacts
     assert (checkpoint.type, data.type, data.name) == ("model", "dataset", "adding-data")
     assert [entry.path for entry in checkpoint.manifest.contents] == ["checkpoint.pt"]
-    kept = (train_process.runs()[0] / "checkpoint.pt").stat().st_size
-    assert checkpoint.manifest.contents[0].size == kept
+    assert checkpoint.manifest.contents[0].size == (kept[0] / "checkpoint.pt").stat().st_size
     assert checkpoint.name != second.artifacts[0].name
     # The same data are the same artifact, whoever was trained on them; the files themselves are not in it.
     assert [entry.path for entry in data.manifest.contents] == ["data.json"]
     assert data.digest == second.artifacts[1].digest
-    record = json.loads((train_process.runs()[0] / "record.json").read_text())
+    record = json.loads((kept[0] / "record.json").read_text())
     assert json.loads(data.metadata) == record["data"]
 
 
@@ -179,11 +190,12 @@ def test_what_shows_a_run_does_not_end_it(fit_here, monkeypatch, caplog):
     assert caplog.text.count("W&B failed (BrokenPipeError: the helper process is gone)") == 1
 
 
-def test_none_writes_nothing(train_process):
-    done = train_process.run(*SMALL, "tracking=none")
-    assert done.returncode == 0
-    assert [path.name for path in train_process.output.iterdir()] == ["runs"]
-    assert "W&B" not in done.stdout
+def test_none_writes_nothing(fit_here, tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit_here(*SMALL, "tracking=none")
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["runs"]
+    assert caplog.text
+    assert "W&B" not in caplog.text
 
 
 def test_online_that_cannot_be_reached(fit_here, monkeypatch, caplog):
