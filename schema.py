@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-__all__ = ["MODEL", "NEUTRAL", "Annotated", "Ge", "Gt", "Le", "Lt", "OneOf", "Section", "marked"]
+__all__ = ["MODEL", "NEUTRAL", "Annotated", "Ge", "Gt", "Le", "Lt", "OneOf", "Section", "marked", "one_line"]
 
 # A setting that makes it another model, or another size of it: not how it is initialised, trained or computed.
 MODEL = "model"
@@ -53,7 +53,13 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return "''" if value == "" else str(value)
+    return "''" if value == "" else one_line(str(value))
+
+
+def one_line(text: str, most: int = 60) -> str:
+    """A text that somebody typed, or that stands in a file, as a message can show it."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def marked(section: type, mark: str) -> frozenset[str]:

@@ -24,7 +24,7 @@ from longwave.sweeps.show import say, show_plan, show_table
 from longwave.sweeps.trials import search
 from longwave.sweeps.watch import Watch
 from longwave.training import progress
-from longwave.training.config import refuse_other_checkout
+from longwave.training.command import refuse_other_checkout
 from longwave.training.errors import Interrupted, UserError
 
 

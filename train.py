@@ -14,14 +14,15 @@ import yaml
 from omegaconf import DictConfig
 
 from longwave import CONF
+from longwave.training import command as command_line
 from longwave.training import config as configuration
 from longwave.training.errors import Interrupted, UserError
 from longwave.training.progress import log
 
 
 def main() -> None:
-    configuration.refuse_other_checkout(__file__)
-    command = configuration.parse(sys.argv[1:])
+    command_line.refuse_other_checkout(__file__)
+    command = command_line.parse(sys.argv[1:])
     if command.help is not None:
         print(command.help)
         return

@@ -6,13 +6,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 
-from longwave.schema import Annotated, Ge, Le, Section
-from longwave.sweeps.plan import is_sweep, key_of
-from longwave.training.config import choices, compose_object, help_of, keys_of_a_run, unknown_key
+from longwave.schema import Annotated, Ge, Le, Section, one_line
+from longwave.sweeps.plan import key_of
+from longwave.training.command import flags, help_of
+from longwave.training.config import compose_object, keys_of_a_run
 from longwave.training.errors import UserError
+from longwave.training.overrides import check, choices
 
 
 @dataclass
@@ -60,24 +61,18 @@ def arguments(given: list[str]) -> tuple[list[str], Sweep | None, str | None]:
     Raises:
         UserError: for the first thing that is wrong.
     """
-    parsed = get_args_parser().parse_intermixed_args(given)
+    parsed = flags(given)
     if parsed.multirun:
         raise UserError("--multirun: a sweep is made of several runs anyway; omit it")
     fields = {item.name for item in dataclasses.fields(Sweep)} - {"overrides"}
     known = [*sorted(fields), *keys_of_a_run()]
     own, rest = [], []
     for text in parsed.overrides:
-        key = key_of(text)
-        root = re.split(r"[./@]", key)[0]
-        if root not in (*known, "hydra"):
-            raise UserError(unknown_key(key, root, known))
-        own_key = key.partition(".")[0] in fields or key.partition("/")[0].partition(".")[0] == "hydra"
-        (own if own_key else rest).append(text)
-        name = text.partition("=")[2]
-        if key in ("table", "search") and name not in (*choices(key), "null"):
-            raise UserError(f"{key}={name}: no such choice; there are {', '.join(choices(key))}")
-        if is_sweep(text):
-            raise UserError(f"{text}: several values, where one is needed; write a list as {key}=[{name}]")
+        override = check(text, known)
+        key, name = override.key_or_group, text.partition("=")[2]
+        if override.is_sweep_override():
+            raise UserError(f"{one_line(text)}: several values, where one is needed; write a list as {key}=[{name}]")
+        (own if re.split(r"[./]", key)[0] in {*fields, "hydra"} else rest).append(text)
     quoted = ",".join("'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'" for text in rest)
     own += [f"overrides=[{quoted}]"] if rest else []
     if parsed.help:

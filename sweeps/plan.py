@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from longwave.results import records
 from longwave.training import record
-from longwave.training.config import CONF, Config, choices, compose_run, recipe_overrides
+from longwave.training.config import CONF, Config, compose_run, recipe_overrides
 from longwave.training.errors import UserError
+from longwave.training.overrides import choices, read
 from longwave.training.record import FINISHED, Record
 from longwave.training.run import folder_of, is_locked
 
@@ -116,21 +115,9 @@ def seeds_of(seeds: Any) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def _parse(override: str):
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise UserError(f"cannot read '{override}': write key=value, a list as [1,2]") from error
-
-
 def key_of(override: str) -> str:
     """Key that an override sets."""
-    return _parse(override).get_key_element().lstrip("+~")
-
-
-def is_sweep(override: str) -> bool:
-    """True if an override has several values, as in ``seed=0,1``."""
-    return _parse(override).is_sweep_override()
+    return read(override).key_or_group
 
 
 def merge(*lists: Sequence[str]) -> list[str]:

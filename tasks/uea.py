@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longwave.schema import Annotated, Ge, Lt, OneOf, Section, shown
+from longwave.schema import Annotated, Ge, Le, Lt, OneOf, Section, shown
 from longwave.tasks import series
 from longwave.tasks.data import DataError
 from longwave.tasks.series import SeriesTask, split_id
@@ -60,7 +60,7 @@ class Config(Section):
     normalise: bool = False
     time: bool = False
     missing: Annotated[str, OneOf("refuse", "interpolate")] = "refuse"
-    zenodo: Annotated[int | None, Ge(1)] = None
+    zenodo: Annotated[int | None, Ge(1), Le(10**9)] = None
 
     def __post_init__(self):
         super().__post_init__()

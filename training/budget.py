@@ -30,20 +30,20 @@ class Training(Section):
         overfit: train on the first batch only. Such a run is no result.
     """
 
-    steps: Annotated[int | None, Ge(1)] = None
+    steps: Annotated[int | None, Ge(1), Le(10**9)] = None
     epochs: Annotated[int | None, Ge(1), Le(1_000_000)] = None
     batch_size: Annotated[int, Ge(1), Le(1_000_000)] = 64
-    evaluate_every: Annotated[int | None, Ge(1)] = None
-    log_every: Annotated[int, Ge(1)] = 50
-    clip_norm: Annotated[float | None, Gt(0)] = None
-    clip_value: Annotated[float | None, Gt(0)] = None
+    evaluate_every: Annotated[int | None, Ge(1), Le(10**9)] = None
+    log_every: Annotated[int, Ge(1), Le(10**9)] = 50
+    clip_norm: Annotated[float | None, Gt(0), Le(10**6)] = None
+    clip_value: Annotated[float | None, Gt(0), Le(10**6)] = None
     selection: Annotated[str, OneOf("last", "best")] = "last"
-    patience: Annotated[int | None, Ge(1)] = None
-    target: float | None = None
-    target_evaluations: Annotated[int, Ge(1)] = 3
+    patience: Annotated[int | None, Ge(1), Le(10**6)] = None
+    target: Annotated[float | None, Ge(-(10**9)), Le(10**9)] = None
+    target_evaluations: Annotated[int, Ge(1), Le(10**6)] = 3
     precision: Annotated[str, OneOf("fp32", "bf16")] = "fp32"
-    checkpoint_seconds: Annotated[float, Ge(0), NEUTRAL] = 60.0
-    limit_evaluation: Annotated[int | None, Ge(1)] = None
+    checkpoint_seconds: Annotated[float, Ge(0), Le(10**6), NEUTRAL] = 60.0
+    limit_evaluation: Annotated[int | None, Ge(1), Le(10**9)] = None
     overfit: bool = False
 
     def __post_init__(self):

@@ -7,12 +7,10 @@ registered under the name of its file, as ``schema/model/<file>``, ``schema/task
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib
 import inspect
-import itertools
 import json
 import pkgutil
 import re
@@ -22,23 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from longwave import CONF, PACKAGE, home, models, tasks
+from longwave import CONF, home, models, tasks
 from longwave.models.network import ModelConfig
-from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked
+from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
 from longwave.tasks import transforms
 from longwave.training.budget import Training
 from longwave.training.curriculum import Curriculum
 from longwave.training.diagnostics import Diagnostics
 from longwave.training.errors import UserError
 from longwave.training.optimizers import Optimizer, Scheduler
+from longwave.training.overrides import check, choices, no_choice, unknown_key
 from longwave.training.tracking import Tracking
 
 # Groups with a schema for each choice, and the package where those are.
@@ -163,12 +160,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("home", lambda path: str(home() / Path(path).expanduser()), replace=True)
 
 
-def choices(group: str) -> list[str]:
-    """The files of a group in conf/, without their suffix."""
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-
-
 def about(overrides: list[str]) -> str:
     """The docstrings of the schemas of all groups that are chosen."""
     texts = []
@@ -269,99 +260,18 @@ def _compose_recipe(*overrides: str) -> tuple[Config, dict[str, str]]:
     return resolve(cfg, chosen), interpolated
 
 
-@dataclass
-class Command:
-    """A command line of train.py.
-
-    Args:
-        arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
-        overrides: those among them.
-        config: of its one run; None where Hydra has to do something else: several runs, ...
-        recipe: of that run.
-        help: what to show instead, where that is asked for.
-    """
-
-    arguments: list[str]
-    overrides: list[str]
-    config: Config | None = None
-    recipe: str | None = None
-    help: str | None = None
-
-
-def parse(arguments: list[str]) -> Command:
-    """Composes and checks every run that a command line asks for, before anything is created.
-
-    Sweeps over lists and ranges are expanded; the spaces of a sweeper of its own (``interval(...)``) are left to it.
-
-    Raises:
-        UserError: for the first thing that is wrong.
-    """
-    parsed = get_args_parser().parse_intermixed_args(arguments)
-    overrides = _complete(parsed.overrides)
-    alternatives = []
-    try:
-        for text, override in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
-            if not override.is_sweep_override():
-                alternatives.append([text])
-            elif not parsed.multirun:
-                raise UserError(f"{text}: several values make several runs; add -m")
-            elif override.is_discrete_sweep():
-                alternatives.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
-    except OverrideParseException as error:
-        raise UserError(f"cannot read '{error.override}': write key=value, a list as [1,2]") from error
-    if parsed.config_dir is not None:
-        alternatives.append([f"hydra.searchpath=[file://{Path(parsed.config_dir).absolute()}]"])
-    flags = [text for text in arguments if text not in parsed.overrides]
-    command = Command(flags + overrides, overrides)
-    if parsed.help:
-        # A model and a task alone need no budget.
-        for group, name in (text.split("=", 1) for text in overrides if "=" in text):
-            if (CONF / group).is_dir() and name not in choices(group):
-                raise UserError(_no_choice(group, name, choices(group)))
-        command.help = help_of("train", overrides)
-        return command
-    runs = [compose_run(list(job)) for job in itertools.product(*alternatives)]
-    if not flags and not any(text.lstrip("+~").startswith("hydra") for text in overrides):
-        ((command.config, command.recipe),) = runs
-    return command
-
-
-def refuse_other_checkout(script: str) -> None:
-    """Raises UserError if ``train.py`` or ``sweep.py`` would run the code of another checkout than its own."""
-    here = Path(script).resolve().parent
-    if here != PACKAGE:
-        raise UserError(f"this environment has longwave from {PACKAGE}: run `make setup` in {here}, and use its .venv")
-
-
-def help_of(name: str, overrides: list[str]) -> str:
-    """The help of the primary config ``name``. Hydra's own ``--help`` first lists all groups, which takes seconds."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides, return_hydra_config=True).hydra.help.template
-
-
-def _complete(overrides: list[str]) -> list[str]:
-    """Adds model and task where only a recipe is named that follows from them, as in ``recipe=cornn/psmnist``."""
-    given = dict(text.split("=", 1) for text in overrides if "=" in text)
-    name = given.get("recipe")
-    if name in choices("recipe") and name != "none" and not {"model", "task"} & given.keys():
-        return [text for text in recipe_overrides(name) if not text.startswith("recipe=")] + overrides
-    return overrides
-
-
 def compose_run(overrides: list[str]) -> tuple[Config, str | None]:
     """The checked configuration that a list of overrides makes, and the name of its recipe or None.
 
     Raises:
         UserError: see :func:`resolve`.
     """
-    given = dict(text.split("=", 1) for text in overrides if "=" in text)
-    for group, value in given.items():
-        # Hydra does not name the group when a choice reads as a number, a boolean or null.
-        if (CONF / group).is_dir() and re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE):
-            raise UserError(_no_choice(group, value, choices(group)))
-    _check_recipe(given)
-    cfg, chosen = _compose("train", overrides)
-    return resolve(cfg, chosen), recipe_of(chosen)
+    for text in overrides:
+        check(text, keys_of_a_run())
+    _check_recipe(dict(text.split("=", 1) for text in overrides))
+    with in_one_line(overrides):
+        cfg, chosen = _compose("train", overrides)
+        return resolve(cfg, chosen), recipe_of(chosen)
 
 
 def compose_object(name: str, overrides: list[str]) -> Any:
@@ -370,17 +280,15 @@ def compose_object(name: str, overrides: list[str]) -> Any:
     Raises:
         UserError: see :func:`resolve`.
     """
-    return _to_object(_compose(name, overrides)[0], "")
+    with in_one_line(overrides):
+        return _to_object(_compose(name, overrides)[0], "")
 
 
 def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    try:
-        # Inside a job Hydra is initialised already, on the same folder.
-        ready = GlobalHydra.instance().is_initialized()
-        with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(name, overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_one_line(error)) from error
+    # Inside a job Hydra is initialised already, on the same folder.
+    ready = GlobalHydra.instance().is_initialized()
+    with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(name, overrides, return_hydra_config=True)
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
@@ -393,7 +301,7 @@ def _check_recipe(given: dict[str, str]) -> None:
     if name == "none":
         return
     if name not in choices("recipe"):
-        raise UserError(_no_choice("recipe", name, choices("recipe")))
+        raise UserError(no_choice("recipe", name, choices("recipe")))
     model, _, cell = name.partition("/")
     chosen = _groups(CONF / "train.yaml") | _groups(CONF / "recipe" / f"{name}.yaml") | given
     if chosen["model"] != model or not f"{cell}_".startswith(f"{chosen['task']}_"):
@@ -424,10 +332,10 @@ def _refuse_unknown(node: DictConfig, prefix: str) -> None:
 def _to_object(node: DictConfig, prefix: str) -> Any:
     try:
         return OmegaConf.to_object(node)
+    except OmegaConfBaseException:
+        raise
     except ValueError as error:
         raise UserError(f"{prefix}{error}") from error
-    except OmegaConfBaseException as error:
-        raise UserError(_one_line(error)) from error
 
 
 def keys_of_a_run() -> list[str]:
@@ -437,49 +345,43 @@ def keys_of_a_run() -> list[str]:
     return fields + sorted(groups.difference(fields, NOT_OF_A_RUN))
 
 
-def unknown_key(full_key: str, key: str, known: list[str]) -> str:
-    """The line on a key that is not there."""
-    if not known:
-        group = full_key.partition(".")[0]
-        others = [choice for choice in choices(group) if choice != "none"]
-        return f"{full_key}: there is no {group}; choose {group}={' | '.join(others)}"
-    close = difflib.get_close_matches(key, known, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{full_key}: no such key{meant}; there are {', '.join(known)}"
-
-
-def _no_choice(group: str, value: str, options: list[str]) -> str:
-    return f"{group}={value}: no such choice; there are {', '.join(options)}"
-
-
 _TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
-def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's message as one line that names the key, the value and what is allowed."""
+@contextlib.contextmanager
+def in_one_line(overrides: list[str]):
+    """Hydra's and OmegaConf's errors as one line that names the key, the value and what is allowed."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+        raise UserError(_one_line(error, overrides)) from error
+
+
+def _one_line(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).partition("/")
-        if group != "hydra":
-            return _no_choice(group, name, choices(group))
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return _no_choice(group, name, error.options)
+        return no_choice(group, name, error.options)
     cause = error
     while cause is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__ or cause.__context__
-    message = " ".join(str(error).split())
-    if cause is None:
-        found = re.match(r"Could not override '([^']+)'. No match in the defaults list", message)
-        if found:
-            return unknown_key(found[1], found[1], keys_of_a_run())
-        return message
+    key = str(getattr(cause, "full_key", ""))
+    mine = [text for text in overrides if key and f"{key}.".startswith(f"{text.partition('=')[0].lstrip('+')}.")]
+    following = [text for text in overrides if "${" in text]
+    message = " ".join(str(cause or error).split())
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        where = re.match(r"In '(recipe/[^']+)'", message)
-        known = [str(key) for key in cause.parent_node if key != "hydra"]
-        return unknown_key(cause.full_key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
-    expected = re.search(r"Value '(.*?)' (?:of type .* could not be converted to|is not a valid) (\w+)", str(cause))
+        where = re.match(r"In '(recipe/[^']+)'", str(error))
+        known = [str(key) for key in cause.parent_node or () if key != "hydra"]
+        return unknown_key(key, str(cause.key), known) + (f" (set in {where[1]})" if where else "")
+    if following and (isinstance(cause, InterpolationResolutionError) or not mine):
+        missing = re.search(r"Interpolation key '([^']*)' not found", message)
+        reason = f"there is no {missing[1]}" if missing else "it follows itself, or what it follows is no such value"
+        return f"{one_line((mine or following)[0])}: cannot be resolved: {one_line(reason)}"
+    expected = re.search(r"Value '(.*?)' (?:of type .* could not be converted to|is not a valid) (\w+)", message)
     if expected:
-        return f"{cause.full_key}={expected[1]}: must be {_TYPES.get(expected[2], expected[2])}"
-    return f"{cause.full_key}: {' '.join(str(cause).split(chr(10))[0].split())}"
+        return f"{key}={one_line(expected[1])}: must be {_TYPES.get(expected[2], expected[2])}"
+    if mine or overrides:
+        return f"{one_line((mine or overrides)[0])}: no such value"
+    return one_line(message, 250)
 
 
 register()

@@ -31,13 +31,13 @@ class Curriculum(Section):
     """
 
     name: Annotated[str, OneOf("none", "grow", "lengths")] = "none"
-    start: Annotated[int | None, Ge(1)] = None
+    start: Annotated[int | None, Ge(1), Le(10**9)] = None
     factor: Annotated[float | None, Gt(1), Le(1000)] = None
-    lengths: Annotated[list[int] | None, Ge(1)] = None
-    bound: float | None = None
-    evaluations: Annotated[int, Ge(1)] = 2
-    least_steps: Annotated[int, Ge(0)] = 0
-    most_steps: Annotated[int | None, Ge(1)] = None
+    lengths: Annotated[list[int] | None, Ge(1), Le(10**9)] = None
+    bound: Annotated[float | None, Ge(-(10**9)), Le(10**9)] = None
+    evaluations: Annotated[int, Ge(1), Le(10**6)] = 2
+    least_steps: Annotated[int, Ge(0), Le(10**9)] = 0
+    most_steps: Annotated[int | None, Ge(1), Le(10**9)] = None
     lr_power: Annotated[float, Ge(0), Le(10)] = 0.0
 
     def __post_init__(self):

@@ -1,0 +1,132 @@
+"""The command line of a run: its flags and overrides, checked before Hydra reads them.
+
+What is wrong ends in one line that names the key, the value and what is allowed, whatever was typed.
+"""
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from longwave import CONF, PACKAGE
+from longwave.schema import one_line
+from longwave.training.config import Config, compose_run, in_one_line, keys_of_a_run, recipe_overrides
+from longwave.training.errors import UserError
+from longwave.training.overrides import MOST_RUNS, alternatives, check, choices
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flags = [action.option_strings[0] for action in self._actions if action.option_strings]
+            raise UserError(f"{one_line(unknown[1])}: no such flag; there are {', '.join(flags)}")
+        raise UserError(one_line(message.removeprefix("argument ")))
+
+
+def flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """The flags of a command line, and in ``overrides`` the rest.
+
+    Raises:
+        UserError: for a flag that does not exist or lacks its value.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    # Hydra answers these itself.
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "plugins"])
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    found = parser.parse_intermixed_args(arguments)
+    if found.config_dir is not None and not Path(found.config_dir).is_dir():
+        raise UserError(f"--config-dir={one_line(found.config_dir)}: no such folder")
+    return found
+
+
+@dataclass
+class Command:
+    """A command line of train.py.
+
+    Args:
+        arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
+        overrides: those among them.
+        runs: how many it asks for, where no sweeper decides.
+        config: of its one run; None where Hydra has to do something else: several runs, ...
+        recipe: of that run.
+        help: what to show instead, where that is asked for.
+    """
+
+    arguments: list[str]
+    overrides: list[str]
+    runs: int = 1
+    config: Config | None = None
+    recipe: str | None = None
+    help: str | None = None
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Compose and check every run that a command line asks for, before anything is created.
+
+    Sweeps over lists and ranges are expanded; the spaces of a sweeper of its own (``interval(...)``) are left to it.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    given = flags(arguments)
+    overrides = _complete(given.overrides)
+    parsed = [check(text, keys_of_a_run()) for text in overrides]
+    command = Command([text for text in arguments if text not in given.overrides] + overrides, overrides)
+    if given.help:
+        command.help = help_of("train", overrides)
+        return command
+    sweeps = [override for override in parsed if override.is_sweep_override()]
+    if sweeps and not given.multirun:
+        raise UserError(f"{one_line(sweeps[0].input_line)}: several values make several runs; add -m")
+    values = {override.key_or_group: list(alternatives(override)) for override in parsed}
+    for texts in values.values():
+        command.runs *= max(1, len(texts))
+        if command.runs > MOST_RUNS:
+            raise UserError(f"more than {MOST_RUNS} runs: at most {MOST_RUNS} can be started at once; use fewer values")
+    if command.runs > 20:
+        print(f"checking {command.runs} runs", file=sys.stderr, flush=True)
+    if given.config_dir is not None:
+        values["hydra.searchpath"] = [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"]
+    # Seeds that are numbers differ in nothing else: one of them is checked.
+    seeds = values.get("seed", [])
+    values["seed"] = [text for text in seeds if not re.fullmatch(r"seed=\d{1,18}", text)] or seeds[:1]
+    runs = [compose_run(list(job)) for job in itertools.product(*(texts for texts in values.values() if texts))]
+    if command.arguments == overrides and not sweeps and not any(o.key_or_group.startswith("hydra") for o in parsed):
+        ((command.config, command.recipe),) = runs
+    return command
+
+
+def _complete(overrides: list[str]) -> list[str]:
+    """Add model and task where only a recipe is named that follows from them, as in ``recipe=cornn/psmnist``."""
+    given = dict(text.split("=", 1) for text in overrides if "=" in text)
+    name = given.get("recipe")
+    if name in choices("recipe") and name != "none" and not {"model", "task"} & given.keys():
+        return [text for text in recipe_overrides(name) if not text.startswith("recipe=")] + overrides
+    return overrides
+
+
+def help_of(name: str, overrides: list[str]) -> str:
+    """The help of the primary config ``name``. Hydra's own ``--help`` first lists all groups, which takes seconds."""
+    with in_one_line(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides, return_hydra_config=True).hydra.help.template
+
+
+def refuse_other_checkout(script: str) -> None:
+    """Raise UserError if ``train.py`` or ``sweep.py`` would run the code of another checkout than its own."""
+    here = Path(script).resolve().parent
+    if here != PACKAGE:
+        raise UserError(f"this environment has longwave from {PACKAGE}: run `make setup` in {here}, and use its .venv")
