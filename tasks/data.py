@@ -21,11 +21,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
+
+from longwave.files import load_intact, replacing
 
 log = logging.getLogger("longwave")
 
@@ -87,7 +89,7 @@ def fetch(source: Source, root: Path) -> Path:
     if path.exists():
         _check(source, path)
         return path
-    with _locked(path, f"another process downloads {path.name}; waiting for it"):
+    with locked(path, f"downloads {path.name}"):
         _check(source, path, None if path.exists() else _download(source, path))
     return path
 
@@ -116,8 +118,8 @@ def fetch_all(sources: Sequence[Source], fallback: Sequence[Source], root: Path)
 
 def digest(path: Path) -> str:
     """The sha256 of a fetched file, from the note beside it while that is valid."""
-    note = _read_note(path)
-    return note["sha256"] if note and _same(path, note) else _hash(path, "sha256")
+    note, unchanged = _noted(path)
+    return note["sha256"] if unchanged else _hash(path, "sha256")
 
 
 def verify(path: Path, algorithm: str, expected: str, advice: str = AGAIN) -> None:
@@ -130,8 +132,7 @@ def verify(path: Path, algorithm: str, expected: str, advice: str = AGAIN) -> No
 def _check(source: Source, path: Path, url: str | None = None) -> None:
     """Raises DataError for a wrong checksum; ``url`` is the address of a fresh download."""
     advice = f"{AGAIN} from {' or '.join(source.urls)}"
-    expected, note = source.sha256, _read_note(path)
-    unchanged = note is not None and _same(path, note)
+    expected, (note, unchanged) = source.sha256, _noted(path)
     found = note["sha256"] if unchanged else _hash(path, "sha256")
     if expected is None and source.md5 is not None:
         if not unchanged:
@@ -144,30 +145,33 @@ def _check(source: Source, path: Path, url: str | None = None) -> None:
     if not unchanged:
         # A data root that cannot be written to is no obstacle.
         with contextlib.suppress(OSError):
-            _write_note(path, found, url or (note and note.get("url")))
+            size, mtime_ns = path.stat().st_size, path.stat().st_mtime_ns
+            _write_note(_note_path(path), sha256=found, size=size, mtime_ns=mtime_ns, url=url or note.get("url"))
 
 
 def _note_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.source.json")
 
 
-def _read_note(path: Path) -> dict | None:
+def _noted(path: Path) -> tuple[dict, bool]:
+    """The note beside a file, and whether the file is as it was then."""
+    note, status = _read_note(_note_path(path)), path.stat()
+    if not {"sha256", "size", "mtime_ns"} <= note.keys():
+        return {}, False
+    return note, (note["size"], note["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+
+
+def _read_note(path: Path) -> dict:
     try:
-        note = json.loads(_note_path(path).read_text())
-        return note if {"sha256", "size", "mtime_ns"} <= note.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+        note = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
-def _write_note(path: Path, sha256: str, url: str | None) -> None:
-    status = path.stat()
-    note = {"sha256": sha256, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "url": url}
-    write_atomic(_note_path(path), json.dumps(note, indent=1).encode())
-
-
-def _same(path: Path, note: dict) -> bool:
-    status = path.stat()
-    return (status.st_size, status.st_mtime_ns) == (note["size"], note["mtime_ns"])
+def _write_note(path: Path, **note: str | int | None) -> None:
+    with replacing(path) as out:
+        out.write(json.dumps(note, indent=1).encode())
 
 
 def _hash(path: Path, algorithm: str) -> str:
@@ -175,38 +179,19 @@ def _hash(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(path: Path, waiting: str) -> Iterator[None]:
+def locked(path: Path, doing: str) -> contextlib.AbstractContextManager:
+    """Holds the lock of ``path`` from now to the end of the ``with``; waits, and says so, while another process does.
+
+    Args:
+        doing: what the other process then does, such as ``downloads a.zip``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
-        log.info(waiting)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file that replaces ``path`` once it is complete: fsync, then rename; an error leaves ``path`` as it was."""
-    try:
-        with open(temporary, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; an OSError leaves the old one."""
-    with _replacing(path, path.with_name(f"{path.name}.tmp{os.getpid()}")) as out:
-        out.write(content)
+        log.info("another process %s; waiting for it", doing)
+        return lock.acquire()
 
 
 class _Failed(Exception):
@@ -280,20 +265,17 @@ def _size(path: Path) -> int:
 
 def _request(url: str, source: Source, part: Path, show: Callable[[int, int | None], None]) -> None:
     """Requests the rest of ``part``; raises ConnectionError where the connection breaks."""
-    request = urllib.request.Request(url, headers={"User-Agent": "longwave", "Accept-Encoding": "identity"})
-    have = _size(part)
+    have, note = _size(part), _read_note(_part_note(part))
+    # The validator tells whether the file at this address has changed. Without one, or from another address, the part
+    # is resumed only if there is a checksum to verify the whole.
+    validator = note.get("validator") if note.get("url") == url else None
+    if not (validator or source.sha256 or source.md5):
+        have = 0
+    headers = {"User-Agent": "longwave", "Accept-Encoding": "identity"}
     if have:
-        # The validator tells whether the file at this address has changed. Without one, or from another address, the
-        # part is resumed only if there is a checksum to verify the whole.
-        validator = _validator(part, url)
-        if validator:
-            request.add_header("If-Range", validator)
-        elif source.sha256 is None and source.md5 is None:
-            have = 0
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -312,7 +294,9 @@ def _request(url: str, source: Source, part: Path, show: Callable[[int, int | No
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         try:
-            _note_validator(part, url, response.headers)
+            validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            # A weak one says equivalent, not equal.
+            _write_note(_part_note(part), url=url, validator=None if validator.startswith("W/") else validator)
             with open(part, "ab" if have else "wb") as out:
                 show(have, total)
                 while chunk := _read(response):
@@ -336,22 +320,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise ConnectionError(f"the connection broke: {error}") from error
 
 
-def _validator(part: Path, url: str) -> str | None:
-    """The server's validator of the file that ``part`` is of, if it came from ``url``."""
-    try:
-        note = json.loads(_part_note(part).read_text())
-        return note["validator"] if note["url"] == url else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _note_validator(part: Path, url: str, headers: http.client.HTTPMessage) -> None:
-    validator = headers.get("ETag") or headers.get("Last-Modified")
-    if validator and validator.startswith("W/"):  # weak: equivalent, not equal
-        validator = None
-    write_atomic(_part_note(part), json.dumps({"url": url, "validator": validator}).encode())
-
-
 @contextlib.contextmanager
 def _progress(name: str, size: int | None) -> Iterator[Callable[[int, int | None], None]]:
     if not sys.stderr.isatty():
@@ -373,47 +341,35 @@ def readable(size: int | None) -> str:
     return "?" if size is None else f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def unpack(archive: Path, members: Sequence[str] | None, into: Path) -> Path:
-    """Unpacks a zip or tar archive into a folder, unless that was done before.
-
-    Nothing is written outside of ``into``: names that lead out of it, links and special files are refused. The folder,
-    or each member, appears complete or not at all.
+def unpack(archive: Path, members: Sequence[str], into: Path) -> Path:
+    """Unpacks members of a zip or tar archive into a folder, unless they are there.
 
     Args:
-        members: names in the archive, with or without the folders above them, unpacked to ``into / name``; None is all.
+        members: names in the archive, with or without the folders above them, unpacked to ``into / name``. Each appears
+            complete or not at all.
 
     Returns:
         ``into``.
 
     Raises:
-        DataError: for a damaged archive, a missing member, a refused name, a full disk.
+        DataError: for a damaged archive, one with links or special files, a missing member, a full disk.
     """
 
-    def missing() -> list[str] | None:
-        if members is None:
-            return [] if into.exists() else None
+    def missing() -> list[str]:
         return [name for name in members if not (into / name).exists()]
 
-    if missing() == []:
+    if not missing():
         return into
-    with _locked(into, f"another process unpacks {archive.name}; waiting for it"):
-        wanted = missing()
-        if wanted == []:
-            return into
+    with locked(into, f"unpacks {archive.name}"):
         temporary = into.with_name(f"{into.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        temporary.mkdir()
         try:
             with open_archive(archive) as (names, open_member):
-                for target in names if wanted is None else wanted:
-                    _check_name(archive, target)
-                    name = target if wanted is None else find(archive, names, target)
-                    (temporary / target).parent.mkdir(parents=True, exist_ok=True)
-                    with open_member(name) as source, open(temporary / target, "wb") as out:
+                for name in missing():
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    with open_member(find(archive, names, name)) as source, open(temporary / name, "wb") as out:
                         shutil.copyfileobj(source, out, CHUNK)
-            if wanted is None:
-                os.replace(temporary, into)
-            for name in wanted or ():
+            for name in missing():
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary / name, into / name)
         except DataError:
@@ -470,12 +426,6 @@ def find(archive: Path, names: Sequence[str], wanted: str) -> str:
     return found[0]
 
 
-def _check_name(archive: Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise DataError(archive, name, "leads out of the folder; refused")
-
-
 def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of ``build``, kept in ``root/cache/<name>-<hash>.pt``.
 
@@ -496,16 +446,22 @@ def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]
     kept = _load_cache(path)
     if kept is not None:
         return kept
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_locked(path, f"another process prepares {name}; waiting for it"))
-        except OSError as error:
-            log.warning("%s cannot be kept in %s (%s)", name, path.parent, error.strerror or error)
-            return build()
+    try:
+        lock = locked(path, f"prepares {name}")
+    except OSError as error:
+        log.warning("%s cannot be kept in %s (%s)", name, path.parent, error.strerror or error)
+        return build()
+    with lock:
         kept = _load_cache(path)
         if kept is None:
             kept = build()
-            _save_cache(path, kept)
+            try:
+                with replacing(path) as out:
+                    torch.save(kept, out)
+            # torch reports a failed write as a RuntimeError.
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+                raise DataError(path, None, f"cannot be written ({reason}); make room and run again") from error
     return kept
 
 
@@ -516,25 +472,9 @@ def code(*files: str) -> str:
 
 def _load_cache(path: Path) -> dict[str, Any] | None:
     try:
-        # torch.load reads some damaged files without an error; the checksums of the zip file find them.
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
-        return torch.load(path, weights_only=True)
+        return load_intact(path)
     except FileNotFoundError:
         return None
     except Exception as error:
         log.warning("%s is damaged (%s); building it again", path, " ".join(str(error).split()))
         return None
-
-
-def _save_cache(path: Path, content: dict[str, Any]) -> None:
-    try:
-        # One name for all processes: the next one replaces what a killed one left.
-        with _replacing(path, path.with_name(f"{path.name}.tmp")) as out:
-            torch.save(content, out)
-    # torch reports a failed write as a RuntimeError.
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(path, None, f"cannot be written ({reason}); make room and run again") from error

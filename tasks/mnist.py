@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longwave.files import replacing
 from longwave.schema import Annotated, Ge, Le, OneOf, Section
 from longwave.tasks.base import ArrayTask, class_scores
-from longwave.tasks.data import Source, fetch, verify, write_atomic
+from longwave.tasks.data import Source, fetch, locked, verify
 from longwave.tasks.splits import hold_out, index_hash
 
 # Each paper's permutation: its generator, the seed, and the first 16 digits of the sha256 of the 784 indices as
@@ -164,7 +165,8 @@ def read(root: Path) -> tuple[Tensor, Tensor]:
     for source in SOURCES["mnist"]:
         unpacked = (root / source.path).with_suffix("")
         if not unpacked.exists():
-            write_atomic(unpacked, gzip.decompress(fetch(source, root).read_bytes()))
+            with locked(unpacked, f"unpacks {unpacked.name}"), replacing(unpacked) as out:
+                out.write(gzip.decompress(fetch(source, root).read_bytes()))
     for name, expected in SHA256.items():
         verify(raw / name, "sha256", expected)
     # Behind headers of 16 and 8 bytes.

@@ -1,44 +1,26 @@
-"""Files that survive: written whole or not at all, whenever the process dies."""
+"""Files of a run; a write that fails is shown to the user."""
 
 import io
 import os
-import zipfile
 from pathlib import Path
 
 import torch
 
+from longwave.files import load_intact, replacing, sync_folder
 from longwave.training.errors import UserError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: a temporary file, fsync, rename.
+    """Replaces ``path`` by ``content``, whole or not at all.
 
     Raises:
         UserError: where the disk is full or refuses; the old file is still there.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open(temporary, "wb") as out:
+        with replacing(path) as out:
             out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # Makes the rename itself durable; not every system lets a folder be opened.
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -56,7 +38,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
         if path.exists():
             os.replace(path, previous(path))
         os.replace(fresh, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; {previous(path)} is kept") from error
 
@@ -72,12 +54,7 @@ def load_checkpoint(path: Path) -> tuple[dict | None, list[str]]:
         if not candidate.exists():
             continue
         try:
-            # torch.load reads some damaged files without complaint; the checksums inside tell.
-            with zipfile.ZipFile(candidate) as archive:
-                bad = archive.testzip()
-            if bad is not None:
-                raise zipfile.BadZipFile(f"wrong checksum of {bad}")
-            return torch.load(candidate, map_location="cpu", weights_only=True), damaged
+            return load_intact(candidate), damaged
         except Exception as error:
             damaged.append(f"{candidate} is damaged ({error})")
     return None, damaged
