@@ -99,9 +99,6 @@ class Adding(Task):
         markers = "halves" if config.protocol == "cornn" else config.protocol
         self.split_id = f"adding/{markers}/T={self.T}/test={self.test_samples}"
 
-    def steps_per_epoch(self, batch_size: int) -> int | None:
-        return None
-
     def at_length(self, length: int) -> "Adding":
         return replace(self.config, T=length).build(self.seed, Path())
 

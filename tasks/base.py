@@ -35,10 +35,8 @@ def start_readout(readout: nn.Linear, how: str) -> None:
 class Task:
     """A source of batches with its splits, loss and metric. Batches are time-major: x is (T, B, D).
 
-    A subclass sets the attributes and implements ``batch``, ``evaluation`` and ``scores``.
-
-    A batch is x and its targets, and the lengths (B,) where samples differ in length and padding is not to be read. A
-    task with an ``embedding`` has tokens (T, B) as x.
+    A subclass sets the attributes and implements ``batch``, ``evaluation`` and ``scores``. A batch has the lengths (B,)
+    where samples differ in length and padding is not to be read. A task with an ``embedding`` has tokens (T, B) as x.
     """
 
     inputs: int
@@ -83,8 +81,8 @@ class Task:
     """Further facts on the data, for the record."""
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
-        """Number of batches in an epoch; None for an endless stream."""
-        raise NotImplementedError
+        """Number of batches in an epoch, of which the last may be smaller; None for an endless stream."""
+        return -(-len(self.splits["train"]) // batch_size) if self.splits else None
 
     def at_length(self, length: int) -> "Task":
         """The same task at another ``length``, for a curriculum; only where ``length`` is not None.
@@ -142,7 +140,7 @@ def binary_scores(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 class ArrayTask(Task):
     """A data set in memory: one array of samples, and indices of the splits.
 
-    The order of epoch e is a function of (seed, e). The last batch of an epoch may be smaller.
+    The order of epoch e is a function of (seed, e).
 
     Args:
         samples: (N, ...) inputs of all splits, in any storage type.
@@ -160,9 +158,6 @@ class ArrayTask(Task):
     def prepare(self, samples: Tensor) -> Tensor:
         """Turns stored samples (B, ...) into the model's input (T, B, D)."""
         raise NotImplementedError
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return -(-len(self.splits["train"]) // batch_size)
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))

@@ -9,19 +9,18 @@ import torch
 from longwave.schema import Annotated, Gt, Lt, OneOf, Section
 from longwave.tasks import series
 from longwave.tasks.eigenworms import nrde
-from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import by_seed, train_test
 from longwave.tasks.uea import seventy_fifteen_fifteen
 
 LICENCE = "as its record on Zenodo says; the recordings are PhysioNet's"
 # The records that the papers used, then the newer ones.
 RECORDS = {"RR": (4001463, 18485020), "HR": (4001456, 18485047), "SpO2": (4001464, 18484650)}
+TARGETS = {f"bidmc_{target.lower()}": target for target in RECORDS}
 SOURCES = {
-    f"bidmc_{target.lower()}": series.on_zenodo(f"BIDMC32{target}", *records, licence=LICENCE)
-    for target, records in RECORDS.items()
+    name: series.on_zenodo(f"BIDMC32{target}", *RECORDS[target], licence=LICENCE) for name, target in TARGETS.items()
 }
 
-TARGETS = {f"bidmc_{target.lower()}": target for target in RECORDS}
 LEM = (5565, 1192, 1192)  # train, test, validation
 
 
@@ -55,10 +54,8 @@ class Config(Section):
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, f"BIDMC32{TARGETS[self.name]}", SOURCES[self.name], ())
         splits = split(self, len(data.values), data.train, seed)
-        normalise = self.protocol == "nrde"
-        task = SeriesTask(data, splits, seed, normalise, self.time, self.loss, self.metric)
-        task.split_id = split_id(self.name, [self.protocol], splits)
-        return task
+        protocol, normalise = f"{self.name}/{self.protocol}", self.protocol == "nrde"
+        return SeriesTask(data, splits, protocol, seed, normalise, self.time, self.loss, self.metric)
 
 
 def split(config: Config, total: int, official: int, seed: int) -> dict[str, np.ndarray]:

@@ -68,9 +68,6 @@ class Copying(Task):
         self.baseline = {"cross_entropy": guessing, "accuracy": 1 / self.alphabet}
         self.split_id = f"copying/K={self.K}/L={self.L}/alphabet={self.alphabet}/test={self.test_samples}"
 
-    def steps_per_epoch(self, batch_size: int) -> None:
-        return None
-
     def at_length(self, length: int) -> "Copying":
         return replace(self.config, L=length).build(self.seed, Path())
 

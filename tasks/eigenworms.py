@@ -8,7 +8,7 @@ import numpy as np
 
 from longwave.schema import Annotated, OneOf, Section
 from longwave.tasks import series
-from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import train_test
 from longwave.tasks.uea import seventy_fifteen_fifteen
 
@@ -53,9 +53,8 @@ class Config(Section):
             first = np.unique(data.original.numpy())
             kept = seventy_fifteen_fifteen(len(first), seed, None if labels is None else labels[first])
             splits = {part: first[indices] for part, indices in kept.items()}
-        task = SeriesTask(data, splits, seed, normalise=self.protocol == "nrde", time=self.time)
-        what = [self.protocol, "stratified"] if self.stratified else [self.protocol]
-        task.split_id = split_id("eigenworms", what, splits)
+        protocol = f"eigenworms/{self.protocol}{'/stratified' if self.stratified else ''}"
+        task = SeriesTask(data, splits, protocol, seed, normalise=self.protocol == "nrde", time=self.time)
         log.info(
             "EigenWorms: %d of %d series are exact copies of others; %d of %d test series have one in the training set",
             task.notes["exact_copies"],

@@ -1,5 +1,6 @@
 """The text formats of the UEA, UCR and Monash archives: ``.ts``, and ``.arff``, relational or one column a step."""
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -71,16 +72,13 @@ def read(file: BinaryIO, name: str) -> Part:
 
 
 def _check_label(label: str, known: set[str] | None) -> None:
-    if known is not None:
-        if _plain(label) not in known:
-            raise ValueError(f"label {label!r} is none of the header's")
-        return
-    try:
-        finite = np.isfinite(float(label))
-    except ValueError:
-        finite = False
-    if not finite:
+    if known is None:
+        with contextlib.suppress(ValueError):
+            if np.isfinite(float(label)):
+                return
         raise ValueError(f"target {label!r} is not a finite number")
+    if _plain(label) not in known:
+        raise ValueError(f"label {label!r} is none of the header's")
 
 
 def _plain(label: str) -> str:
@@ -131,21 +129,24 @@ def _shown(text: bytes) -> str:
     return repr(shown if len(shown) <= 40 else shown[:40] + "...")
 
 
-def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
-    """Reads up to ``@data``; returns a function that splits a line, the classes, and whether all lengths are equal."""
-    keys: dict[str, list[str]] = {}
+def _header(lines: Iterator[tuple[int, bytes]], name: str, known: str, comments: tuple[str, ...]):
+    """Yields the first word, in lower case, and the text of each line up to ``@data``; ``known`` are the words."""
     for number, raw in lines:
         line = raw.decode(ENCODING, "replace").strip()
-        if not line or line.startswith(("#", "%")):
+        if not line or line.startswith(comments):
             continue
-        if not line.startswith("@"):
+        word = line.split()[0].lower()
+        if word == "@data":
+            return
+        if not re.fullmatch(known, word):
             raise DataError(name, f"line {number}", f"{_shown(raw.strip())} comes before @data")
-        key, *values = line.split()
-        if key.lower() == "@data":
-            break
-        keys[key.lower()[1:]] = values
-    else:
-        raise DataError(name, None, "no line @data")
+        yield word, line
+    raise DataError(name, None, "no line @data")
+
+
+def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
+    """Reads up to ``@data``; returns a function that splits a line, the classes, and whether all lengths are equal."""
+    keys = {word[1:]: line.split()[1:] for word, line in _header(lines, name, "@.*", ("#", "%"))}
 
     def true(key: str) -> bool:
         return [value.lower() for value in keys.get(key, [])[:1]] == ["true"]
@@ -163,8 +164,7 @@ def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
             *channels, label = line.split(b":")
         if not channels:
             raise ValueError("no colon between the values and the label")
-        label = label.decode(ENCODING, "replace").strip()
-        return [_stamped(channel) if stamped else numbers(channel) for channel in channels], label
+        return list(map(_stamped if stamped else numbers, channels)), label.decode(ENCODING, "replace").strip()
 
     return split, classes, true("equallength")
 
@@ -189,23 +189,13 @@ def _arff_header(lines: Iterator[tuple[int, bytes]], name: str):
     """As :func:`_ts_header`. The last attribute at the top level is the label."""
     attributes: list[tuple[str, str]] = []  # (name, type) at the top level
     inside = False
-    for number, raw in lines:
-        line = raw.decode(ENCODING, "replace").strip()
-        if not line or line.startswith("%"):
-            continue
-        word = line.split()[0].lower()
-        if word == "@data":
-            break
+    for word, line in _header(lines, name, "@relation|@attribute|@end", ("%",)):
         if word == "@end":
             inside = False
         elif word == "@attribute" and not inside:
             found = re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s*(.*)", line, re.IGNORECASE)
             attributes.append((found[1], found[2]))
             inside = found[2].lower() == "relational"
-        elif word not in ("@relation", "@attribute"):
-            raise DataError(name, f"line {number}", f"{_shown(raw.strip())} comes before @data")
-    else:
-        raise DataError(name, None, "no line @data")
     if len(attributes) < 2:
         raise DataError(name, None, f"{len(attributes)} attributes, where there must be values and a label")
     relational = attributes[0][1].lower() == "relational"

@@ -67,6 +67,7 @@ class HAR2(ArrayTask):
     inputs, outputs = 9, 1
     objective, metric = "cross_entropy", "accuracy"
     higher_is_better = True
+    scores = staticmethod(binary_scores)
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         windows, labels, subjects, train, self.files = read(data_root)
@@ -100,9 +101,6 @@ class HAR2(ArrayTask):
 
     def prepare(self, samples: Tensor) -> Tensor:
         return samples.transpose(0, 1)
-
-    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return binary_scores(output, target)
 
 
 def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str], ...]]:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.metadata
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
@@ -146,9 +145,6 @@ class IMDB(Task):
     def embedding(self) -> "WordEmbedding":
         return WordEmbedding(self.vectors, self.config.dropout)
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        return -(-len(self.splits["train"]) // batch_size)
-
     def batch(self, step: int, batch_size: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))
         if self._plan is None or self._plan[0] != (epoch, batch_size):
@@ -244,8 +240,7 @@ def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]
             "sha256": whole.hexdigest(),
         }
 
-    key = {"files": state, "tokenizer": version, "lower": lower}
-    text = cached(root, "imdb", key, build)
+    text = cached(root, "imdb", {"files": state, "tokenizer": version, "lower": lower}, build)
     return text, text["types"].split("\0"), text["sha256"]
 
 
@@ -271,14 +266,15 @@ def _reviews(root: Path) -> tuple[str, Callable[[], Iterator[tuple[str, bytes]]]
     if (root / source.path).exists() or not folder.is_dir():
         archive = fetch(source, root)
         return digest(archive), lambda: _from_archive(archive)
-    found = {}
-    for part in PARTS:
-        if (folder / part).is_dir():
-            with os.scandir(folder / part) as entries:
-                found |= {f"{part}/{entry.name}": entry.stat() for entry in entries if entry.name.endswith(".txt")}
+    found = {f"{part}/{path.name}": path for part in PARTS for path in (folder / part).glob("*.txt")}
     names = _in_order(found, folder)
-    status = "\n".join(f"{name} {found[name].st_size} {found[name].st_mtime_ns}" for name in names)
-    return hashlib.sha256(status.encode()).hexdigest(), lambda: ((n, (folder / n).read_bytes()) for n in names)
+    status = "\n".join(f"{name} {_status(found[name])}" for name in names)
+    return hashlib.sha256(status.encode()).hexdigest(), lambda: ((name, found[name].read_bytes()) for name in names)
+
+
+def _status(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _from_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -310,11 +306,7 @@ def read_vectors(root: Path, name: str, types: list[str]) -> dict:
         DataError: offline, or a malformed file.
     """
     source, plain = SOURCES["imdb"][1], root / f"{name}.txt"
-    if plain.exists():
-        status = plain.stat()
-        state = f"{status.st_size} {status.st_mtime_ns}"
-    else:
-        state = digest(fetch(source, root))
+    state = _status(plain) if plain.exists() else digest(fetch(source, root))
 
     def build() -> dict:
         log.info("reading %s, once", name)
@@ -326,13 +318,12 @@ def read_vectors(root: Path, name: str, types: list[str]) -> dict:
                 word, _, numbers = line.rstrip().partition(b" ")
                 if word in place:
                     try:
-                        row = np.array(numbers.split(), dtype=np.float32)
+                        rows.append(np.array(numbers.split(), dtype=np.float32))
+                        if len(rows[-1]) != VECTORS[name]:
+                            raise ValueError(f"{len(rows[-1])} numbers, not {VECTORS[name]}")
                     except ValueError as error:
                         raise DataError(plain.name, f"line {number}", str(error)) from error
-                    if len(row) != VECTORS[name]:
-                        raise DataError(plain.name, f"line {number}", f"{len(row)} numbers, not {VECTORS[name]}")
                     found.append(place[word])
-                    rows.append(row)
         vectors = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VECTORS[name])
         return {"types": torch.tensor(found, dtype=torch.long), "vectors": vectors, "sha256": whole.hexdigest()}
 

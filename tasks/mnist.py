@@ -39,29 +39,15 @@ SOURCES = {
 }
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """A paper's preparation of MNIST.
-
-    Args:
-        validation: number of the 60,000 training images that are held out.
-        divisor: of the bytes of the pixels.
-        centred: whether x becomes (x - 0.5) * 2 after that.
-    """
-
-    validation: int
-    divisor: int = 255
-    centred: bool = False
-
-
+# How many of the 60,000 training images each paper holds out.
 PROTOCOLS = {
     # UnICORNN's and LEM's are the same.
-    "cornn": Protocol(validation=3000),
-    "nnrnn": Protocol(validation=10_000),
+    "cornn": 3000,
+    "nnrnn": 10_000,
     # Sunnydreamrain/IndRNN_pytorch: pixelMNIST/, with 95 % of the images to train on.
-    "indrnn": Protocol(validation=3000, divisor=256, centred=True),
+    "indrnn": 3000,
     # Lezcano/expRNN: the best of the test accuracies after each epoch is reported.
-    "exprnn": Protocol(validation=0),
+    "exprnn": 0,
 }
 
 # Checksums of the unpacked files.
@@ -113,6 +99,7 @@ class SequentialMNIST(ArrayTask):
     objective, metric = "cross_entropy", "accuracy"
     higher_is_better = True
     baseline = {"accuracy": 0.1135}
+    scores = staticmethod(class_scores)
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         pixels, labels = read(data_root)
@@ -121,8 +108,8 @@ class SequentialMNIST(ArrayTask):
         if config.permutation is not None:
             pixels = pixels[:, permutation(config.permutation)]
             order = config.permutation
-        self.protocol = PROTOCOLS[config.protocol]
-        held_out = self.protocol.validation if config.validation is None else config.validation
+        self.protocol = config.protocol
+        held_out = PROTOCOLS[config.protocol] if config.validation is None else config.validation
         splits = hold_out(60000, held_out, seed) | {"test": torch.arange(60000, 70000)}
         super().__init__(pixels, labels, splits, seed)
         if held_out == 0:
@@ -131,11 +118,8 @@ class SequentialMNIST(ArrayTask):
         self.split_id = f"{config.name}/{order}{whose}/validation={held_out}/{index_hash(splits['validation'])}"
 
     def prepare(self, samples: Tensor) -> Tensor:
-        x = samples.T.to(torch.float32).div(self.protocol.divisor).unsqueeze(-1)
-        return (x - 0.5) * 2 if self.protocol.centred else x
-
-    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return class_scores(output, target)
+        x = samples.T.to(torch.float32).unsqueeze(-1)
+        return (x / 256 - 0.5) * 2 if self.protocol == "indrnn" else x / 255
 
 
 def permutation(name: str) -> Tensor:

@@ -160,7 +160,8 @@ class SeriesTask(ArrayTask):
 
     Args:
         data: of all splits.
-        splits: indices into it: train, test, and validation where there is one; without, the test set is monitored.
+        splits: indices into it: train, test and validation; where the last is empty, the test set is monitored.
+        protocol: begins ``split_id``, which ends with the fingerprint of the splits.
         seed: of the run.
         normalise: z-score every channel with mean and population deviation over all steps of the training series.
         time: whether the time is a channel.
@@ -173,6 +174,7 @@ class SeriesTask(ArrayTask):
         self,
         data: Data,
         splits: dict[str, np.ndarray],
+        protocol: str,
         seed: int,
         normalise: bool = False,
         time: bool = False,
@@ -182,6 +184,7 @@ class SeriesTask(ArrayTask):
         indices = {key: torch.from_numpy(part) for key, part in splits.items() if len(part)}
         values = _normalised(data.values, data.lengths, indices["train"]) if normalise else data.values
         super().__init__(values, data.targets, indices, seed)
+        self.split_id = f"{protocol}/{fingerprint(splits)}"
         self.lengths, self.time, self.files = data.lengths, time, data.files
         self.ragged = bool((data.lengths != data.lengths[0]).any())
         self.classes = data.classes
@@ -243,8 +246,3 @@ def _normalised(values: Tensor, lengths: Tensor, train: Tensor) -> Tensor:
     deviation[deviation == 0] = 1
     scaled = (values - mean.float()) / deviation.float()
     return scaled.masked_fill_(~there[:, :, None], 0)
-
-
-def split_id(task: str, what: Sequence[str], splits: dict[str, np.ndarray]) -> str:
-    """``<task>/<what>/.../<fingerprint of the validation and test sets>``."""
-    return "/".join([task, *what, fingerprint({key: torch.from_numpy(part) for key, part in splits.items()})])

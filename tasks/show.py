@@ -55,7 +55,9 @@ def draw(config: Any, task: Task):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 8), layout="constrained")
-    figure.suptitle(f"{task.split_id}\n{_counts(task)}", fontsize=10)
+    counts = ", ".join(f"{len(part)} {name}" for name, part in task.splits.items())
+    shape = f"{task.inputs} inputs, {task.outputs} outputs" + (f"; {counts}" if counts else "")
+    figure.suptitle(f"{task.split_id}\n{shape}", fontsize=10)
     above, below = figure.subfigures(2, 1)
     x, target, *lengths = task.batch(0, EXAMPLES)
     for i, axes in enumerate(above.subplots(1, x.shape[1], squeeze=False)[0]):
@@ -71,11 +73,6 @@ def draw(config: Any, task: Task):
         panels[2].plot(order.numpy(), ",k")
         panels[2].set(title=f"permutation {config.permutation}", xlabel="step", ylabel="pixel")
     return figure
-
-
-def _counts(task: Task) -> str:
-    counts = ", ".join(f"{len(part)} {name}" for name, part in task.splits.items())
-    return f"{task.inputs} inputs, {task.outputs} outputs" + (f"; {counts}" if counts else "")
 
 
 def _example(axes, x: np.ndarray) -> None:
@@ -103,22 +100,18 @@ def _targets(axes, task: Task) -> None:
         found = {name: task.targets[part].flatten() for name, part in task.splits.items() if len(part)}
     else:
         found = {name: next(iter(task.evaluation(name)))[1].flatten() for name in dict.fromkeys([task.monitor, "test"])}
-    every = torch.cat(list(found.values())).double()
-    values = every.unique()
+    values = torch.cat(list(found.values())).double().unique()
     if len(values) <= 50:
-        width = 0.8 / len(found)
+        width, places = 0.8 / len(found), np.arange(len(values))
         for i, (name, targets) in enumerate(found.items()):
             fractions = [(targets == value).double().mean().item() for value in values]
-            axes.bar([k + i * width for k in range(len(values))], fractions, width, label=name)
+            axes.bar(places + i * width, fractions, width, label=name)
         labels = task.classes or [f"{value:g}" for value in values.tolist()]
-        axes.set_xticks(
-            [k + 0.4 - width / 2 for k in range(len(values))], labels, rotation=90 if len(labels) > 12 else 0
-        )
+        axes.set_xticks(places + 0.4 - width / 2, labels, rotation=90 if len(labels) > 12 else 0)
     else:
-        for name, targets in found.items():
-            weights = torch.full((len(targets),), 1 / len(targets)).numpy()
-            span = values[0].item(), values[-1].item()
-            axes.hist(targets.numpy(), 40, range=span, weights=weights, histtype="step", label=name)
+        drawn = [targets.numpy() for targets in found.values()]
+        weights = [np.full(len(targets), 1 / len(targets)) for targets in drawn]
+        axes.hist(drawn, 40, weights=weights, histtype="step", label=list(found))
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -148,14 +141,11 @@ def main(arguments: list[str]) -> None:
     root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     try:
         config = configure(options.task, options.overrides)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    try:
         task = config.build(options.seed, root)
         out = options.out or home() / "outputs" / "show" / f"{options.task}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(config, task).savefig(out, dpi=100)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(out)
 

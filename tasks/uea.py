@@ -8,7 +8,7 @@ import numpy as np
 from longwave.schema import Annotated, Ge, Le, Lt, OneOf, Section, shown
 from longwave.tasks import series
 from longwave.tasks.data import DataError
-from longwave.tasks.series import SeriesTask, split_id
+from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import by_seed
 
 # Records on Zenodo of the regression sets of the Monash, UEA and UCR archive (2020).
@@ -74,20 +74,16 @@ class Config(Section):
         if self.stratified and data.classes is None:
             raise OSError(f"task.stratified=true: {self.dataset} has no classes")
         labels = data.targets.numpy() if self.stratified else None
-        what = [self.dataset, self.protocol]
         if self.protocol == "official":
             held = round(self.validation * data.train)
             validation, train = by_seed(np.arange(data.train), [held], seed, labels)
             splits = {"train": train, "validation": validation, "test": np.arange(data.train, total)}
         else:
             splits = seventy_fifteen_fifteen(total, seed, labels)
-        if self.stratified:
-            what.append("stratified")
         if not all(len(splits[part]) for part in ("train", "test")):
             raise DataError(self.dataset, None, "too few series to train and test on")
-        task = SeriesTask(data, splits, seed, self.normalise, self.time)
-        task.split_id = split_id("uea", what, splits)
-        return task
+        protocol = f"uea/{self.dataset}/{self.protocol}{'/stratified' if self.stratified else ''}"
+        return SeriesTask(data, splits, protocol, seed, self.normalise, self.time)
 
 
 def sources(name: str, record: int | None):

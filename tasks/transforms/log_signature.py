@@ -172,47 +172,44 @@ class Config(Section):
         # A task with a batch method of its own adds what is not in its samples, such as noise.
         if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
             shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)
-            self._check_memory(4 * math.prod(shape))
+            size, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            if size > memory:
+                raise ValueError(
+                    f"transform.depth={self.depth}: the data would take {size / 1e9:.0f} GB, and this machine has "
+                    f"{memory / 1e9:.0f} GB; use a larger transform.step or a smaller depth"
+                )
 
             def build() -> dict[str, Tensor]:
                 samples = torch.empty(shape)
-                for indices in _chunks(task):
-                    samples[indices] = transform(task.prepare(task.samples[indices])).transpose(0, 1)
+                for indices, x in _chunks(task):
+                    samples[indices] = transform(x).transpose(0, 1)
                 return {"samples": samples}
 
             key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time}
             key["backend"] = f"{backend} {importlib.metadata.version(backend)}"
             transformed.samples = cached(data_root, "log_signature", key, build)["samples"]
             transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
-        else:
+            return transformed
 
-            def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-                return transform(batch[0]), batch[1]
+        def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return transform(batch[0]), batch[1]
 
-            transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
-            transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
+        transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
+        transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
         return transformed
 
-    def _check_memory(self, size: int) -> None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size > memory:
-            raise ValueError(
-                f"transform.depth={self.depth}: the data would take {size / 1e9:.0f} GB, and this machine has "
-                f"{memory / 1e9:.0f} GB; use a larger transform.step or a smaller depth"
-            )
 
-
-def _chunks(task: ArrayTask) -> Iterator[Tensor]:
-    """Indices of all samples, in parts that CHUNK allows."""
+def _chunks(task: ArrayTask) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices and inputs of all samples, in parts that CHUNK allows."""
     size = max(1, CHUNK // task.prepare(task.samples[:1]).numel())
-    return iter(torch.arange(len(task.samples)).split(size))
+    for indices in torch.arange(len(task.samples)).split(size):
+        yield indices, task.prepare(task.samples[indices])
 
 
 def _digest(task: ArrayTask) -> str:
     """The sha256 of all inputs."""
     found = hashlib.sha256()
-    for indices in _chunks(task):
-        x = task.prepare(task.samples[indices])
+    for _, x in _chunks(task):
         found.update(str(tuple(x.shape)).encode())
         found.update(x.contiguous().numpy())
     return found.hexdigest()
