@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from longwave.tasks import formats
 from longwave.tasks.base import ArrayTask, class_scores
@@ -90,11 +91,10 @@ def _local(root: Path, name: str) -> list[Path]:
 def _read(paths: Sequence[Path], name: str, missing: str) -> dict:
     parts = [_read_part(paths, f"{name}_{part}") for part in PARTS]
     (train_name, train), (test_name, test) = parts
-    if train.classes is None:
-        classes = None
+    classes = None if train.classes is None else sorted(set(train.labels))
+    if classes is None:
         targets = torch.tensor([float(label) for label in train.labels + test.labels])
     else:
-        classes = sorted(set(train.labels))
         number = {label: index for index, label in enumerate(classes)}
         for label, line in zip(test.labels, test.lines, strict=True):
             if label not in number:
@@ -107,20 +107,14 @@ def _read(paths: Sequence[Path], name: str, missing: str) -> dict:
         for index, line in enumerate(part.lines):
             part.series[index] = _fill(part.series[index], missing, file, f"line {line}")
     series = train.series + test.series
-    lengths = torch.tensor([len(values) for values in series])
-    values = np.zeros((len(series), int(lengths.max()), channels), np.float32)
     first: dict[bytes, int] = {}
-    original = []
-    for index, one in enumerate(series):
-        values[index, : len(one)] = one
-        original.append(first.setdefault(one.tobytes(), index))
     return {
-        "values": torch.from_numpy(values),
-        "lengths": lengths,
+        "values": pad_sequence([torch.from_numpy(one) for one in series], batch_first=True),
+        "lengths": torch.tensor([len(one) for one in series]),
         "targets": targets,
         "classes": classes,
         "train": len(train.series),
-        "original": torch.tensor(original),
+        "original": torch.tensor([first.setdefault(one.tobytes(), index) for index, one in enumerate(series)]),
     }
 
 
