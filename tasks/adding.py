@@ -134,6 +134,3 @@ class FixedAdding(ArrayTask, Adding):
         samples = torch.cat([x, x_test], dim=1).transpose(0, 1).contiguous()
         ArrayTask.__init__(self, samples, torch.cat([target, target_test]), splits, seed)
         self.split_id += f"/train={count}"
-
-    def prepare(self, samples: Tensor) -> Tensor:
-        return samples.transpose(0, 1)

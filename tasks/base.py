@@ -156,8 +156,8 @@ class ArrayTask(Task):
         self._order: tuple[int, Tensor] | None = None
 
     def prepare(self, samples: Tensor) -> Tensor:
-        """Turns stored samples (B, ...) into the model's input (T, B, D)."""
-        raise NotImplementedError
+        """Turns stored samples (B, ...) into the model's input (T, B, D); they are (B, T, D) unless overridden."""
+        return samples.transpose(0, 1)
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
         epoch, position = divmod(step, self.steps_per_epoch(batch_size))

@@ -99,9 +99,6 @@ class HAR2(ArrayTask):
         held_out = torch.isin(subjects, people[hold_out(len(people), count, seed)["validation"]])
         return {"train": (~held_out).nonzero()[:, 0], "validation": held_out.nonzero()[:, 0]}
 
-    def prepare(self, samples: Tensor) -> Tensor:
-        return samples.transpose(0, 1)
-
 
 def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str], ...]]:
     """Reads the data set, the training windows first.
