@@ -357,6 +357,10 @@ def in_one_line(overrides: list[str]):
         raise UserError(_one_line(error, overrides)) from error
 
 
+def _related(key: str, other: str) -> bool:
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
 def _one_line(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -365,7 +369,8 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
     while cause is not None and not getattr(cause, "full_key", None):
         cause = cause.__cause__ or cause.__context__
     key = str(getattr(cause, "full_key", ""))
-    mine = [text for text in overrides if key and f"{key}.".startswith(f"{text.partition('=')[0].lstrip('+')}.")]
+    # The setting itself, or one beside or inside it.
+    mine = [text for text in overrides if key and _related(key, text.partition("=")[0])]
     following = [text for text in overrides if "${" in text]
     message = " ".join(str(cause or error).split())
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
