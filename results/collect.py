@@ -5,6 +5,7 @@ batch, tested on a part of the test set). ``--force`` takes them too; the record
 """
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
         return "damaged", str(error)
     if reasons and not force:
         return "refused", ", ".join(reasons)
-    there = _read(target)
+    there = None
+    # A damaged one is none.
+    with contextlib.suppress(ValueError):
+        there = records.read(target)
     if not target.exists():
         outcome = "collected"
     elif there == record:
@@ -84,14 +88,6 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
         outcome = "updated"
     write_atomic(target, encode(record))
     return outcome, f"forced ({', '.join(reasons)})" if reasons else ""
-
-
-def _read(target: Path) -> Record | None:
-    """The record that is there; a damaged one is none."""
-    try:
-        return records.read(target)
-    except ValueError:
-        return None
 
 
 def refusals(record: Record) -> list[str]:

@@ -38,7 +38,6 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     tracking = Tracking(project=chosen.project, entity=chosen.entity, mode=chosen.mode)
     try:
-        records.need_folder(chosen.runs)
         for line in publish(tracking, home() / Path(chosen.output).expanduser(), tuple(chosen.keys), chosen.runs):
             print(line)
     except UserError as error:
@@ -64,14 +63,10 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
     mode, _ = pick_mode(tracking)
     if mode == "disabled":
         raise UserError("WANDB_MODE=disabled: nothing would be logged; must be online or offline")
-    # Looked at once, since a folder has the id of its run in its name.
-    there = {
-        path.name.removeprefix("offline-run-").partition("-")[2] for path in (output / "wandb").glob("offline-run-*")
-    }
     logged, kept = [], 0
     for key, record in chosen.items():
         run_id = identity(key, record)
-        if mode == "offline" and run_id in there:
+        if mode == "offline" and any((output / "wandb").glob(f"offline-run-*-{run_id}")):
             kept += 1
             continue
         run, mode = open_run(tracking, output, lambda _, key=key, record=record: _about(key, record))
@@ -81,7 +76,7 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
         if run.resumed:
             kept += 1
         else:
-            _log(run, key, record, lengths.get(record.task, _STEPS))
+            _log(run, key, record, lengths.get(record.task) or _STEPS)
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
         run.finish()
     lines = [f"{len(logged)} logged, {kept} were there"]
@@ -131,11 +126,10 @@ def _log(run, key: str, record: Published, steps: int) -> None:
 def _lengths(runs: Path) -> dict[str, int]:
     """The steps of the longest run of each task."""
     found: dict[str, int] = {}
-    for record in records.load(runs)[0]:
-        steps = record.budget.steps or 0
+    for record in records.load_named(runs)[0]:
         task = tables.task_of(record)
-        found[task] = max(found.get(task, 0), steps)
-    return {task: steps for task, steps in found.items() if steps}
+        found[task] = max(found.get(task, 0), record.budget.steps or 0)
+    return found
 
 
 if __name__ == "__main__":

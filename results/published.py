@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from longwave.schema import Annotated, Ge, OneOf, Section
+
 FOLDER = Path(__file__).parent / "published"
 
 # Values that are remembered, not read. They have no key that a recipe could name.
@@ -34,7 +36,7 @@ COSTS = ("hours", "seconds_per_1000_steps", "memory_mb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(Section):
     """One published value.
 
     Args:
@@ -60,17 +62,17 @@ class Published:
 
     model: str
     task: str
-    metric: str
+    metric: Annotated[str, OneOf(*METRICS)]
     value: float | None
-    kind: str
+    kind: Annotated[str, OneOf(*KINDS)]
     protocol: str
     source: str
     size: str | int | None = None
     deviation: float | None = None
-    deviation_kind: str | None = None
-    n: int | None = None
-    test_samples: int | None = None
-    parameters: int | None = None
+    deviation_kind: Annotated[str | None, OneOf(None, *DEVIATIONS)] = None
+    n: Annotated[int | None, Ge(1)] = None
+    test_samples: Annotated[int | None, Ge(1)] = None
+    parameters: Annotated[int | None, Ge(1)] = None
     cost: dict | None = None
     trajectory: dict | None = None
 
@@ -80,21 +82,15 @@ class Published:
             if not isinstance(value, allowed) or isinstance(value, bool):
                 names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
                 raise ValueError(f"{key}={value}: must be {names}")
-        for key, choices in (("metric", tuple(METRICS)), ("kind", KINDS), ("deviation_kind", (None, *DEVIATIONS))):
-            if getattr(self, key) not in choices:
-                raise ValueError(f"{key}={getattr(self, key)}: must be one of {', '.join(map(str, choices))}")
-        if (self.value is None) != (self.kind == "curve"):
-            raise ValueError(f"value={self.value}: a curve has no value, and nothing else is without")
         for key in ("value", "deviation"):
             number = getattr(self, key)
             if number is not None and not (math.isfinite(number) and number >= 0):
                 raise ValueError(f"{key}={number}: must be finite and not negative")
+        super().__post_init__()
+        if (self.value is None) != (self.kind == "curve"):
+            raise ValueError(f"value={self.value}: a curve has no value, and nothing else is without")
         if self.metric == "accuracy" and self.value is not None and not 0 < self.value <= 1:
             raise ValueError(f"value={self.value}: an accuracy is a fraction")
-        for key in ("n", "test_samples", "parameters"):
-            number = getattr(self, key)
-            if number is not None and number < 1:
-                raise ValueError(f"{key}={number}: must be at least 1")
         if self.deviation_kind is not None and self.deviation is None:
             raise ValueError(f"deviation_kind={self.deviation_kind}: there is no deviation")
         if self.deviation is not None and (self.kind != "mean" or self.n == 1):
@@ -125,7 +121,8 @@ def load(paper: str) -> dict[str, Published]:
     Raises:
         ValueError: for a record with an unknown key, without one that it must have, or with a wrong value.
     """
-    return {cell: _record(paper, cell, fields) for cell, fields in _read(paper).items()}
+    path = FOLDER / f"{paper}.yaml"
+    return _records(path, path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def lookup(key: str | None) -> dict | None:
@@ -147,21 +144,13 @@ def get(key: str) -> Published:
         ValueError: for a key that does not exist; names those of the paper, or the papers.
     """
     paper, _, cell = key.partition("/")
-    cells = _read(paper) if paper in papers() else {}
+    cells = load(paper) if paper in papers() else {}
     if cell not in cells:
         known = [f"{paper}/{c}" for c in cells] or [f"{p}/..." for p in papers()]
         raise ValueError(
             f"published={key}: no such published value; published=null aims at none, and there are {', '.join(known)}"
         )
-    return _record(paper, cell, cells[cell])
-
-
-def _read(paper: str) -> dict[str, dict]:
-    path = FOLDER / f"{paper}.yaml"
-    if not path.exists():
-        return {}
-    # An underscore marks what several records share.
-    return {cell: fields for cell, fields in parse(path.read_text(encoding="utf-8")).items() if cell[0] != "_"}
+    return cells[cell]
 
 
 @functools.cache
@@ -170,17 +159,21 @@ def parse(text: str) -> dict:
     return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
-def _record(paper: str, cell: str, fields: dict) -> Published:
-    known = [field.name for field in dataclasses.fields(Published)]
-    required = [field.name for field in dataclasses.fields(Published) if field.default is dataclasses.MISSING]
-    where = f"{paper}/{cell} in {FOLDER.name}/{paper}.yaml"
-    for key in fields:
-        if key not in known:
-            raise ValueError(f"{where}: {key}: no such key; there are {', '.join(known)}")
-    for key in required:
-        if key not in fields:
-            raise ValueError(f"{where}: {key} is missing")
-    try:
-        return Published(**fields)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+@functools.cache
+def _records(path: Path, text: str) -> dict[str, Published]:
+    declared = {field.name: field for field in dataclasses.fields(Published)}
+    found = {}
+    for cell, fields in parse(text).items():
+        # An underscore marks what several records share.
+        if cell[0] == "_":
+            continue
+        try:
+            if unknown := [key for key in fields if key not in declared]:
+                raise ValueError(f"{unknown[0]}: no such key; there are {', '.join(declared)}")
+            for key, field in declared.items():
+                if field.default is dataclasses.MISSING and key not in fields:
+                    raise ValueError(f"{key} is missing")
+            found[cell] = Published(**fields)
+        except ValueError as error:
+            raise ValueError(f"{path.stem}/{cell} in {path.parent.name}/{path.name}: {error}") from error
+    return found

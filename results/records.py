@@ -4,7 +4,9 @@ They are what runs left (:mod:`longwave.training.record`) less the paths of the 
 """
 
 import json
+import re
 import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +31,7 @@ _NOT_CURVES = ("step", "epoch", "seconds", "lr")
 
 @dataclass
 class Group:
-    """Runs that differ in the seed only.
-
-    Args:
-        runs: the finished ones, by seed.
-        unfinished: the others, which only force has collected.
-    """
+    """Runs that differ in the seed only: the finished ones, by seed, and others, which only force has collected."""
 
     runs: list[Record] = field(default_factory=list)
     unfinished: list[Record] = field(default_factory=list)
@@ -45,12 +42,6 @@ class Group:
         return (self.runs or self.unfinished)[0]
 
 
-def need_folder(path: Path) -> None:
-    """Raises UserError where ``--runs`` names no folder."""
-    if not path.is_dir():
-        raise UserError(f"--runs {path}: no such folder")
-
-
 def load(folder: Path = FOLDER) -> tuple[list[Record], list[str]]:
     """The records in a folder by name, and a line on each that cannot be read and was left out.
 
@@ -58,8 +49,7 @@ def load(folder: Path = FOLDER) -> tuple[list[Record], list[str]]:
         folder: of collected records, or of runs (``outputs/runs``).
     """
     records, damaged = [], []
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix != ".json" and not (path / "record.json").exists():
             continue
         try:
@@ -71,6 +61,16 @@ def load(folder: Path = FOLDER) -> tuple[list[Record], list[str]]:
         except ValueError as error:
             damaged.append(f"{path.name} is left out: {error}")
     return records, damaged
+
+
+def load_named(folder: Path) -> tuple[list[Record], list[str]]:
+    """As :func:`load`, for ``--runs``: UserError where there is no such folder; damaged records go to stderr, too."""
+    if not folder.is_dir():
+        raise UserError(f"--runs {folder}: no such folder")
+    found, damaged = load(folder)
+    for line in damaged:
+        print(line, file=sys.stderr)
+    return found, damaged
 
 
 def read(path: Path) -> Record:
@@ -112,12 +112,9 @@ def read_run(folder: Path) -> Record:
     kept = found.dump()
     kept.pop("traceback", None)
     kept["config"] = {key: value for key, value in kept["config"].items() if key not in _LOCAL}
-    kept["command"] = shlex.join(word for word in shlex.split(kept["command"]) if not _is_local(word))
+    words = shlex.split(kept["command"])
+    kept["command"] = shlex.join(word for word in words if re.split("[.=]", word.lstrip("+~"))[0] not in _LOCAL)
     return record.parse(json.dumps(kept | more))
-
-
-def _is_local(word: str) -> bool:
-    return word.lstrip("+~").partition("=")[0].partition(".")[0] in _LOCAL
 
 
 def curves(history: list[dict]) -> dict[str, dict[str, list]]:
@@ -127,10 +124,8 @@ def curves(history: list[dict]) -> dict[str, dict[str, list]]:
     for key in keys:
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         kept = np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
-        found[key] = {
-            "step": [points[i][0] for i in kept],
-            "value": [float(f"{points[i][1]:.5g}") for i in kept],
-        }
+        steps, values = zip(*(points[i] for i in kept), strict=True)
+        found[key] = {"step": list(steps), "value": [float(f"{value:.5g}") for value in values]}
     return found
 
 

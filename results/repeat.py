@@ -76,15 +76,14 @@ def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[s
     return list(compare(record, read(folder_of(config))))
 
 
+_GONE = "not there"
+
+
 def differences(before: dict, after: dict) -> list[str]:
     """The settings of two configurations that differ, of those that can change the numbers."""
     before, after = _flat(numbers(before)), _flat(numbers(after))
-    missing = object()
-    return [
-        f"{key} was {before.get(key, 'not there')} and is {after.get(key, 'not there')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, missing) != after.get(key, missing)
-    ]
+    pairs = {key: (before.get(key, _GONE), after.get(key, _GONE)) for key in sorted(before.keys() | after.keys())}
+    return [f"{key} was {was} and is {now}" for key, (was, now) in pairs.items() if was != now]
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

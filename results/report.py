@@ -7,7 +7,6 @@ cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,10 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=5000, help="T of the picture (%(default)s)")
     chosen = parser.parse_args(arguments)
     try:
-        records.need_folder(chosen.runs)
-        ours, damaged = records.load(chosen.runs)
-        for line in damaged:
-            print(line, file=sys.stderr)
+        ours, damaged = records.load_named(chosen.runs)
         rows = tables.rows(ours)
         if chosen.picture:
             write_atomic(chosen.picture, picture(rows, chosen.length))
@@ -71,10 +67,10 @@ def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
     """
     style = Style(rows)
     sections = {
-        "steps": [_by_step(title, group, style) for title, group in _titles(rows, _has_no_epochs)],
+        "steps": [_by_step(group, style) for group in tables.by_title(filter(_has_no_epochs, rows))],
         "epochs": _by_epoch(rows, style),
-        "cost": [_by_cost(title, group, style) for title, group in _titles(rows, lambda row: row.runs)],
-        "gradients": [_by_lag(title, group, style) for title, group in _titles(rows, _has_gradients)],
+        "cost": [_by_cost(group, style) for group in tables.by_title(row for row in rows if row.runs)],
+        "gradients": [_by_lag(group, style) for group in tables.by_title(filter(_lags, rows))],
     }
     charts = [chart for found in sections.values() for chart in found]
     environment = Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, undefined=StrictUndefined)
@@ -99,17 +95,16 @@ class Style:
         run = sorted({row.model for row in rows if row.runs})
         aims = {row.model for row in rows} | {record.model for _, record in _trajectories()}
         self.models = [*run, *sorted(aims - set(run))]
-        self._order = {model: index for index, model in enumerate(self.models)}
 
     def colour(self, model: str) -> str:
-        return _COLOURS[self._order[model] % len(_COLOURS)]
+        return _COLOURS[self.models.index(model) % len(_COLOURS)]
 
     def line(self, model: str, **more) -> dict:
-        dash = _DASHES[self._order[model] // len(_COLOURS) % len(_DASHES)]
+        dash = _DASHES[self.models.index(model) // len(_COLOURS) % len(_DASHES)]
         return {"color": self.colour(model), "dash": dash, "width": 2} | more
 
     def marker(self, model: str, **more) -> dict:
-        symbol = _SYMBOLS[self._order[model] // len(_COLOURS) % len(_SYMBOLS)]
+        symbol = _SYMBOLS[self.models.index(model) // len(_COLOURS) % len(_SYMBOLS)]
         return {"color": self.colour(model), "symbol": symbol, "size": 10} | more
 
 
@@ -138,23 +133,17 @@ def labels(rows: list[Row]) -> list[str]:
     return found
 
 
-def _titles(rows: list[Row], keep) -> list[tuple[str, list[Row]]]:
-    """The rows by the title and metric of their table, of those to keep."""
-    found: dict[tuple, list[Row]] = {}
-    for row in filter(keep, rows):
-        found.setdefault((row.title, row.metric), []).append(row)
-    return [(title, group) for (title, _), group in found.items()]
-
-
 def _has_no_epochs(row: Row) -> bool:
     return bool(row.runs) and not row.runs[0].steps_per_epoch
 
 
-def _has_gradients(row: Row) -> bool:
-    return any(key.startswith(PREFIX) for run in row.runs for key in run.curves)
+def _lags(row: Row) -> list[int]:
+    """The lags at which gradient norms were measured."""
+    keys = {key for run in row.runs for key in run.curves if key.startswith(PREFIX)}
+    return sorted(int(key.removeprefix(PREFIX)) for key in keys)
 
 
-def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+def _by_step(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
     figure, metric = _figure("training step", rows[0].metric), rows[0].metric
     scale = _scale(metric)
     for row, label in zip(rows, labels(rows), strict=True):
@@ -174,7 +163,7 @@ def _by_step(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
         last = max((trace.x[-1] for trace in figure.data if trace.x and trace.x[-1]), default=1)
         line = {"dash": "dash", "width": 1.5, "color": "#888"}
         _add(figure, None, f"trivial prediction: {level * scale:.3g}", [0, last], [level * scale] * 2, line=line)
-    return rows[0].task, f"{title}: {metric}", figure
+    return rows[0].task, f"{rows[0].title}: {metric}", figure
 
 
 def _trajectories() -> list[tuple[str, published.Published]]:
@@ -222,7 +211,7 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
     return found
 
 
-def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+def _by_cost(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
     metric, scale = rows[0].metric, _scale(rows[0].metric)
     unit = "1,000 steps" if _has_no_epochs(rows[0]) else "epoch"
     figure = _figure(f"seconds per {unit}", f"test {metric}")
@@ -249,19 +238,16 @@ def _by_cost(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fi
         meta={"titles": {"time": f"seconds per {unit}", "memory": "peak memory, MB", "parameters": "parameters"}}
     )
     _axis(figure, "x", linear=False)
-    return rows[0].task, f"{title}: {metric}", figure
+    return rows[0].task, f"{rows[0].title}: {metric}", figure
 
 
-def _by_lag(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
+def _by_lag(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
     figure = _figure("lag: steps before the last", "norm of dE/dh")
     ticks = [0.5, *(10**i for i in range(6))]
     for row, label in zip(rows, labels(rows), strict=True):
-        lags = sorted(
-            {int(key.removeprefix(PREFIX)) for run in row.runs for key in run.curves if key.startswith(PREFIX)}
-        )
         for name, which, line in (("", -1, {}), (", before training", 0, {"dash": "dot", "width": 1})):
             x, y = [], []
-            for lag in lags:
+            for lag in _lags(row):
                 at = [run.curves[f"{PREFIX}{lag}"].value for run in row.runs if f"{PREFIX}{lag}" in run.curves]
                 norm = float(np.median([values[which] for values in at if values] or [0.0]))
                 if norm > FLOOR:
@@ -273,7 +259,7 @@ def _by_lag(title: str, rows: list[Row], style: Style) -> tuple[str, str, go.Fig
                  line=style.line(row.model, **line), showlegend=which == -1, legendgroup=label)  # fmt: skip
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=["0", *(f"{tick:,}" for tick in ticks[1:])])
     _axis(figure, "y", linear=False)
-    return rows[0].task, title, figure
+    return rows[0].task, rows[0].title, figure
 
 
 def _scale(metric: str) -> int:

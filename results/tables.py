@@ -10,8 +10,8 @@ import json
 import math
 import re
 import statistics
-import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ COMMAND = "python -m results.tables"
 # Settings of a run that make it another protocol than its recipe's.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
 _PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
-_SETTING = re.compile(r"\$\{([a-z_]+\.[a-z_]+)\}")
+_SETTING = re.compile(r"\$\{([a-z_]+)\.([a-z_]+)\}")
 
 
 @dataclass
@@ -105,10 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(unverified(), end="")
         return
     try:
-        records.need_folder(chosen.runs)
-        ours, damaged = records.load(chosen.runs)
-        for line in damaged:
-            print(line, file=sys.stderr)
+        ours, _ = records.load_named(chosen.runs)
         found = rows(ours)
         page = as_markdown(tables(found))
         if chosen.format == "csv":
@@ -129,11 +126,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def rows(ours: list[Record]) -> list[Row]:
     """A row for each group of the records, and one for each recipe with a published number at which none aims."""
-    cache: dict[str, Published | None] = {None: None}
-    found = [_row(group, cache) for group in records.groups(ours)]
+    found = [_row(group) for group in records.groups(ours)]
     tried = {(row.recipe, row.key, row.title) for row in found if row.verdict.name != OTHER_PROTOCOL}
     for recipe, key in recipe_targets().items():
-        record = _published(key, cache)
+        record = _published(key)
         if record is None or record.value is None:
             continue
         title = _title(record.task, _recipe(recipe).get("task") or {})
@@ -144,7 +140,7 @@ def rows(ours: list[Record]) -> list[Row]:
 
 def verdict_of(record: Record) -> Verdict:
     """Verdict on one finished run alone."""
-    return _row(Group([record]), {None: None}).verdict
+    return _row(Group([record])).verdict
 
 
 def recipe_targets() -> dict[str, str | None]:
@@ -160,11 +156,7 @@ def _recipe(name: str) -> dict:
 
 def _aim(key: str | None, config: dict) -> str | None:
     """A recipe's key with the settings that it names, as ${transform.depth}."""
-    names = _SETTING.findall(key or "")
-    for name in names:
-        section, _, setting = name.partition(".")
-        key = key.replace(f"${{{name}}}", str(config.get(section, {}).get(setting)))
-    return key
+    return key and _SETTING.sub(lambda found: str(config.get(found[1], {}).get(found[2])), key)
 
 
 def task_of(record: Record) -> str:
@@ -177,20 +169,18 @@ def _title(task: str, settings: dict) -> str:
     return task + (f", T = {settings['T']}" if settings.get("T") else "")
 
 
-def _published(key: str | None, cache: dict) -> Published | None:
-    if key not in cache:
-        try:
-            cache[key] = published.get(key)
-        except ValueError:
-            # It had that key when it ran.
-            cache[key] = None
-    return cache[key]
+def _published(key: str | None) -> Published | None:
+    try:
+        return None if key is None else published.get(key)
+    except ValueError:
+        # It had that key when it ran.
+        return None
 
 
-def _row(group: Group, cache: dict) -> Row:
+def _row(group: Group) -> Row:
     any_run = group.any
     key = any_run.published.key if any_run.published else None
-    target = _published(key, cache)
+    target = _published(key)
     metric = target.metric if target else _own_metric(any_run)
     differs = differences(any_run, key)
     scores = [run.metrics["test"] for run in group.runs]
@@ -236,11 +226,10 @@ def _cell(record: Record) -> dict:
     """The settings by which a run aims at another cell than its recipe as it is."""
     recipe = _recipe(record.recipe or "")
     found = {}
-    for name in _SETTING.findall(recipe.get("published") or ""):
-        section, _, setting = name.partition(".")
-        value = record.config.get(section, {}).get(setting)
-        if value != recipe.get(section, {}).get(setting):
-            found[name] = value
+    for section, key in _SETTING.findall(recipe.get("published") or ""):
+        value = record.config.get(section, {}).get(key)
+        if value != recipe.get(section, {}).get(key):
+            found[f"{section}.{key}"] = value
     return found
 
 
@@ -251,17 +240,14 @@ def differences(record: Record, key: str | None) -> list[str]:
         return ["no recipe"]
     if _aim(_recipe(recipe).get("published"), record.config) != key:
         return [f"recipe {recipe} does not aim at {key}"]
-    structural = {f"model.{key}" for key in _structural(record.model)}
+    # Settings that make it another model, or another size of it.
+    declared = dict(schemas("model"))
+    structural = {f"model.{key}" for key in marked(declared[record.model], MODEL)} if record.model in declared else ()
     return [
         f"{name}={value}"
         for name, value in record.changed.items()
         if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS) or name in structural
     ]
-
-
-def _structural(model: str) -> frozenset[str]:
-    """Settings that make it another model, or another size of it."""
-    return marked(dict(schemas("model"))[model], MODEL) if model in choices("model") else frozenset()
 
 
 def budget(runs: list[Record]) -> float | None:
@@ -280,13 +266,19 @@ def budget(runs: list[Record]) -> float | None:
 
 def tables(found: list[Row]) -> list[Table]:
     """The rows as text, a table a task; without the columns that are empty."""
-    by_title: dict[tuple, list[Row]] = {}
+    return [_table(group) for group in by_title(found)]
+
+
+def by_title(found: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each table."""
+    groups: dict[tuple, list[Row]] = {}
     for row in found:
-        by_title.setdefault((row.title, row.metric), []).append(row)
-    return [_table(title, metric, group) for (title, metric), group in by_title.items()]
+        groups.setdefault((row.title, row.metric), []).append(row)
+    return list(groups.values())
 
 
-def _table(title: str, metric: str, group: list[Row]) -> Table:
+def _table(group: list[Row]) -> Table:
+    title, metric = group[0].title, group[0].metric
     bounds = list(dict.fromkeys(bound for row in group for bound in row.passed))
     above = "above" if METRICS.get(metric) else "below"
     columns = {
@@ -323,13 +315,9 @@ def ours(row: Row) -> str:
     """Mean and sample standard deviation over the seeds, and their number."""
     if not row.values:
         return ""
-    mean = statistics.fmean(row.values)
-    spread = statistics.stdev(row.values) if len(row.values) > 1 else None
-    if row.metric == "accuracy":
-        text = f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-    else:
-        text = f"{mean:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
-    return f"{text} ({len(row.values)})"
+    scale, precise, rough = (100, ".2f", ".2f") if row.metric == "accuracy" else (1, ".4g", ".2g")
+    spread = f" ± {scale * statistics.stdev(row.values):{rough}}" if len(row.values) > 1 else ""
+    return f"{scale * statistics.fmean(row.values):{precise}}{spread} ({len(row.values)})"
 
 
 def _published_value(record: Published | None) -> str:
