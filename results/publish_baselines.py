@@ -113,8 +113,6 @@ def _about(key: str, record: Published) -> dict:
 
 
 def _log(run, key: str, record: Published, steps: int) -> None:
-    run.define_metric("step", hidden=True)
-    run.define_metric("*", step_metric="step")
     for step in (0, steps):
         # A value of the test set; the line is drawn on the split too that ours are watched on.
         run.log({"step": step} | {f"{split}/{record.metric}": record.value for split in ("validation", "test")})

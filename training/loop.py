@@ -23,7 +23,7 @@ from longwave.training.errors import Diverged, Interrupted, Pruned, UserError
 from longwave.training.files import write_atomic
 from longwave.training.progress import ProgressBar, log
 from longwave.training.run import Run
-from longwave.training.tracking import NoTracker
+from longwave.training.tracking import Tracker
 
 
 class Signals:
@@ -97,7 +97,7 @@ class Trainer:
     device: torch.device
     run: Run
     signals: Signals
-    tracker: NoTracker = field(default_factory=NoTracker)
+    tracker: Tracker = field(default_factory=Tracker)
     on_score: Callable[[int, float], None] | None = None
 
     def __post_init__(self):

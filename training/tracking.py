@@ -45,22 +45,6 @@ class Tracking(Section):
     artifacts: bool = False
 
 
-class NoTracker:
-    """Logs nothing."""
-
-    def log(self, entry: dict[str, float]) -> None:
-        pass
-
-    def show(self, key: str, picture: Path, step: int) -> None:
-        pass
-
-    def keep(self, checkpoint: Path, task: str, data: dict) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        pass
-
-
 def pick_mode(tracking: Tracking) -> tuple[str, bool]:
     """The mode that a run would start in: online, offline or disabled; and whether it may be offline instead."""
     import wandb
@@ -107,127 +91,59 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
         )
 
     try:
-        return start(mode), mode
+        run = start(mode)
     except wandb.Error as error:
         reason = " ".join(str(error).split())
         if not may_go_offline:
             raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
         log.warning("W&B cannot be reached (%s); logging offline", reason)
-        return start("offline"), "offline"
+        mode, run = "offline", start("offline")
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    return run, mode
 
 
-class WandbTracker:
-    """One W&B run, online or offline.
+class Tracker:
+    """What a run shows of itself in one W&B run; without one, nothing.
 
     All runs of a checkout write under one folder, ``<output>/wandb``, so that ``wandb leet <folder>`` compares them.
     Online, a resumed run continues under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of
     the same group whose config names the one before (``resumed_from``).
-
-    Args:
-        config: of the run, as a dictionary.
-        about: what the run is: ``name``, ``group`` (everything but the seed), ``tags``.
-        session: 1 for a run's first process, 2 after it was resumed, ...
-        metric: the key whose best value the summary keeps, and whether more is better.
     """
 
-    def __init__(
-        self, tracking: Tracking, output: Path, config: dict, about: dict, session: int, metric: tuple[str, bool]
-    ):
-        def arguments(mode: str) -> dict:
-            run_id, more = about["id"], {}
-            if mode == "offline" and session > 1:
-                more = {"resumed_from": run_id if session == 2 else f"{run_id}-{session - 1}"}
-                run_id = f"{run_id}-{session}"
-            return {
-                "id": run_id,
-                "name": about["name"],
-                "group": about["group"],
-                "job_type": "train",
-                "tags": [*about["tags"], *(tracking.tags or [])],
-                "notes": tracking.notes,
-                "config": config | more,
-            }
-
-        self._run, mode = open_run(tracking, output, arguments)
-        self._id, self._lost = about["id"], False
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
-        key, higher = metric
-        self._run.define_metric(key, step_metric="step", summary="max,last" if higher else "min,last")
+    def __init__(self, run=None):
+        self._run = run
         # Steps that were logged before the process died are run again after a resume, but not shown twice.
-        self._logged = int(self._run.summary.get("step", -1)) if self._run.resumed else -1
-        if mode == "online":
-            log.info("W&B: %s", self._run.url)
-        elif mode == "offline":
-            folder = output / "wandb"
-            log.info(
-                "W&B is offline: look with `wandb leet %s`, upload with `wandb sync %s`", folder, self._run.sync_dir
-            )
+        self._logged = int(run.summary.get("step", -1)) if run is not None and run.resumed else -1
 
     def log(self, entry: dict[str, float]) -> None:
         if entry["step"] > self._logged:
-            self._tell(lambda: self._run.log(entry))
+            self.tell(lambda run: run.log(entry))
 
-    def show(self, key: str, picture: Path, step: int) -> None:
-        import wandb
-
-        self._tell(lambda: self._run.log({key: wandb.Image(str(picture)), "step": step}))
-
-    def keep(self, checkpoint: Path, task: str, data: dict) -> None:
-        """Artifacts: the checkpoint itself, and what identifies the data, as the record has it."""
-        import wandb
-
-        def keep() -> None:
-            model = wandb.Artifact(f"{self._id}-checkpoint", "model")
-            model.add_file(str(checkpoint))
-            self._run.log_artifact(model)
-            used = wandb.Artifact(f"{task}-data", "dataset", metadata=data)
-            # Other checksums are another version; the same data of another run are the same one.
-            with used.new_file("data.json") as out:
-                json.dump(data, out, indent=1, sort_keys=True)
-            self._run.log_artifact(used)
-
-        self._tell(keep)
-
-    def finish(self, summary: dict[str, Any], exit_code: int) -> None:
-        self._tell(lambda: self._run.summary.update(summary))
-        self._tell(lambda: self._run.finish(exit_code=exit_code))
-
-    def _tell(self, act: Callable[[], Any]) -> None:
+    def tell(self, act: Callable[[Any], Any]) -> None:
+        """Calls ``act`` with the W&B run."""
         # What shows a run must not end it: hours of training against a dead helper process, or a full disk.
-        if self._lost:
+        if self._run is None:
             return
         try:
-            act()
+            act(self._run)
         except Exception as error:
-            self._lost = True
+            self._run = None
             log.warning("W&B failed (%s: %s); the run continues without it", type(error).__name__, error)
 
 
 @contextmanager
-def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterator[NoTracker | WandbTracker]:
+def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterator[Tracker]:
     """The tracker of a run that has started, finished on every path.
 
     Args:
         verdict: on the record of a finished run, this seed alone, for the dashboard.
     """
-    config, record = run.config, run.record
-    tracker = NoTracker()
-    if config.tracking.name == "wandb":
-        tracker = WandbTracker(
-            config.tracking,
-            run.output,
-            {**record.config, "identity": record.identity, "recipe": record.recipe},
-            {
-                "id": _wandb_id(run),
-                "name": f"{run.title}-seed{config.seed}",
-                "group": f"{run.title}-{config.identity(with_seed=False)}",
-                "tags": [record.model, record.task],
-            },
-            record.sessions,
-            (f"{task.monitor}/{task.metric}", task.higher_is_better),
-        )
-    exit_code = 1
+    config = run.config
+    if config.tracking.name != "wandb":
+        yield Tracker()
+        return
+    tracker, exit_code = Tracker(_open(run, task)), 1
     try:
         yield tracker
         exit_code = 0
@@ -235,12 +151,66 @@ def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterat
         exit_code = 128 + error.signal
         raise
     finally:
-        picture, checkpoint = run.folder / "gradients.png", run.folder / "checkpoint.pt"
-        if config.diagnostics.gradients and picture.exists():
-            tracker.show("gradients", picture, run.record.budget.steps_done)
-        if config.tracking.artifacts and checkpoint.exists():
-            tracker.keep(checkpoint, config.task.name, run.record.dump()["data"])
-        tracker.finish(_summary(run.record, verdict), exit_code)
+        if config.diagnostics.gradients and (run.folder / "gradients.png").exists():
+            tracker.tell(lambda shown: _show_gradients(shown, run))
+        if config.tracking.artifacts and (run.folder / "checkpoint.pt").exists():
+            tracker.tell(lambda shown: _keep_artifacts(shown, run))
+        summary = _summary(run.record, verdict)
+        tracker.tell(lambda shown: shown.summary.update(summary))
+        tracker.tell(lambda shown: shown.finish(exit_code=exit_code))
+
+
+def _open(run: "Run", task: Task):
+    """The W&B run of a run: of its first process, or of a later one, which resumes."""
+    config, record, first = run.config, run.record, _wandb_id(run)
+
+    def arguments(mode: str) -> dict:
+        run_id, more = first, {}
+        if mode == "offline" and record.sessions > 1:
+            more = {"resumed_from": first if record.sessions == 2 else f"{first}-{record.sessions - 1}"}
+            run_id = f"{first}-{record.sessions}"
+        return {
+            "id": run_id,
+            "name": f"{run.title}-seed{config.seed}",
+            # Everything but the seed.
+            "group": f"{run.title}-{config.identity(with_seed=False)}",
+            "job_type": "train",
+            "tags": [record.model, record.task, *(config.tracking.tags or [])],
+            "notes": config.tracking.notes,
+            "config": {**record.config, "identity": record.identity, "recipe": record.recipe, **more},
+        }
+
+    shown, mode = open_run(config.tracking, run.output, arguments)
+    best = "max,last" if task.higher_is_better else "min,last"
+    shown.define_metric(f"{task.monitor}/{task.metric}", step_metric="step", summary=best)
+    if mode == "online":
+        log.info("W&B: %s", shown.url)
+    elif mode == "offline":
+        folder = run.output / "wandb"
+        log.info("W&B is offline: look with `wandb leet %s`, upload with `wandb sync %s`", folder, shown.sync_dir)
+    return shown
+
+
+def _show_gradients(shown, run: "Run") -> None:
+    import wandb
+
+    picture = wandb.Image(str(run.folder / "gradients.png"))
+    shown.log({"gradients": picture, "step": run.record.budget.steps_done})
+
+
+def _keep_artifacts(shown, run: "Run") -> None:
+    """The checkpoint itself, and what identifies the data, as the record has it."""
+    import wandb
+
+    model = wandb.Artifact(f"{_wandb_id(run)}-checkpoint", "model")
+    model.add_file(str(run.folder / "checkpoint.pt"))
+    shown.log_artifact(model)
+    data = run.record.dump()["data"]
+    used = wandb.Artifact(f"{run.record.task}-data", "dataset", metadata=data)
+    # Other checksums are another version; the same data of another run are the same one.
+    with used.new_file("data.json") as out:
+        json.dump(data, out, indent=1, sort_keys=True)
+    shown.log_artifact(used)
 
 
 def _wandb_id(run: "Run") -> str:
