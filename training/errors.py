@@ -6,13 +6,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A loss, gradient or score that is not finite.
-
-    Args:
-        step: the training step at which it was found; its update was not made.
-        what: what is not finite.
-        value: its value.
-    """
+    """A loss, gradient or score that is not finite, found at a training step whose update was not made."""
 
     def __init__(self, step: int, what: str, value: float):
         super().__init__(step, what, value)
@@ -31,12 +25,7 @@ class Pruned(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run, which has saved its state, and can be resumed.
-
-    Args:
-        step: how far it came.
-        signal: the number of the signal.
-    """
+    """A signal, by its number, stopped the run, which has saved its state at ``step`` and can be resumed."""
 
     def __init__(self, step: int, signal: int):
         super().__init__(step, signal)

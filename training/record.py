@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -90,38 +91,22 @@ class Curve(_Part):
         return self
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+# Settings that tables, charts and estimates compute with, by section.
+_SETTINGS = {
+    "model": {"hidden": PositiveInt, "layers": PositiveInt},
+    "task": {"T": PositiveInt, "dataset": str},
+    "transform": {"step": PositiveInt, "depth": PositiveInt},
+    "training": {"batch_size": PositiveInt, "epochs": PositiveInt, "steps": PositiveInt},
+}
 
 
-class _Model(_Settings):
-    hidden: PositiveInt | None = None
-    layers: PositiveInt | None = None
+def _section(name: str, keys: dict[str, Any]) -> Any:
+    fields = {key: (kind | None, None) for key, kind in keys.items()}
+    made = create_model(name, __config__=ConfigDict(strict=True, allow_inf_nan=False), **fields)
+    return (made | None, None) if name == "transform" else (made, ...)
 
 
-class _Task(_Settings):
-    T: PositiveInt | None = None
-    dataset: str | None = None
-
-
-class _Transform(_Settings):
-    step: PositiveInt | None = None
-    depth: PositiveInt | None = None
-
-
-class _Training(_Settings):
-    batch_size: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
-
-
-class _Config(_Settings):
-    """Settings that tables, charts and estimates compute with."""
-
-    model: _Model
-    task: _Task
-    training: _Training
-    transform: _Transform | None = None
+_Config = create_model("config", **{name: _section(name, keys) for name, keys in _SETTINGS.items()})
 
 
 def _checked(config: dict) -> dict:

@@ -22,9 +22,6 @@ from longwave.training.files import load_checkpoint, save_checkpoint, write_atom
 from longwave.training.progress import log
 from longwave.training.record import FAILED, FINISHED, INTERRUPTED, Budget, Data, Git, Record
 
-# Whoever looks whether a run is locked holds its lock for a moment.
-LOCK_SECONDS = 0.5
-
 
 def folder_of(config: Config) -> Path:
     """Folder of this run; the folder's name is the run's name."""
@@ -75,9 +72,6 @@ class Run:
             budget=Budget(),
             **about,
         )
-        self._lock = FileLock(self.folder / "lock", timeout=LOCK_SECONDS)
-        self._log_file: logging.Handler | None = None
-        self._closing = ExitStack()
 
     def earlier(self) -> Record | None:
         """The record that an earlier process left, or None."""
@@ -99,30 +93,32 @@ class Run:
         record.data = Data(split_id=task.split_id, files=files, **({"notes": task.notes} if task.notes else {}))
 
     def __enter__(self) -> "Run":
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            if self.config.fresh:
-                self._set_aside()
-            elif (found := self.earlier()) and found.status == FINISHED:
-                # Since this process last looked.
-                raise Taken(f"another process has just finished this run: {self.folder}")
-            self._log_file = logging.FileHandler(self.folder / "log.txt")
-        except Timeout:
-            raise Taken(f"another process is training this run: {self.folder} is locked") from None
-        except Taken:
-            self._lock.release()
-            raise
-        except OSError as error:
-            self._lock.release()
-            raise UserError(f"output={self.config.output}: cannot write to {self.folder} ({error.strerror})") from error
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(self._log_file)
+        with ExitStack() as opened:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # Whoever looks whether a run is locked holds its lock for a moment.
+                opened.enter_context(FileLock(self.folder / "lock", timeout=0.5))
+                if self.config.fresh:
+                    self._set_aside()
+                elif (found := self.earlier()) and found.status == FINISHED:
+                    # Since this process last looked.
+                    raise Taken(f"another process has just finished this run: {self.folder}")
+                log_file = logging.FileHandler(self.folder / "log.txt")
+            except Timeout:
+                raise Taken(f"another process is training this run: {self.folder} is locked") from None
+            except OSError as error:
+                where = f"output={self.config.output}"
+                raise UserError(f"{where}: cannot write to {self.folder} ({error.strerror})") from error
+            log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(log_file)
+            opened.callback(log_file.close)
+            opened.callback(log.removeHandler, log_file)
+            self._opened = opened.pop_all()
         return self
 
     def enter(self, manager: AbstractContextManager):
         """Enters a context that is left after the last record has been written, and before the lock is released."""
-        return self._closing.enter_context(manager)
+        return self._opened.enter_context(manager)
 
     def _set_aside(self) -> None:
         """Moves what an earlier process left into a folder of its own; nothing is deleted."""
@@ -197,9 +193,4 @@ class Run:
                 raise
             log.error("%s", second)
         finally:
-            try:
-                self._closing.__exit__(kind, error, traceback)
-            finally:
-                log.removeHandler(self._log_file)
-                self._log_file.close()
-                self._lock.release()
+            self._opened.__exit__(kind, error, traceback)
