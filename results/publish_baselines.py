@@ -59,14 +59,17 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
     chosen = {key: record for key, record in baselines().items() if key.startswith(keys or "")}
     if not chosen:
         raise UserError(f"{', '.join(keys)}: no published value's key begins with that")
-    lengths = _lengths(runs)
+    # Of the longest run of each task.
+    lengths: dict[str, int] = {}
+    for ours in records.load_named(runs)[0]:
+        task = tables.task_of(ours)
+        lengths[task] = max(lengths.get(task, 0), ours.budget.steps or 0)
     mode, _ = pick_mode(tracking)
     if mode == "disabled":
         raise UserError("WANDB_MODE=disabled: nothing would be logged; must be online or offline")
     logged, kept = [], 0
     for key, record in chosen.items():
-        run_id = identity(key, record)
-        if mode == "offline" and any((output / "wandb").glob(f"offline-run-*-{run_id}")):
+        if mode == "offline" and any((output / "wandb").glob(f"offline-run-*-{identity(key, record)}")):
             kept += 1
             continue
         run, mode = open_run(tracking, output, lambda _, key=key, record=record: _about(key, record))
@@ -76,7 +79,12 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
         if run.resumed:
             kept += 1
         else:
-            _log(run, key, record, lengths.get(record.task) or _STEPS)
+            for step in (0, lengths.get(record.task) or _STEPS):
+                # A value of the test set; the line is drawn on the split too that ours are watched on.
+                splits = {f"{split}/{record.metric}": record.value for split in ("validation", "test")}
+                run.log({"step": step, **splits})
+            final = {f"final/test/{record.metric}": record.value}
+            run.summary.update({"published/key": key, "published/value": record.value, **final})
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
         run.finish()
     lines = [f"{len(logged)} logged, {kept} were there"]
@@ -110,24 +118,6 @@ def _about(key: str, record: Published) -> dict:
         "tags": ["baseline", record.model, record.task],
         "config": {"model": {"name": record.model}, "task": {"name": record.task}, "published": key, "baseline": kept},
     }
-
-
-def _log(run, key: str, record: Published, steps: int) -> None:
-    for step in (0, steps):
-        # A value of the test set; the line is drawn on the split too that ours are watched on.
-        run.log({"step": step} | {f"{split}/{record.metric}": record.value for split in ("validation", "test")})
-    run.summary.update(
-        {"published/key": key, "published/value": record.value, f"final/test/{record.metric}": record.value}
-    )
-
-
-def _lengths(runs: Path) -> dict[str, int]:
-    """The steps of the longest run of each task."""
-    found: dict[str, int] = {}
-    for record in records.load_named(runs)[0]:
-        task = tables.task_of(record)
-        found[task] = max(found.get(task, 0), record.budget.steps or 0)
-    return found
 
 
 if __name__ == "__main__":

@@ -181,12 +181,14 @@ def _row(group: Group) -> Row:
     any_run = group.any
     key = any_run.published.key if any_run.published else None
     target = _published(key)
-    metric = target.metric if target else _own_metric(any_run)
+    # A failed run may have none that it was selected by.
+    own = any_run.objective.metric if any_run.objective else "loss"
+    metric = target.metric if target else own
     differs = differences(any_run, key)
     scores = [run.metrics["test"] for run in group.runs]
     if not all(metric in score for score in scores):
         differs.append(f"no {metric} measured")
-        metric = _own_metric(any_run)
+        metric = own
     values = [score[metric] for score in scores]
     row = Row(
         title=_title(task_of(any_run), any_run.config["task"]),
@@ -210,16 +212,11 @@ def _row(group: Group) -> Row:
         for bounds in any_run.first_passed.values():
             for bound in bounds:
                 row.passed[bound] = [steps[bound] for run in group.runs for steps in run.first_passed.values()]
-    row.notes = [*row.verdict.notes]
     odd = [run.status for run in group.unfinished]
     odd += [f"collected by force ({', '.join(run.forced)})" for run in group.runs if run.forced]
-    row.notes += [f"{count} {'run' if count == 1 else 'runs'} {what}" for what, count in Counter(odd).items()]
+    odd = [f"{count} {'run' if count == 1 else 'runs'} {what}" for what, count in Counter(odd).items()]
+    row.notes = [*row.verdict.notes, *odd]
     return row
-
-
-def _own_metric(record: Record) -> str:
-    """Metric that the run was selected by; a failed one may have none."""
-    return record.objective.metric if record.objective else "loss"
 
 
 def _cell(record: Record) -> dict:
@@ -324,11 +321,9 @@ def _published_value(record: Published | None) -> str:
     if record is None or record.value is None:
         return ""
     scale = 100 if record.metric == "accuracy" else 1
-    text = f"{scale * record.value:.5g}"
-    if record.deviation is not None:
-        text += f" ± {scale * record.deviation:.4g}"
+    spread = "" if record.deviation is None else f" ± {scale * record.deviation:.4g}"
     kind = record.kind + (f" of {record.n}" if record.kind == "mean" and record.n else "")
-    return f"{text} ({kind})"
+    return f"{scale * record.value:.5g}{spread} ({kind})"
 
 
 def _steps_until(passed: list[int | None] | None) -> str:
@@ -345,18 +340,16 @@ def _steps_until(passed: list[int | None] | None) -> str:
 def _budget(row: Row) -> str:
     if row.steps is None:
         return ""
-    text = f"{row.steps:,.0f}"
-    if row.steps_in_recipe and row.steps != row.steps_in_recipe:
-        text += f" of {row.steps_in_recipe:,}"
-    return text + (f" ({row.stopped})" if row.stopped != "budget" else "")
+    whole = f" of {row.steps_in_recipe:,}" if row.steps_in_recipe and row.steps != row.steps_in_recipe else ""
+    return f"{row.steps:,.0f}{whole}" + (f" ({row.stopped})" if row.stopped != "budget" else "")
 
 
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -14,11 +14,8 @@ Let ``d`` be the mean of ours less the published value, signed so that positive 
 
 ``d`` is compared with ``t`` standard errors, ``t`` being the one-sided 5 % point of Student's distribution with the
 degrees of freedom of Welch and Satterthwaite (a binomial has infinitely many). Below ``-t`` it is *short*, above ``t``
-it *exceeds*, between them it is *reproduced*: indistinguishable. The standard error belongs to the verdict, since
-seeds that are noisy enough reproduce anything.
-
-The best of several runs is no mean. Ours is compared with it all the same, as with one run: *reproduced* and *exceeds*
-then hold all the more, while *short* says little, and our best run is named beside it.
+it *exceeds*, between them it is *reproduced*: indistinguishable.
+The best of several runs is no mean; ours is compared with it as with one run, and our best is named beside it.
 """
 
 import math
@@ -93,8 +90,7 @@ def judge(
     mean = statistics.fmean(ours)
     difference = mean - published.value if METRICS[published.metric] else published.value - mean
     terms = _variances(ours, published)
-    variance = sum(v for v, _ in terms)
-    error = math.sqrt(variance) if terms else None
+    error = math.sqrt(sum(v for v, _ in terms)) if terms else None
     threshold = _student(terms) * error if terms else 0.0
     found = {"metric": published.metric, "difference": difference, "standard_error": error}
     notes = _notes(ours, published)
@@ -117,7 +113,9 @@ def _variances(ours: Sequence[float], published: Published) -> list[tuple[float,
     """The terms of the variance of the difference, each with its degrees of freedom; those that are known."""
     n, n_p = len(ours), published.n
     terms = []
-    theirs = _sample_deviation(published)
+    theirs = published.deviation
+    if theirs is not None and published.deviation_kind == "population" and n_p is not None:
+        theirs *= math.sqrt(n_p / (n_p - 1))
     # One value of ours spreads as theirs do, where that is known.
     s, freedom = (statistics.stdev(ours), n - 1) if n > 1 else (theirs, (n_p or 0) - 1)
     # The published value's share where its own deviation is not known.
@@ -135,12 +133,6 @@ def _variances(ours: Sequence[float], published: Published) -> list[tuple[float,
         p = published.value
         terms.append((p * (1 - p) / published.test_samples, math.inf))
     return terms
-
-
-def _sample_deviation(published: Published) -> float | None:
-    if published.deviation is None or published.deviation_kind != "population" or published.n is None:
-        return published.deviation
-    return published.deviation * math.sqrt(published.n / (published.n - 1))
 
 
 def _student(terms: list[tuple[float, float]]) -> float:

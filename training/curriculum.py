@@ -86,12 +86,7 @@ class Curriculum(Section):
         return bound is not None and task.better(value, bound)
 
     def is_due(self, steps: int, reached: int) -> bool:
-        """True if a length has been trained on for long enough.
-
-        Args:
-            steps: training steps at this length so far.
-            reached: evaluations in a row that were better than ``bound``.
-        """
+        """True after ``steps`` at a length, the last ``reached`` evaluations being better than ``bound``."""
         learned = reached >= self.evaluations and steps >= self.least_steps
         return learned or (self.most_steps is not None and steps >= self.most_steps)
 

@@ -51,12 +51,8 @@ class Diagnostics:
         reported = set()
 
         def measure() -> dict[str, float]:
-            found = {}
-            if self.gradients:
-                norms = gradient_norms(model, x, error, lags(len(x)))
-                found |= {f"{PREFIX}{lag}": norm for lag, norm in norms.items()}
-            if has_theory:
-                found |= theory()
+            norms = gradient_norms(model, x, error, lags(len(x))) if self.gradients else {}
+            found = {f"{PREFIX}{lag}": norm for lag, norm in norms.items()} | (theory() if has_theory else {})
             # A line of the history is JSON, which has no infinity.
             finite = {key: value for key, value in found.items() if math.isfinite(value)}
             lost = [key for key in found if key not in finite and key not in reported]
@@ -178,12 +174,8 @@ def png(figure) -> bytes:
 
 def picture(history: list[dict], title: str) -> bytes | None:
     """A run's gradient norms against the lag, a curve an evaluation, coloured by its step, as PNG; None without any."""
-    curves = {}
-    for entry in history:
-        norms = {int(key.removeprefix(PREFIX)): value for key, value in entry.items() if key.startswith(PREFIX)}
-        if norms:
-            curves[entry["step"]] = norms
-    if not curves:
+    measured = [entry for entry in history if any(key.startswith(PREFIX) for key in entry)]
+    if not measured:
         return None
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -192,8 +184,9 @@ def picture(history: list[dict], title: str) -> bytes | None:
     figure, ax = axes(title)
     # Without its palest end, which is hard to see on white.
     shades = ListedColormap(colormaps["viridis_r"](range(40, 256)))
-    colours = ScalarMappable(Normalize(min(curves), max(curves)), shades)
-    for step, norms in curves.items():
-        ax.plot(norms.keys(), norms.values(), color=colours.to_rgba(step), linewidth=1)
+    colours = ScalarMappable(Normalize(measured[0]["step"], measured[-1]["step"]), shades)
+    for entry in measured:
+        norms = {int(key.removeprefix(PREFIX)): value for key, value in entry.items() if key.startswith(PREFIX)}
+        ax.plot(norms.keys(), norms.values(), color=colours.to_rgba(entry["step"]), linewidth=1)
     figure.colorbar(colours, ax=ax, label="training step")
     return png(figure)

@@ -23,10 +23,8 @@ PACKAGES = ("torch", "numpy", "triton", "pysiglib", "hydra-core", "omegaconf", "
 def packages() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -37,9 +35,8 @@ def git() -> Git | None:
         return None
 
     def call(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, text=True, timeout=30)
-        done.check_returncode()
-        return done.stdout.strip()
+        command = ["git", "-C", PACKAGE, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
 
     try:
         return Git(commit=call("rev-parse", "HEAD"), dirty=bool(call("status", "--porcelain")))
@@ -49,16 +46,11 @@ def git() -> Git | None:
 
 def pick_device(name: str) -> torch.device:
     """The device that ``device=name`` means here."""
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    if name == "auto":
-        return torch.device(available[0])
-    if name not in available:
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [device for device, is_here in here.items() if is_here]
+    if name not in ("auto", *available):
         raise UserError(f"device={name}: not available here; there are auto, {', '.join(available)}")
-    return torch.device(name)
+    return torch.device(available[0] if name == "auto" else name)
 
 
 @functools.cache

@@ -114,6 +114,7 @@ class Trainer:
         self.optimizer = config.optimizer.build(self.model)
         self.scheduler = config.scheduler.build(self.optimizer, self.per_epoch or 1, self.total)
         self.by_plateau = config.scheduler.name == "plateau"
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         self.probe = config.diagnostics.probe(self.model, task, self.settings.batch_size, self.device)
         self.state = State()
 
@@ -122,15 +123,13 @@ class Trainer:
         saved = self.run.load()
         if saved is not None:
             try:
-                self.model.load_state_dict(saved["model"])
-                self.optimizer.load_state_dict(saved["optimizer"])
-                self.scheduler.load_state_dict(saved["scheduler"])
+                for name, part in self.parts.items():
+                    part.load_state_dict(saved[name])
                 self.state = State(**saved["state"])
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                reason = str(error).split("\n")[0]
-                raise UserError(
-                    f"checkpoint does not fit this code ({reason}); use fresh=true to start over"
-                ) from error
+                reason = str(error).partition("\n")[0]
+                message = f"checkpoint does not fit this code ({reason}); use fresh=true to start over"
+                raise UserError(message) from error
             log.info("resuming at step %d", self.state.step)
         self._began = time.monotonic() - self.state.seconds
         self._saved = time.monotonic()
@@ -241,10 +240,8 @@ class Trainer:
         current = self.tasks[len(state.stages)]
         scores, at_length = {}, {}
         if evaluating:
-            arguments = (task.monitor, self.device, self.settings, self.signals, state.step)
-            scores = at_length = evaluate(self.model, task, *arguments)
-            if current is not task:
-                at_length = evaluate(self.model, current, *arguments)
+            scores = self._scores(task, task.monitor)
+            at_length = scores if current is task else self._scores(current, task.monitor)
         state.seconds = time.monotonic() - self._began
         entry = {"step": state.step, "lr": self.optimizer.param_groups[0]["lr"]}
         if self.per_epoch is not None:
@@ -267,6 +264,9 @@ class Trainer:
         self._keep(entry)
         shown = ("curriculum/length", f"train/{task.objective}", self.monitored)
         self._bar.update(state.step, {key: entry[key] for key in shown if key in entry})
+
+    def _scores(self, task: Task, split: str) -> dict[str, float]:
+        return evaluate(self.model, task, split, self.device, self.settings, self.signals, self.state.step)
 
     def _keep(self, entry: dict) -> None:
         self.state.history.append(entry)
@@ -328,8 +328,7 @@ class Trainer:
             raise Diverged(self.state.step, "largest weight", math.inf)
         self.state.seconds = time.monotonic() - self._began
         self._note()
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.run.save({**{name: part.state_dict() for name, part in parts.items()}, "state": vars(self.state)})
+        self.run.save({name: part.state_dict() for name, part in self.parts.items()} | {"state": vars(self.state)})
         self._saved = time.monotonic()
 
     def _note(self) -> None:
@@ -361,8 +360,7 @@ class Trainer:
         split = f"{task.monitor}/"
         metrics[task.monitor] = {k.removeprefix(split): value for k, value in chosen.items() if k.startswith(split)}
         if task.monitor != "test":
-            arguments = (self.device, settings, self.signals, state.step)
-            metrics["test"] = evaluate(self.model, task, "test", *arguments)
+            metrics["test"] = self._scores(task, "test")
         first_passed = {
             str(bound): next((e["step"] for e in evaluations if task.better(e[self.monitored], bound)), None)
             for bound in task.milestones

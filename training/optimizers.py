@@ -54,14 +54,10 @@ class Optimizer(Section):
 
     def build(self, model: Network) -> torch.optim.Optimizer:
         """torch's optimiser of the model's groups, each with its multiple of learning rate and weight decay."""
-        groups = [
-            {
-                "params": list(group.parameters),
-                "lr": self.lr * group.lr,
-                "weight_decay": self.weight_decay * group.weight_decay,
-            }
-            for group in model.groups()
-        ]
+        groups = []
+        for group in model.groups():
+            scaled = {"lr": self.lr * group.lr, "weight_decay": self.weight_decay * group.weight_decay}
+            groups.append({"params": list(group.parameters), **scaled})
         return OPTIMIZERS[self.name](groups, lr=self.lr, **self._options())
 
 

@@ -62,11 +62,10 @@ class ProgressBar:
         now = time.monotonic()
         self._scores |= scores or {}
         shown = "  ".join(f"{key} {value:.4g}" for key, value in self._scores.items())
+        rate = (step - self.start) / max(now - self._began, 1e-9)
         if self._bar is not None:
-            speed = f"{(step - self.start) / max(now - self._began, 1e-9):.1f} steps/s"
-            self._bar.update(self._task, completed=step, scores=shown, speed=speed)
+            self._bar.update(self._task, completed=step, scores=shown, speed=f"{rate:.1f} steps/s")
         elif (step == self.total and scores) or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            rate = (step - self.start) / max(now - self._began, 1e-9)
             left = (self.total - step) / rate if rate else 0
             log.info("%s  step %d/%d  %s  %.1f steps/s  %d s left", self.name, step, self.total, shown, rate, left)
