@@ -32,16 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool = False) -> list[str]:
-    """Copies the records of the runs in ``source``.
+    """Copies the records of the runs in ``source`` whose names begin with one of ``names``; of all where there is none.
 
-    Args:
-        names: beginnings of the names of runs; all runs where there are none.
-
-    Returns:
-        What was done, a line a run; those that had not changed are counted in the last line.
-
-    Raises:
-        UserError: where there is no such folder or run, or a file cannot be written.
+    Returns what was done, a line a run; those that had not changed are counted in the last line. Raises UserError where
+    there is no such folder or run, or a file cannot be written.
     """
     if not source.is_dir():
         raise UserError(f"{source}: there are no runs; name another folder with --output")

@@ -23,18 +23,13 @@ _STEPS = 100_000
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument(
-        "keys", nargs="*", help="beginnings of keys, such as cornn/ or lem/psmnist; all where none is given"
-    )
-    parser.add_argument("--mode", choices=MODES, default="auto", help="as tracking.mode (%(default)s)")
-    parser.add_argument("--project", default=Tracking.project, help="(%(default)s)")
-    parser.add_argument("--entity", help="W&B's user or team")
-    parser.add_argument(
-        "--output", default="outputs", help="folder of W&B's files, relative to the checkout (%(default)s)"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=records.FOLDER, help="records; lines are as long as the longest run"
-    )
+    add = parser.add_argument
+    add("keys", nargs="*", help="beginnings of keys, such as cornn/ or lem/psmnist; all where none is given")
+    add("--mode", choices=MODES, default="auto", help="as tracking.mode (%(default)s)")
+    add("--project", default=Tracking.project, help="(%(default)s)")
+    add("--entity", help="W&B's user or team")
+    add("--output", default="outputs", help="folder of W&B's files, relative to the checkout (%(default)s)")
+    add("--runs", type=Path, default=records.FOLDER, help="records; lines are as long as the longest run")
     chosen = parser.parse_args(arguments)
     tracking = Tracking(project=chosen.project, entity=chosen.entity, mode=chosen.mode)
     try:
@@ -45,16 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: Path = records.FOLDER) -> list[str]:
-    """Logs what is not logged yet.
+    """Logs what is not logged yet of the values whose keys begin with one of ``keys``; of all where there is none.
 
-    Args:
-        keys: beginnings of keys; all where there are none.
-
-    Returns:
-        What was done, and how to upload it where that was offline.
-
-    Raises:
-        UserError: where no key begins with any of ``keys``, or W&B cannot start or is switched off.
+    Returns what was done, and how to upload it where that was offline. Raises UserError where there is no such key, or
+    W&B cannot start or is switched off.
     """
     chosen = {key: record for key, record in baselines().items() if key.startswith(keys or "")}
     if not chosen:
@@ -98,8 +87,8 @@ def baselines() -> dict[str, Published]:
     """By key, the published values of the tasks that there are. What is remembered only has no key."""
     aimed = {published.get(key).task for key in tables.recipe_targets().values() if key is not None}
     tasks = aimed.union(choices("task"))
-    found = {f"{paper}/{cell}": r for paper in published.papers() for cell, r in published.load(paper).items()}
-    return {key: record for key, record in found.items() if record.task in tasks and record.value is not None}
+    found = published.by_key().items()
+    return {key: record for key, record in found if record.task in tasks and record.value is not None}
 
 
 def identity(key: str, record: Published) -> str:

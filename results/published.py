@@ -118,19 +118,19 @@ def papers() -> list[str]:
 def load(paper: str) -> dict[str, Published]:
     """All records of one paper by cell; none where there is no such file. ``unverified`` is what is remembered only.
 
-    Raises:
-        ValueError: for a record with an unknown key, without one that it must have, or with a wrong value.
+    ValueError for a record with an unknown key, without one that it must have, or with a wrong value.
     """
     path = FOLDER / f"{paper}.yaml"
     return _records(path, path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def lookup(key: str | None) -> dict | None:
-    """The published record ``<paper>/<cell>`` as a run keeps it: with its key, without what is unknown; None for None.
+def by_key() -> dict[str, Published]:
+    """All records of all papers, by ``<paper>/<cell>``."""
+    return {f"{paper}/{cell}": record for paper in papers() for cell, record in load(paper).items()}
 
-    Raises:
-        ValueError: see :func:`get`.
-    """
+
+def lookup(key: str | None) -> dict | None:
+    """The record of :func:`get` as a run keeps it: with its key, without what is unknown; None for None."""
     if key is None:
         return None
     found = dataclasses.asdict(get(key))
@@ -138,11 +138,7 @@ def lookup(key: str | None) -> dict | None:
 
 
 def get(key: str) -> Published:
-    """The published record ``<paper>/<cell>``.
-
-    Raises:
-        ValueError: for a key that does not exist; names those of the paper, or the papers.
-    """
+    """The record ``<paper>/<cell>``; ValueError, which names those that there are, where there is none of this key."""
     paper, _, cell = key.partition("/")
     cells = load(paper) if paper in papers() else {}
     if cell not in cells:

@@ -43,11 +43,7 @@ class Group:
 
 
 def load(folder: Path = FOLDER) -> tuple[list[Record], list[str]]:
-    """The records in a folder by name, and a line on each that cannot be read and was left out.
-
-    Args:
-        folder: of collected records, or of runs (``outputs/runs``).
-    """
+    """The records in a folder, collected ones or runs, by name, and a line on each that is damaged and left out."""
     records, damaged = [], []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix != ".json" and not (path / "record.json").exists():
@@ -74,11 +70,7 @@ def load_named(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def read(path: Path) -> Record:
-    """One collected record.
-
-    Raises:
-        ValueError: for a file that is none; says why.
-    """
+    """One collected record; ValueError, which says why, for a file that is none."""
     try:
         found = record.parse(path.read_bytes())
     except OSError as error:
@@ -90,11 +82,7 @@ def read(path: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """The record of a run's folder, as ``results.collect`` keeps it.
-
-    Raises:
-        ValueError: where its record or its history cannot be read; says why.
-    """
+    """The record of a run's folder, as ``results.collect`` keeps it; ValueError, which says why, where it is none."""
     try:
         found = record.read(folder)
         # A process that was killed leaves a last line that is not whole.

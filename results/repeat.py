@@ -49,8 +49,7 @@ def find(name: str) -> Record:
 def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[str]:
     """Trains, and gives the lines that compare what came out with the record.
 
-    Raises:
-        UserError: where the command now means another run than it did, or the run fails.
+    UserError where the command now means another run than it did, or the run fails.
     """
     own = [*shlex.split(record.command)[2:], "output=outputs/repeats"]
     command = [*own, *overrides]

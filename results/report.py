@@ -60,11 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
-    """The whole page.
-
-    Args:
-        damaged: lines on the records that were passed over.
-    """
+    """The whole page; ``damaged`` are lines on the records that were passed over."""
     style = Style(rows)
     sections = {
         "steps": [_by_step(group, style) for group in tables.by_title(filter(_has_no_epochs, rows))],
@@ -93,7 +89,8 @@ class Style:
 
     def __init__(self, rows: list[Row]):
         run = sorted({row.model for row in rows if row.runs})
-        aims = {row.model for row in rows} | {record.model for _, record in _trajectories()}
+        aims = {row.model for row in rows}
+        aims |= {record.model for record in published.by_key().values() if record.trajectory}
         self.models = [*run, *sorted(aims - set(run))]
 
     def colour(self, model: str) -> str:
@@ -152,28 +149,17 @@ def _by_step(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
         each = [run.curves[key] for run in row.runs if key in run.curves]
         if len(each) > 1:
             x = [step for one in each for step in (*one.step, None)]
-            y = [value and value * scale for one in each for value in (*one.value, None)]
+            y = [value for one in each for value in (*one.value, None)]
             pale = style.line(row.model, width=1)
-            _add(figure, row.model, label, x, y, line=pale, opacity=0.3, showlegend=False, hoverinfo="skip")
-        steps, values = curve(row.runs, key)
-        _add(figure, row.model, label, steps, [value * scale for value in values], line=style.line(row.model))
+            _add(figure, row.model, label, x, y, scale, line=pale, opacity=0.3, showlegend=False, hoverinfo="skip")
+        _add(figure, row.model, label, *curve(row.runs, key), scale, line=style.line(row.model))
     trivial = [run.baseline.get(metric) for row in rows for run in row.runs]
     level = next((value for value in trivial if value), None)
     if level:
         last = max((trace.x[-1] for trace in figure.data if trace.x and trace.x[-1]), default=1)
         line = {"dash": "dash", "width": 1.5, "color": "#888"}
-        _add(figure, None, f"trivial prediction: {level * scale:.3g}", [0, last], [level * scale] * 2, line=line)
+        _add(figure, None, f"trivial prediction: {level * scale:.3g}", [0, last], [level] * 2, scale, line=line)
     return rows[0].task, f"{rows[0].title}: {metric}", figure
-
-
-def _trajectories() -> list[tuple[str, published.Published]]:
-    """The published records, by key, that have the metric at several epochs."""
-    return [
-        (f"{paper}/{cell}", record)
-        for paper in published.papers()
-        for cell, record in published.load(paper).items()
-        if record.trajectory
-    ]
 
 
 def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]:
@@ -183,8 +169,9 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
             # What is measured on batches is drawn beside what is measured on all: the curves say the same.
             ours.setdefault((row.task, row.runs[0].objective.metric), []).append(row)
     theirs: dict[tuple[str, str], list] = {}
-    for key, record in _trajectories():
-        theirs.setdefault((record.task, record.metric), []).append((key, record))
+    for key, record in published.by_key().items():
+        if record.trajectory:
+            theirs.setdefault((record.task, record.metric), []).append((key, record))
     found = []
     for task, metric in [*ours, *(pair for pair in sorted(theirs) if pair not in ours)]:
         figure, scale = _figure("epoch", f"validation {metric}"), _scale(metric)
@@ -192,19 +179,17 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
         for row, label in zip(group, labels(group), strict=True):
             steps, values = curve(row.runs, row.runs[0].objective.key)
             epochs = [round(step / row.runs[0].steps_per_epoch, 3) for step in steps]
-            _add(figure, row.model, label, epochs, [value * scale for value in values], line=style.line(row.model))
+            _add(figure, row.model, label, epochs, values, scale, line=style.line(row.model))
         drawn: Counter[str] = Counter()
         for key, record in theirs.get((task, metric), []):
             symbol = ("diamond-open", "square-open", "circle-open")[drawn[record.model] % 3]
             drawn[record.model] += 1
             told = "quoted" if record.kind == "curve" else "published log"
-            _add(
-                figure, record.model, f"{told}: {key}", list(record.trajectory),
-                [value * scale for value in record.trajectory.values()], mode="lines+markers",
-                line=style.line(record.model, dash="dot", width=1),
-                marker=style.marker(record.model, symbol=symbol, size=9),
-            )  # fmt: skip
-        _axis(figure, "y", METRICS[metric])
+            x, y = list(record.trajectory), list(record.trajectory.values())
+            line = style.line(record.model, dash="dot", width=1)
+            marker = style.marker(record.model, symbol=symbol, size=9)
+            options = {"mode": "lines+markers", "line": line, "marker": marker}
+            _add(figure, record.model, f"{told}: {key}", x, y, scale, **options)
         # The published budgets reach from tens of epochs to thousands.
         _axis(figure, "x", linear=False)
         found.append((task, f"{task}: {metric}", figure))
@@ -227,7 +212,7 @@ def _by_cost(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
         told = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]
         told = [f"{label}: {tables.ours(row)}", *told, f"{row.parameters:,} parameters" if row.parameters else ""]
         _add(
-            figure, row.model, label, [seconds], [mean * scale], mode="markers", marker=style.marker(row.model),
+            figure, row.model, label, [seconds], [mean], scale, mode="markers", marker=style.marker(row.model),
             # Downwards, a deviation may reach below zero, where a logarithm has no place.
             error_y={"type": "data", "array": [spread * scale], "arrayminus": [min(spread, 0.9 * mean) * scale],
                      "thickness": 1},
@@ -283,21 +268,16 @@ def _axis(figure: go.Figure, name: str, linear: bool) -> None:
     figure.update_layout({f"{name}axis": axis})
 
 
-def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, **more) -> None:
+def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, scale: int = 1, **more) -> None:
     options = {"mode": "lines", "meta": {"model": model}, "name": label, "legendgroup": label} | more
-    figure.add_trace(go.Scatter(x=x, y=y, **options))
+    figure.add_trace(go.Scatter(x=x, y=[value and scale * value for value in y], **options))
 
 
 def picture(rows: list[Row], length: int) -> bytes:
-    """The test MSE on the adding problem against training steps, the median of the seeds, as PNG.
+    """The test MSE on the adding problem at T = ``length`` against training steps, the median of the seeds, as PNG.
 
-    One row alone is drawn with each seed, and with the lengths that its first run was trained on.
-
-    Args:
-        length: T.
-
-    Raises:
-        UserError: where there is no record of it.
+    One row alone is drawn with each seed, and with the lengths that its first run was trained on. UserError where there
+    is no record of it.
     """
     from matplotlib.figure import Figure
 

@@ -90,14 +90,11 @@ class Table:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument(
-        "--format", choices=("md", "latex", "csv"), default="md", help="md writes TABLES.md, the others to the terminal"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=records.FOLDER, help="folder of other records, or of runs: to the terminal"
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
-    parser.add_argument("--unverified", action="store_true", help="show the values that are remembered, not read")
+    add, formats = parser.add_argument, ("md", "latex", "csv")
+    add("--format", choices=formats, default="md", help="md writes TABLES.md, the others to the terminal")
+    add("--runs", type=Path, default=records.FOLDER, help="folder of other records, or of runs: to the terminal")
+    add("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
+    add("--unverified", action="store_true", help="show the values that are remembered, not read")
     chosen = parser.parse_args(arguments)
     if chosen.check and chosen.format != "md":
         parser.error(f"--check is of TABLES.md; leave --format {chosen.format} away")

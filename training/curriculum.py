@@ -53,10 +53,9 @@ class Curriculum(Section):
             raise ValueError(f"lengths={self.lengths}: must be increasing")
 
     def tasks(self, task: Task) -> list[Task]:
-        """The task at each length in turn; the last one is ``task`` itself.
+        """The task at each length in turn, ``task`` itself being the last.
 
-        Raises:
-            UserError: where the task has no length to shorten, a length does not fit it, or none would end.
+        UserError where the task has no length to shorten, a length does not fit it, or none would end.
         """
         if self.name == "none":
             return [task]

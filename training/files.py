@@ -13,8 +13,7 @@ from longwave.training.errors import UserError
 def write_atomic(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content``, whole or not at all.
 
-    Raises:
-        UserError: where the disk is full or refuses; the old file is still there.
+    UserError where the disk is full or refuses; the old file is still there.
     """
     try:
         with replacing(path) as out:
@@ -26,8 +25,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 def save_checkpoint(path: Path, state: dict) -> None:
     """Writes ``state`` to ``path`` and keeps what was there as ``<stem>.previous<suffix>``.
 
-    Raises:
-        UserError: where the disk is full or refuses; the checkpoints that are there stay.
+    UserError where the disk is full or refuses; the checkpoints that are there stay.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)

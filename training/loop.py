@@ -85,7 +85,6 @@ class Trainer:
 
     Args:
         run: entered; it keeps checkpoints, history and record.
-        signals: entered.
         tracker: is shown every entry of the history.
         on_score: called with the step and the metric on the monitored split at every evaluation, those of earlier
             processes too; may raise :class:`longwave.training.errors.Pruned`.
@@ -103,7 +102,6 @@ class Trainer:
     def __post_init__(self):
         config, task = self.config, self.task
         self.settings: Training = config.training
-        # The task at each length of the curriculum; the last one is the task itself.
         self.tasks = config.curriculum.tasks(task)
         self.lengths = [one.length for one in self.tasks]
         self.total = self.settings.total_steps(task)
@@ -319,11 +317,7 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Writes a checkpoint.
-
-        Raises:
-            Diverged: where a weight is not finite; then the checkpoints of before are kept.
-        """
+        """Writes a checkpoint; Diverged where a weight is not finite: then the checkpoints of before are kept."""
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise Diverged(self.state.step, "largest weight", math.inf)
         self.state.seconds = time.monotonic() - self._began
@@ -342,12 +336,12 @@ class Trainer:
     def _draw(self) -> None:
         """Keeps the gradient norms, where they were measured, as a picture."""
         png = picture(self.state.history, self.run.name) if self.config.diagnostics.gradients else None
-        if png is not None:
-            try:
+        try:
+            if png is not None:
                 write_atomic(self.run.folder / "gradients.png", png)
-            except UserError as error:
-                # A full disk must not hide what ended the run.
-                log.error("%s", error)
+        except UserError as error:
+            # A full disk must not hide what ended the run.
+            log.error("%s", error)
 
     def _test(self) -> dict:
         state, task, settings = self.state, self.task, self.settings
@@ -397,9 +391,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's summary of the mean of every score over ``split``.
 
-    Raises:
-        Diverged: where one is not finite.
-        Interrupted: when a signal stopped the process.
+    Diverged where one is not finite; Interrupted when a signal stopped the process.
     """
     model.eval()
     sums: dict[str, float] = {}

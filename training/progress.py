@@ -25,13 +25,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class ProgressBar:
-    """Steps, loss, metric, steps per second and time left.
-
-    Args:
-        name: of the run.
-        start: steps that were already done.
-        total: steps in the budget.
-    """
+    """Steps, of which ``start`` were already done, loss, metric, steps per second and time left of a run."""
 
     def __init__(self, name: str, start: int, total: int):
         self.name, self.start, self.total = name, start, total

@@ -172,11 +172,10 @@ class Record(_Part):
     def _is_whole(self):
         if self.status != FINISHED:
             return self
-        for key in ("parameters", "wall_seconds", "objective", "stopped"):
-            if getattr(self, key) is None:
+        needed = {key: getattr(self, key) for key in ("parameters", "wall_seconds", "objective", "stopped")}
+        for key, value in (needed | {"budget.steps": self.budget.steps}).items():
+            if value is None:
                 raise ValueError(f"{key}: a finished run has it")
-        if self.budget.steps is None:
-            raise ValueError("budget.steps: a finished run has it")
         if self.objective.metric not in self.metrics.get("test", {}):
             raise ValueError("metrics.test does not have the metric that the run was selected by")
         return self
@@ -187,11 +186,7 @@ class Record(_Part):
 
 
 def parse(text: str | bytes) -> Record:
-    """Read a record.
-
-    Raises:
-        ValueError: where it is none; one line that says why.
-    """
+    """Reads a record; ValueError, one line that says why, where it is none."""
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:
@@ -202,10 +197,5 @@ def parse(text: str | bytes) -> Record:
 
 
 def read(folder: Path) -> Record:
-    """Read the record in the folder of a run.
-
-    Raises:
-        OSError: where there is none.
-        ValueError: where it is damaged.
-    """
+    """Reads the record in the folder of a run; OSError where there is none, ValueError where it is damaged."""
     return parse((folder / "record.json").read_bytes())

@@ -44,12 +44,8 @@ class Run:
     """One run: found by its identity, locked while it works, with a record at every end.
 
     Files in ``folder``: ``config.yaml``, ``checkpoint.pt`` (and the one before it, ``checkpoint.previous.pt``),
-    ``history.jsonl`` (a line an entry, of training or evaluation), ``log.txt`` and ``record.json``.
-
-    Args:
-        config: of the run.
-        command: what to type to run it again.
-        about: further fields of its record that are known before it starts.
+    ``history.jsonl`` (a line an entry, of training or evaluation), ``log.txt`` and ``record.json``, which has the
+    ``command`` that runs it again; ``about`` are further fields of it that are known before the run starts.
     """
 
     def __init__(self, config: Config, command: str, **about):

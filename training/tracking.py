@@ -134,11 +134,7 @@ class Tracker:
 
 @contextmanager
 def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterator[Tracker]:
-    """The tracker of a run that has started, finished on every path.
-
-    Args:
-        verdict: on the record of a finished run, this seed alone, for the dashboard.
-    """
+    """The tracker of a run that has started, finished on every path; the dashboard has the ``verdict`` on this seed."""
     config = run.config
     if config.tracking.name != "wandb":
         yield Tracker()
