@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -279,15 +280,12 @@ class Trainer:
     def _judge(self, value: float, growing: bool) -> None:
         """Keeps the best weights, and stops early where the settings ask for it; never for patience while growing."""
         state, settings, task = self.state, self.settings, self.task
-        if task.better(value, state.best and state.best["value"]):
+        better = task.better(value, state.best and state.best["value"])
+        if better:
             state.best = {"step": state.step, "value": value}
             if settings.selection == "best":
                 state.best["weights"] = {key: tensor.cpu().clone() for key, tensor in self.model.state_dict().items()}
-            state.evaluations_since_best = 0
-        else:
-            state.evaluations_since_best += 1
-        if growing:
-            state.evaluations_since_best = 0
+        state.evaluations_since_best = 0 if better or growing else state.evaluations_since_best + 1
         if settings.patience is not None and state.evaluations_since_best >= settings.patience:
             state.stopped = "patience"
         reached = settings.target is not None and not task.better(settings.target, value)
@@ -308,13 +306,9 @@ class Trainer:
     def _stage(self, value: float) -> dict:
         """The present length, as the record has it."""
         state = self.state
-        seconds = state.seconds - sum(stage["seconds"] for stage in state.stages)
-        return {
-            "length": self.lengths[len(state.stages)],
-            "steps": state.steps_at_length,
-            "seconds": round(seconds, 3),
-            self.task.metric: value,
-        }
+        length = self.lengths[len(state.stages)]
+        seconds = round(state.seconds - sum(stage["seconds"] for stage in state.stages), 3)
+        return {"length": length, "steps": state.steps_at_length, "seconds": seconds, self.task.metric: value}
 
     def save(self) -> None:
         """Writes a checkpoint; Diverged where a weight is not finite: then the checkpoints of before are kept."""
@@ -394,9 +388,7 @@ def evaluate(
     Diverged where one is not finite; Interrupted when a signal stopped the process.
     """
     model.eval()
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    carried = None
+    sums, counts, carried = Counter(), Counter(), None
     for index, (x, target, *lengths) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
@@ -405,8 +397,8 @@ def evaluate(
             output, carried = _forward(model, task, device, x, lengths, carried)
         for key, values in task.scores(output.float(), target.to(device)).items():
             # On the CPU, since not every device has float64.
-            sums[key] = sums.get(key, 0.0) + values.cpu().double().sum().item()
-            counts[key] = counts.get(key, 0) + values.numel()
+            sums[key] += values.cpu().double().sum().item()
+            counts[key] += values.numel()
     for key, value in sums.items():
         if not math.isfinite(value):
             raise Diverged(step, f"{split} {key}", value)
