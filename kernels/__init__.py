@@ -4,6 +4,7 @@ Each takes ``pre``, the input's contribution for every step, or an :class:`Input
 sequence and the final state.
 """
 
+# ruff: noqa: F401
 from longwave.kernels.antisymmetric_rnn import antisymmetric_rnn
 from longwave.kernels.cornn import cornn
 from longwave.kernels.dispatch import backend_for
@@ -16,19 +17,3 @@ from longwave.kernels.lstm import lstm
 from longwave.kernels.modrelu_rnn import modrelu_rnn
 from longwave.kernels.rnn import rnn
 from longwave.kernels.unicornn import unicornn
-
-__all__ = [
-    "Input",
-    "antisymmetric_rnn",
-    "backend_for",
-    "cornn",
-    "gru",
-    "indrnn",
-    "lem",
-    "linear",
-    "linoss",
-    "lstm",
-    "modrelu_rnn",
-    "rnn",
-    "unicornn",
-]

@@ -6,11 +6,12 @@ module has checked: ``pre`` (T, B, gates * H), or the ``Input`` that makes it; t
 It is differentiable in all of the tensors but an ``Input``'s x.
 """
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
-import textwrap
 from collections.abc import Callable
 
 import torch
@@ -32,23 +33,18 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"{name}: backend={backend!r}: must be one of {', '.join(BACKENDS)}")
-    if backend == "reference":
-        return backend
+    device = pre.device.type
+    wanted = {"cuda": "triton", "cpu": "cpu"}.get(device, "reference") if backend == "auto" else backend
+    if wanted == "reference":
+        return wanted
+    if wanted == "cpu" and device != "cpu":
+        raise RuntimeError(f"{name}: backend='cpu' needs CPU tensors, pre is on {pre.device}")
+    obstacle = _cpu_obstacle(name, pre.dtype) if wanted == "cpu" else _triton_obstacle(name, device, pre.dtype)
+    if obstacle is None:
+        return wanted
     if backend == "auto":
-        if pre.device.type == "cuda" and _triton_obstacle(name, "cuda", pre.dtype) is None:
-            return "triton"
-        if pre.device.type == "cpu" and _cpu_obstacle(name, pre.dtype) is None:
-            return "cpu"
         return "reference"
-    if backend == "cpu":
-        if pre.device.type != "cpu":
-            raise RuntimeError(f"{name}: backend='cpu' needs CPU tensors, pre is on {pre.device}")
-        obstacle = _cpu_obstacle(name, pre.dtype)
-    else:
-        obstacle = _triton_obstacle(name, pre.device.type, pre.dtype)
-    if obstacle is not None:
-        raise RuntimeError(f"{name}: backend={backend!r} cannot run: {obstacle}")
-    return backend
+    raise RuntimeError(f"{name}: backend={backend!r} cannot run: {obstacle}")
 
 
 def _constant(function: Callable) -> Callable:
@@ -84,21 +80,44 @@ def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def run(name: str, backend: str, pre: Tensor | Input, state, options: dict | None = None, **parameters):
-    """Checks the arguments of operation ``name``, and computes it on the backend that :func:`backend_for` gives.
+def public(operation: Operation, **variants: Operation) -> Callable:
+    """The function of an operation: signature and docstring of its definition, with ``backend`` as another argument.
 
-    Args:
-        name: the operation.
-        backend: "auto", "reference", "cpu" or "triton".
-        pre: the input's contribution, (T, B, gates * H), or an :class:`Input`.
-        state: the initial state: None for zeros; a tensor where the operation has one state, else a tuple.
-        options: arguments of the operation that are no tensors; backends take them by keyword.
-        parameters: tensors and scalars, by the names of ``Operation.parameters``.
-
-    Returns:
-        The sequence (T, B, H) and the final state.
+    Each of ``variants`` is computed instead where the argument of its name is true.
     """
-    operation, options, given = OPERATIONS[name], options or {}, pre
+    definition = inspect.signature(operation.reference)
+
+    @functools.wraps(operation.reference)
+    def function(*arguments, backend: str = "auto", **keywords):
+        bound = definition.bind(*arguments, **keywords)
+        bound.apply_defaults()
+        given, chosen = dict(bound.arguments), operation
+        for key, variant in variants.items():
+            chosen = variant if given.pop(key) else chosen
+        options = {key: given.pop(key) for key in operation.options}
+        return _run(chosen.name, backend, given.pop("pre"), given.pop("state"), options, given)
+
+    backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
+    function.__signature__ = definition.replace(parameters=[*definition.parameters.values(), backend])
+    text = """
+    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
+        "triton".
+
+Returns:"""
+    function.__doc__ = inspect.getdoc(operation.reference).replace("\n\nReturns:", text)
+    return function
+
+
+def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, parameters: dict):
+    """The sequence (T, B, H) and the final state, on the backend that :func:`backend_for` gives.
+
+    ``options`` and ``parameters`` have the names that the operation declares; a backend gets options by keyword.
+    ``state`` is a tensor where the operation has one state, else a tuple; None for zeros.
+    """
+    operation, given = OPERATIONS[name], pre
+    for key, (allowed, words) in operation.options.items():
+        if options[key] not in allowed:
+            raise ValueError(f"{name}: {key}={options[key]!r}: must be {words}")
     if isinstance(given, Input):
         if operation.dense and given.narrow() and backend_for(name, given.x, backend) == "cpu":
             pre = given.outline()
@@ -106,6 +125,7 @@ def run(name: str, backend: str, pre: Tensor | Input, state, options: dict | Non
             # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
             given = pre = linear(*given).to(given.weight.dtype)
     hidden = _check_pre(operation, pre)
+    parameters |= {key: pre.new_zeros(hidden) for key in operation.optional if parameters[key] is None}
     _check_parameters(operation, pre, hidden, parameters)
     initial = _initial(operation, pre, hidden, state)
     chosen = backend_for(name, pre, backend)
@@ -135,19 +155,18 @@ def _packed(states):
 
 
 def _per_unit(value: float | Tensor, pre: Tensor, hidden: int) -> Tensor:
-    dtype = torch.float32 if pre.dtype in HALF else pre.dtype
-    if not isinstance(value, Tensor):
-        return torch.full((hidden,), value, dtype=dtype, device=pre.device)
-    return value.expand(hidden)
+    if isinstance(value, Tensor):
+        return value.expand(hidden)
+    return pre.new_full((hidden,), value, dtype=torch.float32 if pre.dtype in HALF else pre.dtype)
 
 
 def _check_pre(operation: Operation, pre: Tensor) -> int:
     width = "H" if operation.gates == 1 else f"{operation.gates}H"
+    given = tuple(pre.shape) if isinstance(pre, Tensor) else type(pre).__name__
     if not isinstance(pre, Tensor) or pre.dim() != 3 or pre.shape[2] % operation.gates:
-        given = tuple(pre.shape) if isinstance(pre, Tensor) else type(pre).__name__
         raise ValueError(f"{operation.name}: pre must be (T, B, {width}), got {given}")
     if 0 in pre.shape:
-        raise ValueError(f"{operation.name}: pre must be (T, B, {width}) with none of them 0, got {tuple(pre.shape)}")
+        raise ValueError(f"{operation.name}: pre must be (T, B, {width}) with none of them 0, got {given}")
     if not pre.dtype.is_floating_point:
         raise TypeError(f"{operation.name}: pre must be a floating-point tensor, got {pre.dtype}")
     return pre.shape[2] // operation.gates
@@ -156,23 +175,19 @@ def _check_pre(operation: Operation, pre: Tensor) -> int:
 def _check_parameters(operation: Operation, pre: Tensor, hidden: int, parameters: dict):
     for key, value in parameters.items():
         shape = operation.parameters[key]
+        if shape == SCALAR and isinstance(value, float | int):
+            continue
+        if not isinstance(value, Tensor):
+            kind = "a number or a tensor" if shape == SCALAR else "a tensor"
+            raise TypeError(f"{operation.name}: {key} must be {kind}, got {type(value).__name__}")
         if shape == SCALAR:
-            if not isinstance(value, Tensor):
-                if not isinstance(value, float | int):
-                    raise TypeError(f"{operation.name}: {key} must be a number or a tensor, got {type(value).__name__}")
-                continue
-            if value.shape not in ((), (hidden,)):
-                raise ValueError(
-                    f"{operation.name}: {key} must be a number, () or (H,) = ({hidden},), got {tuple(value.shape)}"
-                )
+            allowed, words = ((), (hidden,)), f"a number, () or (H,) = ({hidden},)"
         else:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{operation.name}: {key} must be a tensor, got {type(value).__name__}")
+            symbols = ", ".join("H" if factor == 1 else f"{factor}H" for factor in shape) + "," * (len(shape) == 1)
             expected = tuple(hidden * factor for factor in shape)
-            if tuple(value.shape) != expected:
-                symbols = ", ".join("H" if factor == 1 else f"{factor}H" for factor in shape)
-                symbols += "," if len(shape) == 1 else ""
-                raise ValueError(f"{operation.name}: {key} must be ({symbols}) = {expected}, got {tuple(value.shape)}")
+            allowed, words = (expected,), f"({symbols}) = {expected}"
+        if tuple(value.shape) not in allowed:
+            raise ValueError(f"{operation.name}: {key} must be {words}, got {tuple(value.shape)}")
         _check_kind(operation, key, value, pre)
 
 
@@ -198,19 +213,3 @@ def _initial(operation: Operation, pre: Tensor, hidden: int, state) -> tuple[Ten
             raise ValueError(f"{operation.name}: state {key} must be (B, H) = {shape}, got {tuple(value.shape)}")
         _check_kind(operation, f"state {key}", value, pre)
     return states
-
-
-def documented(reference: Callable) -> Callable:
-    """Gives a public operation the docstring of its definition, with ``backend`` added to the arguments."""
-    backend = """        backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the
-            reference), "reference", "cpu" or "triton".
-
-    Returns:"""
-
-    def decorate(operation: Callable) -> Callable:
-        # Python 3.13 strips the indentation of docstrings, earlier versions do not.
-        text = reference.__doc__.replace("\n    Returns:", "\n" + backend)
-        operation.__doc__ = text.replace("\nReturns:", "\n" + textwrap.dedent(backend))
-        return operation
-
-    return decorate

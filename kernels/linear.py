@@ -82,7 +82,6 @@ class _Linear(torch.autograd.Function):
         if ctx.biased:
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the bias is the weight of a 1
         whole = len(x) // ROWS * ROWS
-        blocks = (t[:whole].unflatten(0, (-1, ROWS)) for t in (x, gradient))
-        left, right = blocks
+        left, right = (t[:whole].unflatten(0, (-1, ROWS)) for t in (x, gradient))
         both = torch.bmm(left.transpose(1, 2), right).sum(0) + x[whole:].T @ gradient[whole:]  # (D, G) or (D + 1, G)
         return (d_x, both[:-1].T, both[-1]) if ctx.biased else (d_x, both.T, None)

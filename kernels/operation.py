@@ -1,9 +1,9 @@
 """An operation, declared once, and its C kernel as a differentiable operator of PyTorch."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -24,12 +24,14 @@ class Operation:
     """Signature of one operation, and the numbers that its C kernel is compiled with.
 
     Args:
-        name: of the operation.
         reference: the definition; takes the arguments as the user gave them.
         parameters: name to shape, in units of H: ``(1, 1)`` is (H, H), ``(4, 1)`` is (4H, H); or ``SCALAR``.
         states: names of the states, each (B, H).
         gates: ``pre`` is (T, B, gates * H).
+        name: of the operation; by default that of ``reference``.
         folder: name of the folder of ``cpu.c`` and ``triton.py``, and of the public function; by default ``name``.
+        options: arguments that are no tensors: the values that are allowed, and what a message says of them.
+        optional: parameters (H,) that may be None, for zeros.
         half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
             of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
         products: of a dense cell (``dense.h``), for each phase of a step: the neighbouring states that its matrix
@@ -50,12 +52,14 @@ class Operation:
             arguments of the kernel, the first use raises it.
     """
 
-    name: str
     reference: Callable
     parameters: dict[str, tuple[int, ...] | str]
     states: tuple[str, ...]
     gates: int = 1
+    name: str = ""
     folder: str = ""
+    options: dict[str, tuple[Container, str]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     half: bool = False
     products: dict[str, int] = field(default_factory=dict)
     units: int = 0
@@ -65,6 +69,7 @@ class Operation:
     cpu: Callable | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "name", self.name or self.reference.__name__)
         object.__setattr__(self, "folder", self.folder or self.name)
         wrong = self._contradiction()
         if wrong:
@@ -148,24 +153,19 @@ class Operation:
             )
 
     def _register(self):
-        arguments = [*_numbered("p", self._parameters), *_numbered("s", len(self.states))]
+        operator = partial(torch.library.custom_op, mutates_args=(), device_types="cpu")
+        states, count = len(self.states), self._parameters + len(self.states)
         # With a weight, pre is an Input's x.
-        affine = "Tensor? weight, Tensor? bias"
-        kept = ["y", *_numbered("final", len(self.states))]
-        given = ["g_y", *_numbered("g_final", len(self.states))]
-        schema = f"(Tensor pre, {affine}, {_tensors(arguments)}, int anchor) -> ({_returns(2 + len(self.states))})"
-        forward = torch.library.custom_op(
-            f"longwave::{self.name}", self._forward, mutates_args=(), device_types="cpu", schema=schema
-        )
+        arguments = f"Tensor? weight, Tensor? bias, {_tensors('argument', count)}"
+        schema = f"(Tensor pre, {arguments}, int anchor) -> ({_returns(2 + states)})"
+        forward = operator(f"longwave::{self.name}", self._forward, schema=schema)
         forward.register_fake(lambda pre, weight, bias, *rest: self._outputs(pre, weight, rest[-1]))
         forward.register_autograd(self._differentiate, setup_context=self._keep)
         # What is not kept, and gradients that nobody asked for, are None.
-        schema = f"(Tensor? pre, {affine}, {_tensors(arguments)}, {_tensors(kept, '?')}, Tensor tape, "
-        schema += f"{_tensors(given, '?')}, int anchor) -> ({_returns(3 + len(arguments))})"
-        backward = torch.library.custom_op(
-            f"longwave::{self.name}_backward", self._backward, mutates_args=(), device_types="cpu", schema=schema
-        )
-        backward.register_fake(self._gradients)
+        kept = f"Tensor? y, {_tensors('final', states, '?')}, Tensor tape"
+        given = f"Tensor? g_y, {_tensors('g_final', states, '?')}"
+        schema = f"(Tensor? pre, {arguments}, {kept}, {given}, int anchor) -> ({_returns(3 + count)})"
+        operator(f"longwave::{self.name}_backward", self._backward, schema=schema).register_fake(self._gradients)
 
     def _outputs(self, pre: Tensor, weight: Tensor | None, anchor: int) -> tuple[Tensor, ...]:
         steps, batch, width = pre.shape
@@ -198,8 +198,7 @@ class Operation:
 
     def _differentiate(self, ctx, *gradients):
         operator = getattr(torch.ops.longwave, f"{self.name}_backward")
-        d_pre, *rest = operator(*ctx.saved_tensors, *gradients[:-1], ctx.anchor)
-        d_weight, d_bias, *d_arguments = rest
+        d_pre, d_weight, d_bias, *d_arguments = operator(*ctx.saved_tensors, *gradients[:-1], ctx.anchor)
         weight, bias = ctx.saved_tensors[1:3]
         affine = (None if weight is None else d_weight, None if bias is None else d_bias)
         return d_pre if weight is None else None, *affine, *d_arguments, None
@@ -236,17 +235,12 @@ class Operation:
         hidden = next(t for t in tensors if isinstance(t, list) and t[0] is not None)[-1].shape[-1]
         channels = 0 if weight is None else weight.shape[1]
         sizes = (torch.get_num_threads(), *like.shape[:2], hidden, anchor, channels)
-        pointers = [_array(t) if isinstance(t, list) else _pointer(t) for t in tensors]
-        if entry(*map(ctypes.c_long, sizes), *pointers):
+        if entry(*map(ctypes.c_long, sizes), *map(_address, tensors)):
             raise MemoryError(f"{self.name}: no memory for the working space of the {function} pass")
 
 
-def _numbered(prefix: str, count: int) -> list[str]:
-    return [f"{prefix}{i}" for i in range(count)]
-
-
-def _tensors(names: list[str], mark: str = "") -> str:
-    return ", ".join(f"Tensor{mark} {name}" for name in names)
+def _tensors(name: str, count: int, mark: str = "") -> str:
+    return ", ".join(f"Tensor{mark} {name}{i}" for i in range(count))
 
 
 def _returns(count: int) -> str:
@@ -257,9 +251,7 @@ def _contiguous(values: Sequence) -> list:
     return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _array(tensors: list[Tensor | None]):
-    return (ctypes.c_void_p * len(tensors))(*map(_pointer, tensors))
+def _address(value: Tensor | list[Tensor | None] | None):
+    if isinstance(value, list):
+        return (ctypes.c_void_p * len(value))(*map(_address, value))
+    return ctypes.c_void_p(None if value is None else value.data_ptr())

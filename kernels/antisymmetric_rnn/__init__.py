@@ -2,10 +2,8 @@
 
 from functools import partial
 
-from torch import Tensor
-
 from longwave.kernels.antisymmetric_rnn import reference
-from longwave.kernels.dispatch import documented, run
+from longwave.kernels.dispatch import public
 from longwave.kernels.operation import SCALAR, Operation
 
 
@@ -13,32 +11,23 @@ def cpu(kernel, pre, w, epsilon, gamma, h):
     return kernel(pre, [reference.antisymmetric(w, gamma), epsilon], [h])
 
 
-for name, gated in (("antisymmetric_rnn", False), ("gated_antisymmetric_rnn", True)):
+plain, gated = (
     Operation(
-        name,
-        partial(reference.antisymmetric_rnn, gated=gated),
+        definition,
         parameters={"w": (1, 1), "epsilon": SCALAR, "gamma": SCALAR},
         states=("h",),
-        gates=1 + gated,
+        gates=gates,
+        name=name,
         folder="antisymmetric_rnn",
         # Both gates take the same product.
         products={"h": 1},
         units=1,
-        tape=1 + gated,
+        tape=gates,
         cpu=cpu,
     )
-
-
-@documented(reference.antisymmetric_rnn)
-def antisymmetric_rnn(
-    pre: Tensor,
-    w: Tensor,
-    epsilon: float | Tensor,
-    gamma: float | Tensor,
-    state: Tensor | None = None,
-    gated: bool = False,
-    *,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    name = "gated_antisymmetric_rnn" if gated else "antisymmetric_rnn"
-    return run(name, backend, pre, state, w=w, epsilon=epsilon, gamma=gamma)
+    for name, definition, gates in (
+        ("antisymmetric_rnn", reference.antisymmetric_rnn, 1),
+        ("gated_antisymmetric_rnn", partial(reference.antisymmetric_rnn, gated=True), 2),
+    )
+)
+antisymmetric_rnn = public(plain, gated=gated)

@@ -5,11 +5,7 @@ from torch import Tensor
 
 
 def lem(
-    pre: Tensor,
-    w_y: Tensor,
-    w_z: Tensor,
-    dt: float | Tensor = 1.0,
-    state: tuple[Tensor, Tensor] | None = None,
+    pre: Tensor, w_y: Tensor, w_z: Tensor, dt: float | Tensor = 1.0, state: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Long expressive memory (Rusch et al. 2022; tk-rusch/LEM).
 

@@ -3,15 +3,9 @@
 import torch
 from torch import Tensor
 
-DISCRETISATIONS = ("im", "imex")
-
 
 def linoss(
-    pre: Tensor,
-    a: Tensor,
-    dt: float | Tensor,
-    state: tuple[Tensor, Tensor] | None = None,
-    discretisation: str = "im",
+    pre: Tensor, a: Tensor, dt: float | Tensor, state: tuple[Tensor, Tensor] | None = None, discretisation: str = "im"
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Independent forced harmonic oscillators, y'' = -a y + pre (Rusch & Rus 2025; tk-rusch/linoss).
 
