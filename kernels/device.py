@@ -1,7 +1,25 @@
 """Functions that the Triton kernels share."""
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+# One warp a program spreads few columns over many multiprocessors; 32 such programs on each saturate its schedulers.
+BLOCK = 32
+# Steps whose loads are issued before the first is needed: 8 steps take about as long as one load from memory.
+AHEAD = 8
+
+
+def launch_columns(kernel, like: Tensor, tensors: Sequence[Tensor], *numbers: int) -> None:
+    """Runs a kernel of a diagonal cell: one thread for each (batch, unit) column of ``like`` (T, B, H)."""
+    steps, batch, hidden = like.shape
+    columns = batch * hidden
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(like):
+        kernel[(triton.cdiv(columns, BLOCK),)](*tensors, steps, columns, hidden, *numbers, BLOCK, AHEAD, num_warps=1)
 
 
 @triton.jit

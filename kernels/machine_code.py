@@ -7,25 +7,30 @@ each bound, by latencies most of all. Ends with status 1 where a kernel spills.
 
 import argparse
 import functools
-import importlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+
+from longwave.kernels.cornn import triton as cornn
+from longwave.kernels.device import AHEAD, BLOCK
+from longwave.kernels.indrnn import triton as indrnn
+from longwave.kernels.unicornn import triton as unicornn
 
 COMMAND = "python -m longwave.kernels.machine_code"
 START, END = f"<!-- {COMMAND} -->", "<!-- end -->"
 
 
-@dataclass(frozen=True)
-class GPU:
+class GPU(NamedTuple):
     """The nominal figures of a card, SXM where there is a choice, at its boost clock."""
 
     name: str
@@ -44,77 +49,46 @@ GPUS = (
 SCHEDULERS = 4
 
 
-@dataclass(frozen=True)
-class Case:
-    """One kernel as it is launched.
+class Case(NamedTuple):
+    """One kernel as it is launched."""
 
-    Args:
-        label: of the row.
-        operation: the folder of the kernel.
-        kernel: the function in its ``triton.py``.
-        dtype: of the sequences; all else is float32.
-        constants: the kernel's constexprs.
-        options: of the launch, as ``num_warps``.
-        columns: (batch, unit) columns of a program.
-        rounds: of each nested loop, outermost first, the rounds in one time step.
-        bytes: that one column reads from and writes to the HBM in one step.
-        hidden: the width, where the kernel is specialised on it.
-    """
-
-    label: str
-    operation: str
-    kernel: str
-    dtype: str
-    constants: dict
-    options: dict
-    columns: int
-    rounds: tuple[float, ...]
-    bytes: int
-    hidden: int | None = None
+    label: str  # of the row
+    kernel: JITFunction
+    dtype: str  # of the sequences; all else is float32
+    constants: dict  # the kernel's constexprs
+    options: dict  # of the launch, as num_warps
+    columns: int  # (batch, unit) columns of a program
+    rounds: tuple[float, ...]  # of each nested loop, outermost first, the rounds in one time step
+    bytes: int  # that one column reads from and writes to the HBM in one step
+    specialised: bool = False  # compiled for a width that 16 divides
 
 
-def cases() -> list[Case]:
-    found = []
-    for operation, tensors, outer in (("unicornn", (2, 3), (0,)), ("indrnn", (2, 3), ())):
-        module = importlib.import_module(f"longwave.kernels.{operation}.triton")
-        constants = {"BLOCK": module.BLOCK, "AHEAD": module.AHEAD}
+def cases() -> Iterator[Case]:
+    # UnICORNN's outer loop, over segments of hundreds of steps, does not count.
+    for name, module, rounds in (("unicornn", unicornn, (0, 1 / AHEAD)), ("indrnn", indrnn, (1 / AHEAD,))):
         for dtype, size in (("fp32", 4), ("bf16", 2)):
-            for direction, count in zip(("forward", "backward"), tensors, strict=True):
-                # UnICORNN's outer loop, over segments of hundreds of steps, does not count.
-                rounds = (*outer, 1 / module.AHEAD)
-                label = f"{operation} {direction}, {dtype}"
-                kernel = f"{operation}_{direction}_kernel"
-                found.append(
-                    Case(
-                        label, operation, kernel, dtype, constants, {"num_warps": 1}, module.BLOCK, rounds, count * size
-                    )
-                )
-    module = importlib.import_module("longwave.kernels.cornn.triton")
+            for direction, count in (("forward", 2), ("backward", 3)):
+                kernel = getattr(module, f"{name}_{direction}_kernel")
+                launch = ({"BLOCK": BLOCK, "AHEAD": AHEAD}, {"num_warps": 1}, BLOCK, rounds, count * size)
+                yield Case(f"{name} {direction}, {dtype}", kernel, dtype, *launch)
     for hidden in (32, 64, 128, 256):
-        launch = module.tiling(hidden)
+        launch = cornn.tiling(hidden)
         constants = {key: value for key, value in launch.items() if key.isupper()}
         options = {key: value for key, value in launch.items() if key.islower()}
         tiles, depth = (triton.cdiv(hidden, constants[block]) for block in ("BLOCK_H", "BLOCK_K"))
-        columns = module.BLOCK_B * hidden
-        rounds = (1, tiles, tiles * depth)
-        for direction, detail, extra, count in (
-            ("forward", "", {}, 4),
-            ("backward", "", {"SCALARS": False}, 3),
-            ("backward", " and of dt, gamma, epsilon", {"SCALARS": True}, 5),
+        rest = (options, cornn.BLOCK_B * hidden, (1, tiles, tiles * depth))
+        for label, kernel, extra, count in (
+            ("forward", cornn.cornn_forward_kernel, {}, 4),
+            ("backward", cornn.cornn_backward_kernel, {"SCALARS": False}, 3),
+            ("backward and of dt, gamma, epsilon", cornn.cornn_backward_kernel, {"SCALARS": True}, 5),
         ):
-            label = f"cornn {direction}{detail}, H = {hidden}"
-            kernel = f"cornn_{direction}_kernel"
-            found.append(
-                Case(label, "cornn", kernel, "fp32", constants | extra, options, columns, rounds, count * 4, hidden)
-            )
-    return found
+            yield Case(f"cornn {label}, H = {hidden}", kernel, "fp32", constants | extra, *rest, count * 4, True)
 
 
 def compiled(case: Case, gpu: GPU):
     """The kernel of ``case``, compiled as the launcher would have it compiled on ``gpu``."""
-    kernel = getattr(importlib.import_module(f"longwave.kernels.{case.operation}.triton"), case.kernel)
     signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
+    for index, name in enumerate(case.kernel.arg_names):
         if name in case.constants:
             signature[name] = "constexpr"
         elif name in ("steps", "batch", "columns", "hidden", "segment"):
@@ -123,9 +97,9 @@ def compiled(case: Case, gpu: GPU):
             sequence = name in ("pre", "grad_pre") or name.endswith("_all")
             signature[name] = "*" + (case.dtype if sequence else "fp32")
         # As PyTorch's allocator aligns, and as Triton specialises a width that 16 divides.
-        if signature[name].startswith("*") or (name == "hidden" and case.hidden):
+        if signature[name].startswith("*") or (name == "hidden" and case.specialised):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs=case.constants, attrs=attributes)
+    source = ASTSource(case.kernel, signature, constexprs=case.constants, attrs=attributes)
     return triton.compile(source, GPUTarget("cuda", gpu.architecture, 32), case.options)
 
 
@@ -184,11 +158,9 @@ def table() -> tuple[str, int]:
     for case in cases():
         found = [figures(case, gpu) for gpu in GPUS]
         spills += sum(figure["spills"] for figure in found)
+        columns = [[f"{figure[title]:,.0f}" for figure in found] for title in found[0]]
         # One value where all cards agree.
-        cells = [
-            " / ".join(dict.fromkeys(values) if len(set(values)) == 1 else values)
-            for values in ([f"{figure[title]:,.0f}" for figure in found] for title in found[0])
-        ]
+        cells = [values[0] if len(set(values)) == 1 else " / ".join(values) for values in columns]
         rows.append(f"| {case.label} | {' | '.join(cells)} |")
     cards = "; ".join(
         f"{g.name} (sm_{g.architecture}) {g.multiprocessors} multiprocessors at {g.clock / 1e9:.2f} GHz, "

@@ -1,5 +1,7 @@
 """coRNN in Triton: one program a block of batch rows, serial over T, for any H."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -174,6 +176,14 @@ def tiling(hidden: int) -> dict[str, int]:
     }
 
 
+def launch(kernel, like: Tensor, tensors: Sequence[Tensor], *flags: bool) -> None:
+    """Runs a kernel on sequences of the shape of ``like`` (T, B, H), one program for each block of rows."""
+    steps, batch, hidden = like.shape
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(like):
+        kernel[(triton.cdiv(batch, BLOCK_B),)](*tensors, steps, batch, hidden, *flags, **tiling(hidden))
+
+
 @torch.library.custom_op("longwave::cornn_triton", mutates_args=())
 def forward(
     pre: Tensor,
@@ -187,16 +197,10 @@ def forward(
     z_0: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y for every step; the final y and z; and for the backward z and the tanh for every step."""
-    y_all, z_all, force_all = (torch.empty_like(pre) for _ in range(3))
-    steps, batch, hidden = pre.shape
+    y_all, z_all, force_all = sequences = [torch.empty_like(pre) for _ in range(3)]
     # Along a row of the transposed weights lie the units of a tile, which neighbouring threads read together.
     weights = (w_y.T.contiguous(), w_z.T.contiguous())
-    # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device_of(pre):
-        cornn_forward_kernel[(triton.cdiv(batch, BLOCK_B),)](
-            *(pre, *weights, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, steps, batch, hidden),
-            **tiling(hidden),
-        )
+    launch(cornn_forward_kernel, pre, (pre, *weights, dt, dt_z, gamma, epsilon, y_0, z_0, *sequences))
     return y_all, y_all[-1].clone(), z_all[-1].clone(), z_all, force_all
 
 
@@ -207,42 +211,22 @@ def _(pre, w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0):
 
 
 @torch.library.custom_op("longwave::cornn_triton_backward", mutates_args=())
-def backward(
-    w_y: Tensor,
-    w_z: Tensor,
-    dt: Tensor,
-    dt_z: Tensor,
-    gamma: Tensor,
-    epsilon: Tensor,
-    y_0: Tensor,
-    z_0: Tensor,
-    y_all: Tensor,
-    z_all: Tensor,
-    force_all: Tensor,
-    grad_y_all: Tensor,
-    grad_y_last: Tensor,
-    grad_z_last: Tensor,
-    scalars: bool,
-) -> tuple[Tensor, Tensor]:
+def backward(saved: Sequence[Tensor], cotangents: Sequence[Tensor], scalars: bool) -> tuple[Tensor, Tensor]:
     """The gradient of pre, and those of y_0, z_0, dt, dt_z, gamma and epsilon by batch row, (6, B, H).
 
     Without ``scalars`` the last four are zero.
     """
-    grad_pre = torch.empty_like(force_all)
-    grads = torch.stack([grad_y_last, grad_z_last, *(torch.zeros_like(y_0) for _ in range(4))])
-    steps, batch, hidden = force_all.shape
-    with torch.cuda.device_of(force_all):
-        cornn_backward_kernel[(triton.cdiv(batch, BLOCK_B),)](
-            *(w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, grad_y_all, grad_pre, *grads),
-            *(steps, batch, hidden, scalars),
-            **tiling(hidden),
-        )
+    grad_y_all, grad_y_last, grad_z_last = cotangents
+    grad_pre = torch.empty_like(grad_y_all)
+    grads = torch.stack([grad_y_last, grad_z_last, *(torch.zeros_like(grad_y_last) for _ in range(4))])
+    launch(cornn_backward_kernel, grad_pre, (*saved, grad_y_all, grad_pre, *grads), scalars)
     return grad_pre, grads
 
 
 @backward.register_fake
-def _(w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0, y_all, z_all, force_all, *rest):
-    return torch.empty_like(force_all), y_0.new_empty(6, *y_0.shape)
+def _(saved, cotangents, scalars):
+    grad_y_all, grad_y_last, _ = cotangents
+    return torch.empty_like(grad_y_all), grad_y_last.new_empty(6, *grad_y_last.shape)
 
 
 def _save(ctx, inputs, output):
@@ -258,7 +242,7 @@ def _differentiate(ctx, grad_y_all, grad_y_last, grad_z_last, _grad_z_all, _grad
         torch.zeros_like(like) if grad is None else grad.contiguous()
         for grad, like in ((grad_y_all, y_all), (grad_y_last, y_0), (grad_z_last, z_0))
     ]
-    grad_pre, grads = backward(*ctx.saved_tensors, *cotangents, any(ctx.needs_input_grad[3:7]))
+    grad_pre, grads = backward(ctx.saved_tensors, cotangents, any(ctx.needs_input_grad[3:7]))
     grad_w_y, grad_w_z = (
         torch.addmm(grad_pre[0].T @ first, grad_pre[1:].flatten(0, 1).T, others[:-1].flatten(0, 1))
         for first, others in ((y_0, y_all), (z_0, z_all))
@@ -270,32 +254,10 @@ def _differentiate(ctx, grad_y_all, grad_y_last, grad_z_last, _grad_z_all, _grad
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def cornn(
-    pre: Tensor,
-    w_y: Tensor,
-    w_z: Tensor,
-    dt: Tensor,
-    gamma: Tensor,
-    epsilon: Tensor,
-    y_0: Tensor,
-    z_0: Tensor,
-    damping: str = "explicit",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The fused coRNN recurrence; the equations are at :func:`longwave.kernels.cornn`.
+def cornn(pre, w_y, w_z, dt, gamma, epsilon, y_0, z_0, damping: str = "explicit") -> tuple[Tensor, Tensor, Tensor]:
+    """The backend of :func:`longwave.kernels.cornn`: y for every step, and the final y and z.
 
-    Args:
-        pre: (T, B, H); float32, bfloat16 or float16, computed in float32 throughout.
-        w_y: (H, H).
-        w_z: (H, H).
-        dt: (H,).
-        gamma: (H,).
-        epsilon: (H,).
-        y_0: (B, H), initial position.
-        z_0: (B, H), initial velocity.
-        damping: "explicit" or "implicit".
-
-    Returns:
-        y for every step, (T, B, H), in the dtype of ``pre``; the final y and z, (B, H), in float32.
+    The sequence is of the type of ``pre``, float32, bfloat16 or float16, computed in float32 throughout.
     """
     dt_z = z_step(dt.float(), epsilon.float(), damping)
     tensors = (pre, w_y, w_z, dt, dt_z, gamma, epsilon, y_0, z_0)

@@ -5,10 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from longwave.kernels.device import load_steps
-
-BLOCK = 32
-AHEAD = 8
+from longwave.kernels.device import launch_columns, load_steps
 
 
 @triton.jit(do_not_specialize=["steps", "columns", "hidden"])
@@ -99,13 +96,7 @@ def indrnn_backward_kernel(
 def forward(pre: Tensor, u: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
     """h for every step, and the last one in float32."""
     h_all, h_last = _results(pre, u, h_0)
-    steps, batch, hidden = pre.shape
-    columns = batch * hidden
-    # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device_of(pre):
-        indrnn_forward_kernel[(triton.cdiv(columns, BLOCK),)](
-            *(pre, u, h_0, h_all, h_last, steps, columns, hidden, BLOCK, AHEAD), num_warps=1
-        )
+    launch_columns(indrnn_forward_kernel, pre, (pre, u, h_0, h_all, h_last))
     return h_all, h_last
 
 
@@ -119,26 +110,19 @@ def backward(
     u: Tensor, h_0: Tensor, h_all: Tensor, grad_h_all: Tensor, grad_h_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of pre, of u by column, (B, H), and of h_0."""
-    grad_pre, grad_u, grad_h_0 = _gradients(u, h_0, h_all, grad_h_all, grad_h_last)
-    steps, batch, hidden = h_all.shape
-    columns = batch * hidden
-    with torch.cuda.device_of(h_all):
-        indrnn_backward_kernel[(triton.cdiv(columns, BLOCK),)](
-            *(u, h_0, h_all, grad_h_all, grad_h_last, grad_pre, grad_u, grad_h_0),
-            *(steps, columns, hidden, BLOCK, AHEAD),
-            num_warps=1,
-        )
-    return grad_pre, grad_u, grad_h_0
+    given = (u, h_0, h_all, grad_h_all, grad_h_last)
+    gradients = _gradients(*given)
+    launch_columns(indrnn_backward_kernel, h_all, (*given, *gradients))
+    return gradients
 
 
 @backward.register_fake
-def _gradients(u, h_0, h_all, grad_h_all, grad_h_last):
+def _gradients(u, h_0, h_all, *_):
     return torch.empty_like(h_all), torch.empty_like(h_0), torch.empty_like(h_0)
 
 
 def _save(ctx, inputs, output):
-    _, u, h_0 = inputs
-    ctx.save_for_backward(u, h_0, output[0])
+    ctx.save_for_backward(*inputs[1:], output[0])
 
 
 def _differentiate(ctx, grad_h_all, grad_h_last):
@@ -151,15 +135,9 @@ forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def indrnn(pre: Tensor, u: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:
-    """The fused IndRNN recurrence; the equation is at :func:`longwave.kernels.indrnn`.
+    """The backend of :func:`longwave.kernels.indrnn`: h for every step, and the final h.
 
-    Args:
-        pre: (T, B, H); float32, bfloat16 or float16.
-        u: (H,).
-        h_0: (B, H), initial state.
-
-    Returns:
-        h for every step, (T, B, H), in the dtype of ``pre``, and the final h, (B, H), in float32. The state is float32;
-        the gradient of u uses the stored h, so that it is rounded as ``pre`` is.
+    The sequence is of the type of ``pre``, float32, bfloat16 or float16; the state is float32. The gradient of u uses
+    the stored h, so that it is rounded as ``pre`` is.
     """
     return forward(*(t.contiguous() for t in (pre, u.float(), h_0.float())))

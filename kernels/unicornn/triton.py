@@ -1,16 +1,13 @@
 """UnICORNN in Triton: one thread a (batch, unit) column, serial over T, the backward rebuilding the states."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from longwave.kernels.device import load_steps, tanh
-
-# One warp a program spreads few columns over many multiprocessors; 32 such programs on each saturate its schedulers.
-BLOCK = 32
-# Steps whose loads are issued before the first is needed: 8 steps take about as long as one load from memory.
-AHEAD = 8
+from longwave.kernels.device import launch_columns, load_steps, tanh
 
 
 @triton.jit(do_not_specialize=["steps", "columns", "hidden", "segment"])
@@ -150,66 +147,40 @@ def forward(
     pre: Tensor, w: Tensor, d: Tensor, alpha: Tensor, y_0: Tensor, z_0: Tensor, segment: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y for every step, and (y, z) at the end of each segment: what the backward starts each segment from."""
-    y_all, y_end, z_end = _results(pre, w, d, alpha, y_0, z_0, segment)
-    steps, batch, hidden = pre.shape
-    columns = batch * hidden
-    # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device_of(pre):
-        unicornn_forward_kernel[(triton.cdiv(columns, BLOCK),)](
-            *(pre, w, d, alpha, y_0, z_0, y_all, y_end, z_end, steps, columns, hidden, segment, BLOCK, AHEAD),
-            num_warps=1,
-        )
-    return y_all, y_end, z_end
+    results = _results(pre, w, d, alpha, y_0, z_0, segment)
+    launch_columns(unicornn_forward_kernel, pre, (pre, w, d, alpha, y_0, z_0, *results), segment)
+    return results
 
 
 @forward.register_fake
 def _results(pre, w, d, alpha, y_0, z_0, segment):
-    segments = triton.cdiv(pre.shape[0], segment)
-    y_end, z_end = (y_0.new_empty(segments, *y_0.shape) for _ in range(2))
-    return torch.empty_like(pre), y_end, z_end
+    ends = (triton.cdiv(pre.shape[0], segment), *y_0.shape)
+    return torch.empty_like(pre), y_0.new_empty(ends), y_0.new_empty(ends)
 
 
 @torch.library.custom_op("longwave::unicornn_triton_backward", mutates_args=())
-def backward(
-    pre: Tensor,
-    w: Tensor,
-    d: Tensor,
-    alpha: Tensor,
-    y_end: Tensor,
-    z_end: Tensor,
-    grad_y_all: Tensor,
-    grad_y_last: Tensor,
-    grad_z_last: Tensor,
-    segment: int,
-) -> tuple[Tensor, Tensor]:
+def backward(saved: Sequence[Tensor], cotangents: Sequence[Tensor], segment: int) -> tuple[Tensor, Tensor]:
     """The gradient of pre, and those of w, d, alpha, y_0 and z_0 by column, (5, B, H)."""
-    grad_pre, grads = _gradients(pre, w, d, alpha, y_end, z_end, grad_y_all, grad_y_last, grad_z_last, segment)
-    steps, batch, hidden = pre.shape
-    columns = batch * hidden
-    with torch.cuda.device_of(pre):
-        unicornn_backward_kernel[(triton.cdiv(columns, BLOCK),)](
-            *(pre, w, d, alpha, y_end, z_end, grad_y_all, grad_y_last, grad_z_last, grad_pre, *grads),
-            *(steps, columns, hidden, segment, BLOCK, AHEAD),
-            num_warps=1,
-        )
+    grad_pre, grads = _gradients(saved, cotangents, segment)
+    launch_columns(unicornn_backward_kernel, grad_pre, (*saved, *cotangents, grad_pre, *grads), segment)
     return grad_pre, grads
 
 
 @backward.register_fake
-def _gradients(pre, w, d, alpha, y_end, z_end, grad_y_all, grad_y_last, grad_z_last, segment):
+def _gradients(saved, cotangents, segment):
+    pre, w = saved[:2]
     return torch.empty_like(pre), w.new_empty(5, *pre.shape[1:])
 
 
 def _save(ctx, inputs, output):
-    pre, w, d, alpha, _, _, ctx.segment = inputs
-    _, y_end, z_end = output
-    ctx.save_for_backward(pre, w, d, alpha, y_end, z_end)
+    *tensors, _y_0, _z_0, ctx.segment = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _differentiate(ctx, grad_y_all, grad_y_end, grad_z_end):
     # Of the ends only the last leaves this file, so only it can have a cotangent.
-    cotangents = (grad_y_all.contiguous(), grad_y_end[-1].contiguous(), grad_z_end[-1].contiguous())
-    grad_pre, grads = backward(*ctx.saved_tensors, *cotangents, ctx.segment)
+    cotangents = [grad.contiguous() for grad in (grad_y_all, grad_y_end[-1], grad_z_end[-1])]
+    grad_pre, grads = backward(ctx.saved_tensors, cotangents, ctx.segment)
     # No atomics: each column has summed over its time, and this sums the columns of a unit in a fixed order.
     grad_w, grad_d, grad_alpha = grads[:3].sum(dim=1)
     return grad_pre, grad_w, grad_d, grad_alpha, grads[3], grads[4], None
@@ -221,22 +192,10 @@ forward.register_autograd(_differentiate, setup_context=_save)
 def unicornn(
     pre: Tensor, w: Tensor, c: Tensor, dt: Tensor, alpha: Tensor, y_0: Tensor, z_0: Tensor, anchor: int = 256
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fused UnICORNN recurrence; the equations are at :func:`longwave.kernels.unicornn`.
+    """The backend of :func:`longwave.kernels.unicornn`: y for every step, and the final y and z.
 
-    The state is float32 throughout, whatever the dtype of ``pre``, since a rounded one could not be run backwards.
-
-    Args:
-        pre: (T, B, H); float32, bfloat16 or float16.
-        w: (H,).
-        c: (H,).
-        dt: (H,).
-        alpha: (H,).
-        y_0: (B, H), initial position.
-        z_0: (B, H), initial velocity.
-        anchor: the state is stored every ``anchor`` steps for the backward pass; 0 stores the last one only.
-
-    Returns:
-        y for every step, (T, B, H), in the dtype of ``pre``; the final y and z, (B, H), in float32.
+    The sequence is of the type of ``pre``, float32, bfloat16 or float16; the state is float32 throughout, since a
+    rounded one could not be run backwards. With ``anchor`` 0 only the last state is stored for the backward pass.
     """
     # Once for all steps, and differentiated by PyTorch.
     d = dt.float() * c.float().sigmoid()
