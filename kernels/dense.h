@@ -505,7 +505,6 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, long
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .channels = channels, .pre = pre, .x = pre,
                  .vectors = (hidden + LANES - 1) / LANES, .parameters = parameters, .state = state, .y = y,
                  .final = final, .tape = tape};
-    (void)anchor;
     use_large_pages(y, steps * batch * hidden * sizeof(real));
     use_large_pages(tape, steps * batch * TAPE * hidden * sizeof(real));
     loop.failed = pack(&loop, 0) || (channels && pack_input(&loop, weight, bias));
@@ -522,7 +521,6 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, lon
                  .parts = count_parts(batch), .channels = channels, .x = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre, .d_parameters = d_parameters,
                  .d_state = d_state};
-    (void)anchor, (void)final;
     if (d_pre) use_large_pages(d_pre, steps * batch * GATES * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, loop.parts, UNITS * hidden) || pack(&loop, 1);
     for (int p = 0; p < PHASES; p++)

@@ -49,14 +49,16 @@ typedef struct {
     real *state[STATES], *d_state[STATES];
 } Block;
 
-static int new_block(const Loop *loop, long rows, Block *block) {
+// True where there is memory for it.
+static int new_block(Loop *loop, long rows, Block *block) {
     long size = rows * loop->vectors * LANES;
     real *memory = allocate(2 * STATES * size);
     for (int i = 0; i < STATES && memory; i++) {
         block->state[i] = memory + 2 * i * size;
         block->d_state[i] = block->state[i] + size;
     }
-    return !memory;
+    if (!memory) loop->failed = 1;
+    return !!memory;
 }
 
 INLINE long block_rows(const Loop *loop, long left) {
@@ -99,10 +101,7 @@ static void forward_rows(void *context, long first, long last) {
     Loop *loop = context;
     long hidden = loop->hidden;
     Block block;
-    if (new_block(loop, block_rows(loop, last - first), &block)) {
-        loop->failed = 1;
-        return;
-    }
+    if (!new_block(loop, block_rows(loop, last - first), &block)) return;
     for (long rows; first < last; first += rows) {
         rows = block_rows(loop, last - first);
         for (int i = 0; i < STATES; i++) read_rows(loop, rows, block.state[i], loop->state[i] + first * hidden, hidden);
@@ -162,10 +161,7 @@ static void backward_rows(void *context, long first, long last) {
     Loop *loop = context;
     long hidden = loop->hidden;
     Block block;
-    if (new_block(loop, block_rows(loop, last - first), &block)) {
-        loop->failed = 1;
-        return;
-    }
+    if (!new_block(loop, block_rows(loop, last - first), &block)) return;
     for (long rows; first < last; first += rows) {
         rows = block_rows(loop, last - first);
         for (int i = 0; i < STATES; i++) {
@@ -199,7 +195,6 @@ int forward(long threads, long steps, long batch, long hidden, long anchor, long
     Loop loop = {.steps = steps, .batch = batch, .hidden = hidden, .vectors = (hidden + LANES - 1) / LANES,
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = y, .final = final,
                  .tape = tape};
-    (void)channels, (void)weight, (void)bias;
     use_large_pages(y, steps * batch * hidden * sizeof(real));
     parallel(threads, batch, forward_rows, &loop);
     return loop.failed;
@@ -213,7 +208,6 @@ int backward(long threads, long steps, long batch, long hidden, long anchor, lon
                  .anchor = anchor, .pre = pre, .parameters = parameters, .state = state, .y = (real *)y,
                  .final = (real *const *)final, .tape = (real *)tape, .g_y = g_y, .g_final = g_final, .d_pre = d_pre,
                  .d_state = d_state};
-    (void)channels, (void)d_weight, (void)d_bias;
     use_large_pages(d_pre, steps * batch * hidden * sizeof(real));
     loop.failed = new_sums(&loop.sums, batch, UNITS * hidden);
     if (!loop.failed) parallel(threads, batch, backward_rows, &loop);

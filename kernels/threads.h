@@ -37,8 +37,6 @@ static inline void restore_denormals(uint64_t before) {
     __builtin_ia32_ldmxcsr((unsigned)before);
 #elif defined(__aarch64__)
     __asm__ volatile("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
 #endif
 }
 
@@ -96,7 +94,5 @@ static void use_large_pages(void *memory, size_t bytes) {
     const uintptr_t page = 2 << 20;
     uintptr_t begin = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + bytes) / page * page;
     if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
 #endif
 }
