@@ -17,18 +17,8 @@ EVERY_EQUATION = list(FUNCTIONS)
 
 # A subset of all sizes in which each T, B and H is.
 SIZES = [
-    (1, 1, 1),
-    (1, 50, 256),
-    (2, 3, 5),
-    (2, 1, 256),
-    (17, 50, 127),
-    (17, 3, 32),
-    (255, 3, 32),
-    (256, 1, 128),
-    (257, 3, 5),
-    (257, 50, 32),
-    (1000, 3, 1),
-    (1000, 1, 32),
+    *((1, 1, 1), (1, 50, 256), (2, 3, 5), (2, 1, 256), (17, 50, 127), (17, 3, 32)),
+    *((255, 3, 32), (256, 1, 128), (257, 3, 5), (257, 50, 32), (1000, 3, 1), (1000, 1, 32)),
 ]
 
 
@@ -54,10 +44,13 @@ class Case:
         y, final = self.operation(**inputs, **self.constants, state=state, backend=backend)
         return [y, final] if isinstance(final, Tensor) else [y, *final]
 
-    def to(self, dtype: torch.dtype) -> "Case":
-        """The same numbers, as leaves of that type."""
-        inputs = {key: value.detach().to(dtype).requires_grad_() for key, value in self.inputs.items()}
+    def changed(self, function: Callable[[Tensor], Tensor]) -> "Case":
+        """With ``function`` of every input, as leaves."""
+        inputs = {key: function(value.detach()).requires_grad_() for key, value in self.inputs.items()}
         return Case(self.operation, inputs, self.constants)
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        return self.changed(lambda value: value.to(dtype))
 
 
 def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
@@ -93,16 +86,18 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
             h = react(v)
         return torch.stack(sequence)
 
+    def exact(value: Tensor) -> Tensor:
+        return value.float().double()
+
     if name.startswith("input_"):
         example = case(name.removeprefix("input_"), steps, batch, hidden, seed)
-        x, width = normal(steps, batch, 3).float().double(), example.inputs.pop("pre").shape[2]
+        x, width = exact(normal(steps, batch, 3)), example.inputs.pop("pre").shape[2]
 
         def operation(weight: Tensor, bias: Tensor, **rest):
             return getattr(kernels, FUNCTIONS[name])(kernels.Input(x.to(weight.dtype), weight, bias), **rest)
 
         affine = {"weight": normal(width, 3), "bias": normal(width)}
-        affine = {key: value.float().double().requires_grad_() for key, value in affine.items()}
-        return Case(operation, affine | example.inputs, example.constants)
+        return Case(operation, affine | example.inputs, example.constants).changed(exact)
 
     constants = {}
     if name in ("cornn", "implicit_cornn"):
@@ -137,16 +132,12 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs |= {"epsilon": uniform(0.05, 0.1, hidden), "gamma": uniform(0.01, 0.1)}
     else:
         raise KeyError(f"benchmarks/cases.py has no example of {name}")
-    inputs = {key: value.float().double().requires_grad_() for key, value in inputs.items()}
-    return Case(getattr(kernels, FUNCTIONS[name]), inputs, constants)
+    return Case(getattr(kernels, FUNCTIONS[name]), inputs, constants).changed(exact)
 
 
 def case_by_unit(name: str, steps: int, batch: int, hidden: int) -> Case:
     """With one of each scalar for each unit: the sum over all units may cancel, and what is left is rounding."""
-    example = case(name, steps, batch, hidden)
-    for key, value in example.inputs.items():
-        example.inputs[key] = value.detach().expand(value.shape or (hidden,)).clone().requires_grad_()
-    return example
+    return case(name, steps, batch, hidden).changed(lambda value: value.expand(value.shape or (hidden,)).clone())
 
 
 def everything(example: Case, backend: str, seed: int = 1) -> dict[str, Tensor]:
@@ -182,22 +173,20 @@ def excess_errors(example: Case, backend: str = "cpu", factor: float = 3.0) -> l
     inputs. Where one draw misses the bar, the medians over seven nearby ones decide.
     """
     missed = _missed([example], backend, factor)
-    if missed:
-        missed = _missed([example, *(_nearby(example, seed) for seed in range(6))], backend, factor)
-    return missed
+    return missed and _missed([example, *(_nearby(example, seed) for seed in range(6))], backend, factor)
 
 
 def _missed(examples: list[Case], backend: str, factor: float) -> list[str]:
     """The tensors whose error, the median over the examples, is above the bar."""
-    usual, fused = [], []
+    errors = {"reference": [], backend: []}
     for example in examples:
-        truth, single = everything(example, "reference"), example.to(torch.float32)
+        truth = everything(example, "reference")
         # Relative to the largest number in the tensor.
         scales = {key: exact.abs().max().clamp_min(1e-3) for key, exact in truth.items()}
-        for found, by in ((usual, "reference"), (fused, backend)):
-            result = everything(single, by)
+        for by, found in errors.items():
+            result = everything(example.to(torch.float32), by)
             found.append([((result[key] - exact).abs().max() / scales[key]).item() for key, exact in truth.items()])
-    usual, fused = (torch.tensor(found).median(0).values.tolist() for found in (usual, fused))
+    usual, fused = (torch.tensor(found).median(0).values.tolist() for found in errors.values())
     # The error of a few numbers may be small by luck: those have the bar of the worst tensor.
     worst, missed = max(usual), []
     for key, allowed, error in zip(truth, usual, fused, strict=True):
@@ -210,10 +199,10 @@ def _missed(examples: list[Case], backend: str, factor: float) -> list[str]:
 
 def _nearby(example: Case, seed: int) -> Case:
     """The same with inputs that differ in the last bit of float32."""
-    generator = torch.Generator().manual_seed(seed)
-    eps = torch.finfo(torch.float32).eps
-    inputs = {
-        key: (v.detach() * (1 + eps * (torch.rand(v.shape, generator=generator, dtype=v.dtype) - 0.5))).float().double()
-        for key, v in example.inputs.items()
-    }
-    return Case(example.operation, {key: v.requires_grad_() for key, v in inputs.items()}, example.constants)
+    generator, eps = torch.Generator().manual_seed(seed), torch.finfo(torch.float32).eps
+
+    def moved(value: Tensor) -> Tensor:
+        noise = torch.rand(value.shape, generator=generator, dtype=value.dtype) - 0.5
+        return (value * (1 + eps * noise)).float().double()
+
+    return example.changed(moved)

@@ -110,9 +110,8 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
     result = {"fused": lambda: step("auto"), "reference": lambda: step("reference")}
     if size.name == "linoss":
         result["torch"] = scan
-    modules = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
-    if size.name in modules:
-        module = modules[size.name](2, size.hidden)
+    if size.name in ("lstm", "gru", "rnn"):
+        module = getattr(torch.nn, size.name.upper())(2, size.hidden)
 
         def torch_step():
             _, state = module(x)
@@ -161,10 +160,8 @@ def measure(size: Size, seconds: float) -> dict:
             # threads in a loop that waits for more.
             function()
             times[name].append(once(function))
-    return {name: statistics.median(values) for name, values in times.items()} | {
-        "bound": statistics.median(bounds),
-        "rounds": len(bounds),
-    }
+    medians = {name: statistics.median(values) for name, values in (times | {"bound": bounds}).items()}
+    return medians | {"rounds": len(bounds)}
 
 
 def by_length(size: Size, seconds: float) -> dict[int, float]:
@@ -185,36 +182,27 @@ def by_length(size: Size, seconds: float) -> dict[int, float]:
 def compiled(size: Size, limit: float, step: float) -> dict:
     """``torch.compile`` of the reference, in a process of its own: the median, and the time to compile.
 
-    Args:
-        size: the case.
-        limit: seconds that compilation may take; 0 leaves it out.
-        step: seconds that the reference takes.
-
-    Returns:
-        ``compiled`` and ``compile_seconds``, None where unknown, and ``no_compiled``, why there is no ``compiled``.
+    ``limit`` is the seconds that compilation may take, 0 leaves it out; ``step`` those that the reference takes. Of
+    ``compiled`` and ``compile_seconds`` None is unknown; ``no_compiled`` is why there is no ``compiled``.
     """
     result = {"compiled": None, "compile_seconds": None, "no_compiled": None}
     if not limit:
         return result | {"no_compiled": "not tried"}
-    late = result | {"no_compiled": f"not compiled within {limit:g} s"}
+    late = f"not compiled within {limit:g} s"
     command = [sys.executable, "-m", "longwave.benchmarks.kernels", "--one-compiled", str(SIZES.index(size))]
     command += ["--threads", str(torch.get_num_threads())]
     # What an earlier run has compiled would make this one look quick.
-    environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    options = {"env": os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}, "cwd": PACKAGE}
     try:
         # Beside compilation, time for the start of a process and a few steps.
-        done = subprocess.run(
-            command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=limit + 20 + 5 * step
-        )
+        done = subprocess.run(command, **options, capture_output=True, text=True, timeout=limit + 20 + 5 * step)
     except subprocess.TimeoutExpired:
-        return late
+        return result | {"no_compiled": late}
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return result | {"no_compiled": f"failed: {lines[-1][:80] if lines else f'exit code {done.returncode}'}"}
-    compile_seconds, seconds = map(float, done.stdout.split()[-2:])
-    if compile_seconds > limit:
-        return late | {"compile_seconds": compile_seconds}
-    return result | {"compiled": seconds, "compile_seconds": compile_seconds}
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return result | {"no_compiled": f"failed: {reason[:80]}"}
+    result["compile_seconds"], seconds = map(float, done.stdout.split()[-2:])
+    return result | ({"no_compiled": late} if result["compile_seconds"] > limit else {"compiled": seconds})
 
 
 def one_compiled(size: Size):
@@ -243,12 +231,8 @@ def milliseconds(value: float | None) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only",
-        choices=sorted({size.name for size in SIZES}),
-        metavar="OPERATION",
-        help="writes nothing, unless --json says where",
-    )
+    names = sorted({size.name for size in SIZES})
+    parser.add_argument("--only", choices=names, metavar="OPERATION", help="writes nothing, unless --json says where")
     parser.add_argument("--seconds", type=float, default=20, help="for each case")
     parser.add_argument("--threads", type=int, help="PyTorch's own choice where not given")
     parser.add_argument(
@@ -262,23 +246,9 @@ def main():
         one_compiled(SIZES[arguments.one_compiled])
         return
 
-    table = Table(title="Forward and backward in milliseconds (median)")
-    columns = [
-        "operation",
-        "T",
-        "B",
-        "H",
-        "fused",
-        "reference",
-        "torch",
-        "compiled",
-        "bound",
-        "speed-up",
-        "target",
-        "of bound",
-    ]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "operation" else "right")
+    table = Table("operation", title="Forward and backward in milliseconds (median)")
+    for column in ("T", "B", "H", "fused", "reference", "torch", "compiled", "bound", "speed-up", "target", "of bound"):
+        table.add_column(column, justify="right")
     rows, reasons = [], []
 
     def footnote(reason: str) -> str:
@@ -289,9 +259,8 @@ def main():
     chosen = [size for size in SIZES if arguments.only in (None, size.name)]
     for size in chosen:
         wrong = disagreements(size.name)
-        row = vars(size) | {"green": not wrong}
         shape = (size.name, str(size.steps), str(size.batch), str(size.hidden))
-        rows.append(row)
+        rows.append(row := vars(size) | {"green": not wrong})
         if wrong:
             table.add_row(*shape, footnote(f"disagrees with the reference: {wrong[0]}"))
             continue
@@ -312,16 +281,15 @@ def main():
         console.print(f"({number}) {reason}", markup=False)
     lengths = Table("operation", "B", "H", *(f"T = {length:,}" for length in LENGTHS))
     lengths.title = "Forward and backward in microseconds a time step (median)"
-    for row, size in [(row, size) for row, size in zip(rows, chosen, strict=True) if row["green"] and size.by_length]:
-        row["microseconds_a_step"] = by_length(size, arguments.seconds)
-        values = [f"{value:.1f}" for value in row["microseconds_a_step"].values()]
-        lengths.add_row(size.name, str(size.batch), str(size.hidden), *values)
+    for row, size in zip(rows, chosen, strict=True):
+        if row["green"] and size.by_length:
+            row["microseconds_a_step"] = by_length(size, arguments.seconds)
+            values = [f"{value:.1f}" for value in row["microseconds_a_step"].values()]
+            lengths.add_row(size.name, str(size.batch), str(size.hidden), *values)
     if lengths.rows:
         console.print(lengths)
     console.print(f"sgemm {sgemm / 1e9:.0f} Gflop/s, copy {copy / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     path = arguments.json or (None if arguments.only else PACKAGE / "benchmarks" / "kernels.json")
-    if path is None:
-        return
     environment = {
         "machine": platform.machine(),
         "device": device_name(torch.device("cpu")),
@@ -332,7 +300,8 @@ def main():
         "sgemm": sgemm,
         "copy": copy,
     }
-    path.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    if path:
+        path.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

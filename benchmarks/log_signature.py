@@ -1,4 +1,4 @@
-"""Log-signatures of data of the size of EigenWorms: ``python -m benchmarks.log_signature``.
+"""Log-signatures of data of the size of EigenWorms: ``python -m longwave.benchmarks.log_signature``.
 
 259 random series of 17,984 samples of 6 channels, with time; each backend that is installed on its own.
 """
@@ -56,6 +56,6 @@ if __name__ == "__main__":
     else:
         # A process each, since memory is the most that a process ever had.
         for name in BACKENDS:
-            if name != "torch" and importlib.util.find_spec(name) is None:
-                continue
-            subprocess.run([sys.executable, "-m", "benchmarks.log_signature", *sys.argv[1:], "--backend", name])
+            if name == "torch" or importlib.util.find_spec(name):
+                command = [sys.executable, "-m", "longwave.benchmarks.log_signature", "--backend", name, *sys.argv[1:]]
+                subprocess.run(command)

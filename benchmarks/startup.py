@@ -43,9 +43,7 @@ def main() -> None:
     dearest = Table("dearest imports", "ms", box=None)
     for milliseconds, name in imports(COMMANDS[0], 10):
         dearest.add_row(name, f"{milliseconds:.0f}")
-    console = Console()
-    console.print(table)
-    console.print(dearest)
+    Console().print(table, dearest)
 
 
 if __name__ == "__main__":
