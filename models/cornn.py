@@ -51,15 +51,13 @@ class Config(ModelConfig):
         super().__post_init__()
         if self.train_dynamics == "none":
             return
+        where = f"where train_dynamics={self.train_dynamics}"
         for key, value in (("gamma", self.gamma), ("epsilon", self.epsilon)):
             if not value > 0:
-                raise ValueError(f"{key}={value}: must be greater than 0 where train_dynamics={self.train_dynamics}")
+                raise ValueError(f"{key}={value}: must be greater than 0 {where}")
         most = MOST_DAMPING / self.dt
         if self.damping == "explicit" and self.epsilon > most:
-            raise ValueError(
-                f"epsilon={self.epsilon}: must be at most {MOST_DAMPING} / dt = {most:g} "
-                f"where train_dynamics={self.train_dynamics}"
-            )
+            raise ValueError(f"epsilon={self.epsilon}: must be at most {MOST_DAMPING} / dt = {most:g} {where}")
 
     def build(self, inputs: int, outputs: int) -> Network:
         layer = CoRNN(inputs, **self.settings())
@@ -75,8 +73,6 @@ class CoRNN(Layer):
     :class:`Config`; coRNN: {adding,sMNIST,psMNIST,noisy_CIFAR10,HAR-2,IMDB}/model.py). They compute the same and differ
     in their initialisation: weights and bias are U(-k, k), k = 1/sqrt(number of inputs of the Linear); only the one
     that acts on x has a bias.
-
-    ``settings`` are the other fields of :class:`Config`.
     """
 
     operation = "cornn"

@@ -56,7 +56,7 @@ class ExpRNN(Layer):
     t ~ U(0, pi/2) (cayley) or ~ U(-pi, pi) (henaff). K is normal with deviation sqrt(2 / inputs), the biases are
     U(-0.01, 0.01).
 
-    ``settings`` are the other fields of :class:`Config` but ``orthogonal_lr``, which is the optimiser's.
+    ``orthogonal_lr`` is none of the settings, but the optimiser's.
     """
 
     operation = "modrelu_rnn"

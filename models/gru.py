@@ -26,10 +26,7 @@ class Config(ModelConfig):
 
 
 class GRU(CuDNNLayer, nn.GRU):
-    """One layer, (T, B, inputs) to (T, B, hidden), with the parameters, gates and initialisation of ``torch.nn.GRU``.
-
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.gru`.
-    """
+    """One layer, (T, B, inputs) to (T, B, hidden), with parameters, gates and initialisation of ``torch.nn.GRU``."""
 
     operation = "gru"
 

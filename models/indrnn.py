@@ -58,8 +58,6 @@ class IndRNN(Stack):
     """A stack of :class:`IndRNNLayer`.
 
     :meth:`after_step` has to be called after each step of the optimiser, for the bound of u.
-
-    ``settings`` are the other fields of :class:`Config`.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

@@ -13,7 +13,7 @@ class Layer(nn.Module):
     """Base class of the recurrent layers, which are used like ``torch.nn.LSTM``.
 
     A subclass defines :meth:`unroll`, and names its ``operation``; the rest has defaults. Its arguments are the number
-    of input channels, the number of units, and by keyword ``batch_first`` and the settings of its model.
+    of input channels, the number of units, and by keyword ``batch_first`` and the other fields of its ``Config``.
 
     Args:
         batch_first: sequences are (B, T, D) instead of (T, B, D); states are not affected.
@@ -73,7 +73,7 @@ class Layer(nn.Module):
 class CuDNNLayer(Layer):
     """A layer with parameters and initialisation of ``torch.nn.RNN``, ``LSTM`` or ``GRU``: cuDNN's on CUDA.
 
-    That class is the next base class: ``class LSTM(CuDNNLayer, nn.LSTM)``.
+    Elsewhere the time loop is its operation's. Torch's class is the next base: ``class LSTM(CuDNNLayer, nn.LSTM)``.
     """
 
     def __init__(self, inputs: int, hidden: int, batch_first: bool = False):

@@ -36,8 +36,6 @@ class LEM(Layer):
 
     Three affine maps, of x for all four parts of a step, of y for both step sizes and z, of z for y. Each has a bias,
     so that a part has two, and all are U(-1/sqrt(hidden), 1/sqrt(hidden)) (LEM: src/*/network.py).
-
-    ``settings`` are the other fields of :class:`Config`.
     """
 
     operation = "lem"

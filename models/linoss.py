@@ -42,10 +42,7 @@ class Config(ModelConfig):
 
 
 class LinOSS(Layer):
-    """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden).
-
-    ``settings`` are the other fields of :class:`Config`.
-    """
+    """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden)."""
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
         super().__init__(batch_first)

@@ -40,8 +40,7 @@ class Config(ModelConfig):
 class LSTM(CuDNNLayer, nn.LSTM):
     """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and gates of ``torch.nn.LSTM``.
 
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.lstm`. The initialisation is PyTorch's,
-    with ``forget_bias`` and ``chrono`` as in :class:`Config`.
+    The initialisation is PyTorch's, with ``forget_bias`` and ``chrono`` as in :class:`Config`.
     """
 
     operation = "lstm"

@@ -100,7 +100,7 @@ class NeuralRDE(Layer):
 
     Initialisation is PyTorch's. The solve is in the type of the weights, also under autocast.
 
-    ``settings`` are the other fields of :class:`Config` but ``readout_lr``, which is the optimiser's.
+    ``readout_lr`` is none of the settings, but the optimiser's.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):

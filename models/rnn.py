@@ -26,10 +26,7 @@ class Config(ModelConfig):
 
 
 class RNN(CuDNNLayer, nn.RNN):
-    """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and initialisation of ``torch.nn.RNN``.
-
-    On CUDA it is cuDNN's, elsewhere the time loop is :func:`longwave.kernels.rnn`.
-    """
+    """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and initialisation of ``torch.nn.RNN``."""
 
     operation = "rnn"
 

@@ -103,8 +103,7 @@ class UnICORNNLayer(Layer):
 
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z)."""
-        # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
-        pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.w.dtype)
+        pre = kernels.Input(x, self.affine.weight, self.affine.bias)
         return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor)
 
     def stability(self) -> tuple[float, float]:
@@ -199,10 +198,7 @@ class StandardisedLinear(nn.Linear):
 
 
 class UnICORNN(Stack):
-    """A stack of :class:`UnICORNNLayer`.
-
-    ``settings`` are the other fields of :class:`Config`.
-    """
+    """A stack of :class:`UnICORNNLayer`."""
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
         config = Config(hidden=hidden, **settings)
