@@ -19,6 +19,12 @@ from longwave.training import config as configuration
 from longwave.training.errors import Interrupted, UserError
 from longwave.training.progress import log
 
+USAGE = """\
+usage: python train.py model=<model> task=<task> [key=value ...]
+
+  python train.py model=cornn task=adding task.T=5000     the adding problem over 5,000 steps, some minutes
+  python train.py --help                                  models, tasks, recipes and keys"""
+
 
 def main() -> None:
     command_line.refuse_other_checkout(__file__)
@@ -26,8 +32,12 @@ def main() -> None:
     if command.help is not None:
         print(command.help)
         return
+    flags = {text for text in command.arguments if text.startswith("-")}
+    if flags <= {"-m", "--multirun"} and not command_line.names_a_run(command.overrides):
+        sys.exit(USAGE)
     if command.config is not None:
         logging.config.dictConfig(yaml.safe_load((CONF / "hydra" / "job_logging" / "longwave.yaml").read_text()))
+        log.info(command_line.choice_of(command.config, command.recipe, command.overrides))
         train(command.config, command.recipe, command_of(command.overrides))
         return
     import hydra
@@ -55,6 +65,7 @@ def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
     try:
         config = configuration.resolve(cfg, about.runtime.choices)
         recipe = configuration.recipe_of(about.runtime.choices)
+        log.info(command_line.choice_of(config, recipe, about.overrides.task))
         return train(config, recipe, command_of(about.overrides.task), on_score)
     except UserError as error:
         if about.mode == RunMode.MULTIRUN:

@@ -110,6 +110,21 @@ def parse(arguments: Sequence[str]) -> Command:
     return command
 
 
+def names_a_run(overrides: Sequence[str]) -> bool:
+    """True if a model, a task or a recipe is among the overrides."""
+    return any(text.partition("=")[0] in ("model", "task", "recipe") for text in overrides)
+
+
+def choice_of(config: Config, recipe: str | None, overrides: Sequence[str]) -> str:
+    """The line that says which model, task and recipe a run has, and which of them nobody chose."""
+    given = {text.partition("=")[0] for text in overrides}
+    # A variant of a recipe chooses model and task.
+    own = {"model", "task"} if "recipe" in given and recipe is not None else set()
+    default = [group for group in ("model", "task") if group not in given | own]
+    line = f"model={config.model.name} task={config.task.name} recipe={recipe or 'none'}"
+    return line + (f" ({' and '.join(default)} by default)" if default else "")
+
+
 def _complete(overrides: list[str]) -> list[str]:
     """Add model and task where only a recipe is named that follows from them, as in ``recipe=cornn/psmnist``."""
     given = dict(text.split("=", 1) for text in overrides if "=" in text)

@@ -63,6 +63,9 @@ def check(text: str, known: list[str]) -> Override:
         return override
     if root not in known:
         raise UserError(unknown_key(one_line(key), root, known))
+    index = re.search(r"\.\d+(\.|$)", key)
+    if index:
+        raise UserError(f"{short}: write the whole list, {one_line(key[: index.start()])}=[...]")
     if override.is_add() or override.is_force_add():
         # Every key is there already; and Hydra leaves out the recipe of a model that is added, without a word.
         raise UserError(f"{short}: write it without +")

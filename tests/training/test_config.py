@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from longwave.training.command import parse
+from longwave import train
+from longwave.training.command import choice_of, parse
 from longwave.training.config import (
     SECTIONS,
     about,
@@ -183,12 +184,34 @@ def test_process_says_it_in_one_line_and_leaves_nothing(train_process):
         "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation"
     ]
     # What only shows when the task is built is said in one line too.
-    done = train_process.run("training.selection=best")
+    done = train_process.run("model=cornn", "training.selection=best")
     assert done.returncode == 1
-    assert done.stdout.splitlines() == [
+    assert done.stdout.splitlines()[1:] == [
         "error: training.selection=best: this task has no validation split to select by; use last"
     ]
     assert not train_process.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("model=lstm", "model=lstm task=adding recipe=lstm/adding (task by default)"),
+        ("task=psmnist", "model=cornn task=psmnist recipe=cornn/psmnist (model by default)"),
+        ("model=lstm task=har2 recipe=none training.steps=1", "model=lstm task=har2 recipe=none"),
+        ("recipe=cornn/psmnist_128", "model=cornn task=psmnist recipe=cornn/psmnist_128"),
+        ("recipe=lstm/psmnist", "model=lstm task=psmnist recipe=lstm/psmnist"),
+    ],
+)
+def test_a_run_says_what_was_chosen_by_default(line, says):
+    command = parse(line.split())
+    assert choice_of(command.config, command.recipe, command.overrides) == says
+
+
+@pytest.mark.parametrize("line", ["", "model.hidden=64", "-m seed=0,1"])
+def test_without_a_model_or_task_nothing_starts(line, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", *line.split()])
+    with pytest.raises(SystemExit, match=r"^usage: python train\.py model=<model> task=<task>"):
+        train.main()
 
 
 def test_help_is_a_screenful_of_choices(train_process):

@@ -10,7 +10,7 @@ from longwave.train import command_of
 from longwave.training.errors import UserError
 
 SMALL = (
-    "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=4",
+    "task=adding", "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=4",
     "training.target=null",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_two_processes_on_one_run(train_process):
     assert second.returncode == 1
     assert "another process is training this run" in second.stdout
     assert str(train_process.runs()[0]) in second.stdout
-    assert len(second.stdout.splitlines()) == 1
+    assert len(second.stdout.splitlines()) == 2
     assert first.poll() is None
     first.kill()
     first.communicate()
