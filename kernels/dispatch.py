@@ -116,7 +116,7 @@ def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, par
     """
     operation, given = OPERATIONS[name], pre
     for key, (allowed, words) in operation.options.items():
-        if options[key] not in allowed:
+        if not allowed(options[key]):
             raise ValueError(f"{name}: {key}={options[key]!r}: must be {words}")
     if isinstance(given, Input):
         if operation.dense and given.narrow() and backend_for(name, given.x, backend) == "cpu":

@@ -1,10 +1,11 @@
 """An operation, declared once, and its C kernel as a differentiable operator of PyTorch."""
 
 import ctypes
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Operation:
         gates: ``pre`` is (T, B, gates * H).
         name: of the operation; by default that of ``reference``.
         folder: name of the folder of ``cpu.c`` and ``triton.py``, and of the public function; by default ``name``.
-        options: arguments that are no tensors: the values that are allowed, and what a message says of them.
+        options: arguments that are no tensors: whether a value is allowed, and how a message describes those that are.
         optional: parameters (H,) that may be None, for zeros.
         half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
             of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
@@ -58,7 +59,7 @@ class Operation:
     gates: int = 1
     name: str = ""
     folder: str = ""
-    options: dict[str, tuple[Container, str]] = field(default_factory=dict)
+    options: dict[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     half: bool = False
     products: dict[str, int] = field(default_factory=dict)

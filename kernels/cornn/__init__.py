@@ -17,7 +17,7 @@ cornn = public(
         reference.cornn,
         parameters={"w_y": (1, 1), "w_z": (1, 1), "dt": SCALAR, "gamma": SCALAR, "epsilon": SCALAR},
         states=("y", "z"),
-        options={"damping": (("explicit", "implicit"), "one of explicit, implicit")},
+        options={"damping": (lambda value: value in ("explicit", "implicit"), "one of explicit, implicit")},
         half=True,
         products={"y z": 1},
         units=4,

@@ -17,7 +17,7 @@ linoss = public(
         reference.linoss,
         parameters={"a": (1,), "dt": SCALAR},
         states=("y", "z"),
-        options={"discretisation": (("im", "imex"), "one of im, imex")},
+        options={"discretisation": (lambda value: value in ("im", "imex"), "one of im, imex")},
         units=3,
         incremental=True,
         cpu=cpu,

@@ -1,7 +1,5 @@
 """The UnICORNN time loop."""
 
-import sys
-
 from longwave.kernels.dispatch import public
 from longwave.kernels.operation import SCALAR, Operation
 from longwave.kernels.unicornn import reference
@@ -16,7 +14,7 @@ unicornn = public(
         reference.unicornn,
         parameters={"w": (1,), "c": (1,), "dt": SCALAR, "alpha": SCALAR},
         states=("y", "z"),
-        options={"anchor": (range(sys.maxsize), "0 (none) or a whole number of steps")},
+        options={"anchor": (lambda n: isinstance(n, int) and n >= 0, "0 (none) or a whole number of steps")},
         half=True,
         units=3,
         reversible=True,
