@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -42,6 +40,8 @@ def sync_folder(folder: Path) -> None:
 
 def load_intact(path: Path) -> dict:
     """What ``torch.save`` wrote, on the CPU; raises an exception of any kind for a damaged file."""
+    import torch
+
     # torch.load reads some damaged files without complaint; the checksums inside tell.
     with zipfile.ZipFile(path) as archive:
         bad = archive.testzip()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from longwave import PACKAGE
 from longwave.results import records
-from longwave.training import environment
 from longwave.training.config import compose_run, numbers
 from longwave.training.errors import UserError
 from longwave.training.record import Record, read
@@ -94,6 +93,8 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 def compare(then: Record, now: Record):
     """Differences between two machines or commits, and the scores of both."""
+    from longwave.training import environment
+
     here = environment.git()
     about = {
         "commit": (then.git and then.git.commit[:10], here and here.commit[:10]),

@@ -1,10 +1,13 @@
 """The ``training`` section: budget, cadence and selection."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from longwave.schema import NEUTRAL, Annotated, Ge, Gt, Le, OneOf, Section
-from longwave.tasks.base import Task
 from longwave.training.errors import UserError
+
+if TYPE_CHECKING:
+    from longwave.tasks.base import Task
 
 
 @dataclass
@@ -51,15 +54,28 @@ class Training(Section):
         if self.steps is None and self.epochs is None:
             raise ValueError("steps=null: no recipe gives a budget here; set training.steps or training.epochs")
 
-    def check(self, task: Task) -> None:
+    def check(self, task: "Task") -> None:
         """Raises UserError for what does not go with the task."""
         if self.selection == "best" and task.monitor == "test" and not task.selects_on_test:
             raise UserError("training.selection=best: this task has no validation split to select by; use last")
         if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:
             raise UserError(f"training.epochs={self.epochs}: this task has no epochs; set training.steps")
 
-    def total_steps(self, task: Task) -> int:
+    def total_steps(self, task: "Task") -> int:
         """The budget in steps."""
         per_epoch = task.steps_per_epoch(self.batch_size)
         budgets = [self.steps, self.epochs and self.epochs * per_epoch]
         return min(budget for budget in budgets if budget)
+
+
+@dataclass
+class Diagnostics:
+    """Measurements before the first step and at each evaluation, on the training batch of step 0.
+
+    Args:
+        gradients: the norm of dE/dh_k at lags 0, 1, 2, 4, ..., as ``gradients/lag_<k>``.
+        theory: what the layer's ``theory(x)`` gives, as ``theory/<key>``: its paper's assumptions as numbers.
+    """
+
+    gradients: bool = False
+    theory: bool = False

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from longwave import CONF, PACKAGE
 from longwave.schema import one_line
-from longwave.training.config import Config, compose_run, in_one_line, keys_of_a_run, recipe_overrides
+from longwave.training.config import Config, compose_run, keys_of_a_run, recipe_overrides
 from longwave.training.errors import UserError
 from longwave.training.overrides import MOST_RUNS, alternatives, check, choices
 
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Command:
     parsed = [check(text, keys_of_a_run()) for text in overrides]
     command = Command([text for text in arguments if text not in given.overrides] + overrides, overrides)
     if given.help:
-        command.help = help_of("train", overrides)
+        command.help = help_of("longwave", overrides)
         return command
     sweeps = [override for override in parsed if override.is_sweep_override()]
     if sweeps and not given.multirun:
@@ -135,9 +135,9 @@ def _complete(overrides: list[str]) -> list[str]:
 
 
 def help_of(name: str, overrides: list[str]) -> str:
-    """The help of the primary config ``name``. Hydra's own ``--help`` first lists all groups, which takes seconds."""
-    with in_one_line(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides, return_hydra_config=True).hydra.help.template
+    """A page of ``conf/hydra/help``. Hydra's own ``--help`` composes first and lists all groups: seconds."""
+    page = OmegaConf.load(CONF / "hydra" / "help" / f"{name}.yaml")
+    return OmegaConf.merge(page, {"hydra": {"overrides": {"task": overrides}}}).template
 
 
 def refuse_other_checkout(script: str) -> None:

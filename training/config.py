@@ -27,12 +27,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
-from longwave.models.network import ModelConfig
 from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
 from longwave.tasks import transforms
-from longwave.training.budget import Training
+from longwave.training.budget import Diagnostics, Training
 from longwave.training.curriculum import Curriculum
-from longwave.training.diagnostics import Diagnostics
 from longwave.training.errors import UserError
 from longwave.training.optimizers import Optimizer, Scheduler
 from longwave.training.overrides import check, choices, no_choice, unknown_key
@@ -101,7 +99,7 @@ class Config(Section):
         if not self.output:
             raise ValueError("output='': must be a folder")
         # A model may depend on the transform of its inputs.
-        if isinstance(self.model, ModelConfig):
+        if dataclasses.is_dataclass(self.model):
             self.model.check(self.transform)
 
     def as_dict(self) -> dict:
@@ -146,8 +144,9 @@ def schemas(group: str) -> list[tuple[str, type]]:
     return [(module.__name__.rpartition(".")[2], module.Config) for module in modules if hasattr(module, "Config")]
 
 
+@functools.cache
 def register() -> None:
-    """Puts the schemas and the resolvers of conf/ into place; called once, at import."""
+    """Put the schemas of models and tasks into place, once a configuration has to be composed: they import torch."""
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     store.store(group="schema", name="training", node=Training)
@@ -155,9 +154,6 @@ def register() -> None:
     for group in PACKAGES:
         for name, schema in schemas(group):
             store.store(group=f"schema/{group}", name=name, node=schema)
-    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
-    OmegaConf.register_new_resolver("about", about, replace=True)
-    OmegaConf.register_new_resolver("home", lambda path: str(home() / Path(path).expanduser()), replace=True)
 
 
 def about(overrides: list[str]) -> str:
@@ -285,6 +281,7 @@ def compose_object(name: str, overrides: list[str]) -> Any:
 
 
 def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    register()
     # Inside a job Hydra is initialised already, on the same folder.
     ready = GlobalHydra.instance().is_initialized()
     with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
@@ -389,4 +386,6 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
     return one_line(message, 250)
 
 
-register()
+OmegaConf.register_new_resolver("choices", lambda group: ", ".join(choices(group)), replace=True)
+OmegaConf.register_new_resolver("about", about, replace=True)
+OmegaConf.register_new_resolver("home", lambda path: str(home() / Path(path).expanduser()), replace=True)

@@ -1,10 +1,13 @@
 """Curricula of sequence lengths: training starts on short sequences and ends on the task's own length."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from longwave.schema import Annotated, Ge, Gt, Le, OneOf, Section
-from longwave.tasks.base import Task
 from longwave.training.errors import UserError
+
+if TYPE_CHECKING:
+    from longwave.tasks.base import Task
 
 # The keys that only one kind of curriculum reads.
 KINDS = {"none": (), "grow": ("start", "factor"), "lengths": ("lengths",)}
@@ -52,7 +55,7 @@ class Curriculum(Section):
         if self.lengths and self.lengths != sorted(set(self.lengths)):
             raise ValueError(f"lengths={self.lengths}: must be increasing")
 
-    def tasks(self, task: Task) -> list[Task]:
+    def tasks(self, task: "Task") -> list["Task"]:
         """The task at each length in turn, ``task`` itself being the last.
 
         UserError where the task has no length to shorten, a length does not fit it, or none would end.
@@ -79,7 +82,7 @@ class Curriculum(Section):
             length = max(length * (self.factor or 2.0), found[-1] + 1.0)
         return found
 
-    def is_reached(self, task: Task, value: float) -> bool:
+    def is_reached(self, task: "Task", value: float) -> bool:
         """True if a value of the task's metric is better than ``bound``."""
         bound = self.bound if self.bound is not None else next(iter(task.milestones), None)
         return bound is not None and task.better(value, bound)

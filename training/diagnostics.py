@@ -7,7 +7,6 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,53 +14,42 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from longwave.models.network import Network
 from longwave.tasks.base import Task
+from longwave.training.budget import Diagnostics
 from longwave.training.progress import log
 
 
-@dataclass
-class Diagnostics:
-    """Measurements before the first step and at each evaluation, on the training batch of step 0.
+def probe(
+    wanted: Diagnostics, model: Network, task: Task, batch_size: int, device: torch.device
+) -> Callable[[], dict[str, float]] | None:
+    """A function that measures the model as it is, always on the same batch; None where nothing is wanted."""
+    if not wanted.gradients and not wanted.theory:
+        return None
+    x, error = probe_batch(task, batch_size, device)
 
-    Args:
-        gradients: the norm of dE/dh_k at lags 0, 1, 2, 4, ..., as ``gradients/lag_<k>``; see :func:`gradient_norms`.
-        theory: what the layer's ``theory(x)`` gives, as ``theory/<key>``: its paper's assumptions as numbers.
-    """
+    def theory() -> dict[str, float]:
+        with _evaluating(model), torch.no_grad():
+            return {f"theory/{key}": float(value) for key, value in model.layer.theory(model.embed(x)).items()}
 
-    gradients: bool = False
-    theory: bool = False
+    has_theory = wanted.theory and bool(theory())
+    if wanted.theory and not has_theory:
+        layer = type(model.layer).__name__
+        log.warning("diagnostics.theory=true: %s has no theory to check; nothing is logged of it", layer)
+    if not wanted.gradients and not has_theory:
+        return None
+    reported = set()
 
-    def probe(
-        self, model: Network, task: Task, batch_size: int, device: torch.device
-    ) -> Callable[[], dict[str, float]] | None:
-        """A function that measures the model as it is, always on the same batch; None where there is nothing to do."""
-        if not self.gradients and not self.theory:
-            return None
-        x, error = probe_batch(task, batch_size, device)
+    def measure() -> dict[str, float]:
+        norms = gradient_norms(model, x, error, lags(len(x))) if wanted.gradients else {}
+        found = {f"{PREFIX}{lag}": norm for lag, norm in norms.items()} | (theory() if has_theory else {})
+        # A line of the history is JSON, which has no infinity.
+        finite = {key: value for key, value in found.items() if math.isfinite(value)}
+        lost = [key for key in found if key not in finite and key not in reported]
+        if lost:
+            log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
+            reported.update(lost)
+        return finite
 
-        def theory() -> dict[str, float]:
-            with _evaluating(model), torch.no_grad():
-                return {f"theory/{key}": float(value) for key, value in model.layer.theory(model.embed(x)).items()}
-
-        has_theory = self.theory and bool(theory())
-        if self.theory and not has_theory:
-            layer = type(model.layer).__name__
-            log.warning("diagnostics.theory=true: %s has no theory to check; nothing is logged of it", layer)
-        if not self.gradients and not has_theory:
-            return None
-        reported = set()
-
-        def measure() -> dict[str, float]:
-            norms = gradient_norms(model, x, error, lags(len(x))) if self.gradients else {}
-            found = {f"{PREFIX}{lag}": norm for lag, norm in norms.items()} | (theory() if has_theory else {})
-            # A line of the history is JSON, which has no infinity.
-            finite = {key: value for key, value in found.items() if math.isfinite(value)}
-            lost = [key for key in found if key not in finite and key not in reported]
-            if lost:
-                log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
-                reported.update(lost)
-            return finite
-
-        return measure
+    return measure
 
 
 def probe_batch(task: Task, batch_size: int, device: torch.device) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

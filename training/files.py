@@ -4,8 +4,6 @@ import io
 import os
 from pathlib import Path
 
-import torch
-
 from longwave.files import load_intact, replacing, sync_folder
 from longwave.training.errors import UserError
 
@@ -27,6 +25,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
     UserError where the disk is full or refuses; the checkpoints that are there stay.
     """
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     fresh = path.with_name(f"{path.name}.new")

@@ -19,7 +19,7 @@ from longwave.tasks.randomness import counted_seed
 from longwave.training import environment
 from longwave.training.budget import Training
 from longwave.training.config import Config
-from longwave.training.diagnostics import picture
+from longwave.training.diagnostics import picture, probe
 from longwave.training.errors import Diverged, Interrupted, Pruned, UserError
 from longwave.training.files import write_atomic
 from longwave.training.progress import ProgressBar, log
@@ -114,7 +114,7 @@ class Trainer:
         self.scheduler = config.scheduler.build(self.optimizer, self.per_epoch or 1, self.total)
         self.by_plateau = config.scheduler.name == "plateau"
         self.parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.probe = config.diagnostics.probe(self.model, task, self.settings.batch_size, self.device)
+        self.probe = probe(config.diagnostics, self.model, task, self.settings.batch_size, self.device)
         self.state = State()
 
     def restore(self) -> None:

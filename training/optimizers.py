@@ -2,19 +2,17 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.optim import lr_scheduler
-
-from longwave.models.network import Network
 from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf, Section, shown
 
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
+if TYPE_CHECKING:
+    import torch
+
+    from longwave.models.network import Network
+
+# The classes of torch.optim, which is imported once there is something to optimise.
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "sgd": "SGD"}
 
 
 @dataclass
@@ -43,8 +41,9 @@ class Optimizer(Section):
         super().__post_init__()
         if self.betas is not None and len(self.betas) != 2:
             raise ValueError(f"betas={self.betas}: must be two numbers")
-        known = inspect.signature(OPTIMIZERS[self.name]).parameters
-        for key, value in self._options().items():
+        options = self._options()
+        known = inspect.signature(self._class()).parameters if options else ()
+        for key, value in options.items():
             if key not in known:
                 raise ValueError(f"{key}={value}: is not a setting of {self.name}")
 
@@ -52,13 +51,18 @@ class Optimizer(Section):
         given = {key: getattr(self, key) for key in ("betas", "eps", "alpha", "momentum")}
         return {key: value for key, value in given.items() if value is not None}
 
-    def build(self, model: Network) -> torch.optim.Optimizer:
+    def _class(self) -> "type[torch.optim.Optimizer]":
+        import torch
+
+        return getattr(torch.optim, OPTIMIZERS[self.name])
+
+    def build(self, model: "Network") -> "torch.optim.Optimizer":
         """torch's optimiser of the model's groups, each with its multiple of learning rate and weight decay."""
         groups = []
         for group in model.groups():
             scaled = {"lr": self.lr * group.lr, "weight_decay": self.weight_decay * group.weight_decay}
             groups.append({"params": list(group.parameters), **scaled})
-        return OPTIMIZERS[self.name](groups, lr=self.lr, **self._options())
+        return self._class()(groups, lr=self.lr, **self._options())
 
 
 # Settings of each schedule.
@@ -101,8 +105,10 @@ class Scheduler(Section):
         if self.milestones and self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones={self.milestones}: must be increasing")
 
-    def build(self, optimizer: torch.optim.Optimizer, steps_per_unit: int, total_steps: int):
+    def build(self, optimizer: "torch.optim.Optimizer", steps_per_unit: int, total_steps: int):
         """A torch scheduler, to be stepped after every training step; plateau after every evaluation, by its loss."""
+        from torch.optim import lr_scheduler
+
         given = {key: getattr(self, key) for key in SCHEDULES[self.name] if getattr(self, key) is not None}
         if self.name == "cosine":
             return lr_scheduler.CosineAnnealingLR(optimizer, total_steps, eta_min=given.get("min_lr", 0.0))

@@ -111,7 +111,10 @@ def alternatives(override: Override) -> Iterator[str]:
         yield from (f"{key}={name}" for name in names)
     elif override.is_discrete_sweep():
         # One more than allowed is enough to see that there are too many.
-        yield from (f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+        try:
+            yield from (f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
+        except (HydraException, ValueError) as error:
+            raise UserError(f"{one_line(override.input_line)}: is no range or list of values") from error
 
 
 def listing(names: list[str]) -> str:

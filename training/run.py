@@ -7,20 +7,24 @@ from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from traceback import format_exception
+from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from longwave import home
-from longwave.models.network import Network
-from longwave.tasks.base import Task
-from longwave.training import environment, record
+from longwave.training import record
 from longwave.training.config import Config
 from longwave.training.errors import Diverged, Pruned, Taken, UserError
 from longwave.training.files import load_checkpoint, save_checkpoint, write_atomic
 from longwave.training.progress import log
 from longwave.training.record import FAILED, FINISHED, INTERRUPTED, Budget, Data, Git, Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from longwave.models.network import Network
+    from longwave.tasks.base import Task
 
 
 def folder_of(config: Config) -> Path:
@@ -49,6 +53,8 @@ class Run:
     """
 
     def __init__(self, config: Config, command: str, **about):
+        from longwave.training import environment
+
         self.config = config
         self.folder = folder_of(config)
         self.name, self.output = self.folder.name, self.folder.parent.parent
@@ -79,8 +85,10 @@ class Run:
             log.warning("%s cannot be read (%s); it will be written again", self.folder / "record.json", error)
             return None
 
-    def describe(self, task: Task, model: Network, device: torch.device, steps_in_recipe: int | None) -> None:
+    def describe(self, task: "Task", model: "Network", device: "torch.device", steps_in_recipe: int | None) -> None:
         """Adds to the record what is known once task and model are built."""
+        from longwave.training import environment
+
         record = self.record
         record.budget.steps_in_recipe = steps_in_recipe
         record.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longwave.schema import Annotated, OneOf, Section
-from longwave.tasks.base import Task
 from longwave.training.errors import Interrupted, UserError
 from longwave.training.files import write_atomic
 from longwave.training.progress import log
 from longwave.training.record import FINISHED, Record
 
 if TYPE_CHECKING:
+    from longwave.tasks.base import Task
     from longwave.training.run import Run
 
 MODES = ("auto", "online", "offline")
@@ -133,7 +133,7 @@ class Tracker:
 
 
 @contextmanager
-def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterator[Tracker]:
+def track(run: "Run", task: "Task", verdict: Callable[[Record], object]) -> Iterator[Tracker]:
     """The tracker of a run that has started, finished on every path; the dashboard has the ``verdict`` on this seed."""
     config = run.config
     if config.tracking.name != "wandb":
@@ -156,7 +156,7 @@ def track(run: "Run", task: Task, verdict: Callable[[Record], object]) -> Iterat
         tracker.tell(lambda shown: shown.finish(exit_code=exit_code))
 
 
-def _open(run: "Run", task: Task):
+def _open(run: "Run", task: "Task"):
     """The W&B run of a run: of its first process, or of a later one, which resumes."""
     config, record, first = run.config, run.record, _wandb_id(run)
 

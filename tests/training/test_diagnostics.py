@@ -13,9 +13,10 @@ from longwave.models import cornn
 from longwave.models.layer import Layer
 from longwave.models.network import Network
 from longwave.tasks.adding import Adding
+from longwave.training.budget import Diagnostics
 from longwave.training.build import build
 from longwave.training.config import choices, compose_run
-from longwave.training.diagnostics import Diagnostics, gradient_norms, lags, picture
+from longwave.training.diagnostics import gradient_norms, lags, picture, probe
 from longwave.training.errors import UserError
 from tests.test_resume import assert_same, die_and_resume, outcome
 
@@ -188,8 +189,8 @@ def test_measuring_leaves_everything_as_it_was():
 
     before, attributes = everything(), [sorted(vars(module)) for module in model.modules()]
     with torch.no_grad():
-        probe = Diagnostics(gradients=True, theory=True).probe(model, task, 4, torch.device("cpu"))
-        found = [probe(), probe()]
+        measure = probe(Diagnostics(gradients=True, theory=True), model, task, 4, torch.device("cpu"))
+        found = [measure(), measure()]
     torch.testing.assert_close(everything(), before, rtol=0, atol=0)
     assert [sorted(vars(module)) for module in model.modules()] == attributes
     assert found[0] == found[1]
@@ -298,7 +299,7 @@ def probed(batch_size, *overrides):
     """A task, an LSTM that starts on it, and its gradient norms there."""
     small = ["model=lstm", "model.hidden=3", "recipe=none", "training.steps=1", f"training.batch_size={batch_size}"]
     task, model = build(compose_run([*small, *overrides])[0])
-    return task, model, Diagnostics(gradients=True).probe(model, task, batch_size, torch.device("cpu"))()
+    return task, model, probe(Diagnostics(gradients=True), model, task, batch_size, torch.device("cpu"))()
 
 
 def test_where_every_step_is_read_it_is_the_error_of_the_last(fake_ptb):
