@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-__all__ = ["MODEL", "NEUTRAL", "Annotated", "Ge", "Gt", "Le", "Lt", "OneOf", "Section", "marked", "one_line"]
+__all__ = ["MODEL", "NEUTRAL", "Annotated", "Ge", "Gt", "Le", "Lt", "OneOf", "Section", "counted", "marked", "one_line"]
 
 # A setting that makes it another model, or another size of it: not how it is initialised, trained or computed.
 MODEL = "model"
@@ -60,6 +60,11 @@ def one_line(text: str, most: int = 60) -> str:
     """A text that somebody typed, or that stands in a file, as a message can show it."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2 runs``, ``1,200 runs``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def marked(section: type, mark: str) -> frozenset[str]:

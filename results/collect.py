@@ -1,7 +1,8 @@
-"""Copies finished records into ``results/runs``: ``python -m results.collect``.
+"""Copies the records of finished runs into ``outputs/records``: ``python -m results.collect``.
 
-Refused are runs that are not finished, whose code was not that of a commit, and that are no result (trained on one
-batch, tested on a part of the test set). ``--force`` takes them too; the record then says so, and so do the tables.
+``--publish`` copies them into ``results/runs``, which is committed. It refuses runs whose code was not that of a
+commit, and that are no result (trained on one batch, tested on a part of the test set). ``--force`` takes them too, and
+runs that are not finished; the record then says so, and so do the tables.
 """
 
 import argparse
@@ -13,29 +14,35 @@ from longwave import home
 from longwave.results import records
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
-from longwave.training.record import FINISHED, Record
+from longwave.training.record import Record
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.collect", description=__doc__)
     parser.add_argument("runs", nargs="*", help="names of runs, or the beginning of some; all where none is given")
     parser.add_argument("--output", default="outputs", help="folder of the runs, in the checkout (%(default)s)")
-    parser.add_argument("--into", type=Path, default=records.FOLDER, help="folder of the records (results/runs)")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--into", type=Path, help="folder of the records (records in --output)")
+    target.add_argument("--publish", action="store_true", help="copy into results/runs")
     parser.add_argument("--force", action="store_true", help="take what would be refused")
     chosen = parser.parse_args(arguments)
-    source = home() / Path(chosen.output).expanduser() / "runs"
+    output = home() / Path(chosen.output).expanduser()
+    into = records.FOLDER if chosen.publish else chosen.into or output / "records"
+    publish = into.resolve() == records.FOLDER.resolve()
     try:
-        for line in collect(source, chosen.into, tuple(chosen.runs), chosen.force):
+        for line in collect(output / "runs", into, tuple(chosen.runs), chosen.force, publish):
             print(line)
     except UserError as error:
         parser.exit(1, f"error: {error}\n")
 
 
-def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool = False) -> list[str]:
+def collect(
+    source: Path, into: Path, names: tuple[str, ...] = (), force: bool = False, publish: bool = False
+) -> list[str]:
     """Copies the records of the runs in ``source`` whose names begin with one of ``names``; of all where there is none.
 
-    Returns what was done, a line a run; those that had not changed are counted in the last line. Raises UserError where
-    there is no such folder or run, or a file cannot be written.
+    ``publish`` refuses what is no result. Returns what was done, a line a run; those that had not changed are counted
+    in the last line. Raises UserError where there is no such folder or run, or a file cannot be written.
     """
     if not source.is_dir():
         raise UserError(f"{source}: there are no runs; name another folder with --output")
@@ -45,23 +52,23 @@ def collect(source: Path, into: Path, names: tuple[str, ...] = (), force: bool =
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--into {into}: cannot be made ({error.strerror})") from error
+        raise UserError(f"{into}: cannot be made ({error.strerror})") from error
     counts = dict.fromkeys(("collected", "updated", "unchanged", "refused", "damaged"), 0)
     lines = []
     for folder in folders:
-        outcome, reason = _collect_one(folder, into / f"{folder.name}.json", force)
+        outcome, reason = _collect_one(folder, into / f"{folder.name}.json", force, publish)
         counts[outcome] += 1
         if outcome != "unchanged":
             lines.append(f"{outcome} {folder.name}" + (f": {reason}" if reason else ""))
     return [*lines, ", ".join(f"{count} {outcome}" for outcome, count in counts.items())]
 
 
-def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
+def _collect_one(folder: Path, target: Path, force: bool, publish: bool) -> tuple[str, str]:
     if not (folder / "record.json").exists():
         return "refused", "it has not begun to train"
     try:
         record = records.read_run(folder)
-        reasons = refusals(record)
+        reasons = (records.refusals if publish else records.unfinished)(record)
         if reasons:
             record.forced = reasons
     except ValueError as error:
@@ -82,23 +89,6 @@ def _collect_one(folder: Path, target: Path, force: bool) -> tuple[str, str]:
         outcome = "updated"
     write_atomic(target, encode(record))
     return outcome, f"forced ({', '.join(reasons)})" if reasons else ""
-
-
-def refusals(record: Record) -> list[str]:
-    """Why a record is no result; empty where it is one."""
-    reasons = []
-    if record.status != FINISHED:
-        reasons.append(record.status + (f" ({record.error})" if record.error else ""))
-    if record.git is None:
-        reasons.append("of an unknown commit")
-    elif record.git.dirty:
-        reasons.append("from a dirty tree")
-    training = record.config["training"]
-    if training.get("overfit"):
-        reasons.append("trained on one batch")
-    if training.get("limit_evaluation") is not None:
-        reasons.append("tested on a part of the test set")
-    return reasons
 
 
 def encode(record: Record) -> bytes:

@@ -1,8 +1,10 @@
 """Our records: finished runs as small JSON files in ``results/runs``, each whole in itself.
 
-They are what runs left (:mod:`longwave.training.record`) less the paths of the machine, with thinned curves.
+They are what runs left (:mod:`longwave.training.record`) less the paths of the machine, with thinned curves. Runs that
+were not collected are read alike, from their folders.
 """
 
+import argparse
 import json
 import re
 import shlex
@@ -14,12 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from longwave import home
+from longwave.schema import counted
 from longwave.training import record
 from longwave.training.config import numbers
 from longwave.training.errors import UserError
 from longwave.training.record import FINISHED, Record
 
 FOLDER = home() / "results" / "runs"
+# One's own: runs in ``runs``, and what was collected of them in ``records``.
+OUTPUT = home() / "outputs"
 
 # A curve keeps at most this many points.
 POINTS = 200
@@ -31,10 +36,11 @@ _NOT_CURVES = ("step", "epoch", "seconds", "lr")
 
 @dataclass
 class Group:
-    """Runs that differ in the seed only: the finished ones, by seed, and others, which only force has collected."""
+    """Runs that differ in the seed only: the finished ones, by seed, and others; ``mine`` if they are marked as own."""
 
     runs: list[Record] = field(default_factory=list)
     unfinished: list[Record] = field(default_factory=list)
+    mine: bool = False
 
     @property
     def any(self) -> Record:
@@ -60,13 +66,66 @@ def load(folder: Path = FOLDER) -> tuple[list[Record], list[str]]:
 
 
 def load_named(folder: Path) -> tuple[list[Record], list[str]]:
-    """As :func:`load`, for ``--runs``: UserError where there is no such folder; damaged records go to stderr, too."""
+    """As :func:`load`, for ``--runs``: UserError where there is no such folder; damaged records go to stderr, too.
+
+    Read are the folder and, in it, ``runs`` and ``records``. Of two records of one name the first counts.
+    """
     if not folder.is_dir():
         raise UserError(f"--runs {folder}: no such folder")
-    found, damaged = load(folder)
+    found: dict[str, Record] = {}
+    damaged = []
+    for path in (folder, folder / "runs", folder / "records"):
+        records, lines = load(path)
+        found = {record.name: record for record in records} | found
+        damaged += lines
     for line in damaged:
         print(line, file=sys.stderr)
-    return found, damaged
+    return list(found.values()), damaged
+
+
+@dataclass
+class Shown:
+    """Records to show: ``mine`` are marked beside the others; ``damaged`` has a line on each that is left out."""
+
+    records: list[Record]
+    mine: list[Record] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        number = counted(len(self.records) + len(self.mine), "record")
+        return number + (f", {len(self.mine):,} of them yours" if self.mine else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`shown` reads."""
+    text = "a folder of runs or of records, instead of your outputs beside results/runs"
+    parser.add_argument("--runs", type=Path, help=text)
+    text = "only what was run here, in outputs or --runs, and nothing that is still to be run"
+    parser.add_argument("--mine", action="store_true", help=text)
+
+
+def shown(chosen: argparse.Namespace) -> Shown:
+    """Without options the committed records and, marked, the runs in ``outputs``.
+
+    Raises:
+        UserError: where there is no such folder, or no record in it.
+    """
+    if chosen.runs is not None:
+        found, damaged = load_named(chosen.runs)
+        if not found:
+            raise UserError(f"--runs {chosen.runs}: there is no record of a run that could be read")
+        return Shown(found, damaged=damaged)
+    own, damaged = load_named(OUTPUT) if OUTPUT.is_dir() else ([], [])
+    if chosen.mine:
+        if not own:
+            raise UserError(f"--mine: there is no record of a run in {OUTPUT}; name another folder with --runs")
+        return Shown(own, damaged=damaged)
+    committed, more = load(FOLDER)
+    for line in more:
+        print(line, file=sys.stderr)
+    # What was published is shown once.
+    published = {record.name: record for record in committed}
+    return Shown(committed, [record for record in own if published.get(record.name) != record], [*more, *damaged])
 
 
 def read(path: Path) -> Record:
@@ -117,13 +176,38 @@ def curves(history: list[dict]) -> dict[str, dict[str, list]]:
     return found
 
 
-def groups(records: Iterable[Record]) -> list[Group]:
+def refusals(record: Record) -> list[str]:
+    """Why a record is not published; empty where it is. It may be shown all the same."""
+    return [*unfinished(record), *flaws(record)]
+
+
+def unfinished(record: Record) -> list[str]:
+    """Its status and error, where a run is not finished."""
+    return [] if record.status == FINISHED else [record.status + (f" ({record.error})" if record.error else "")]
+
+
+def flaws(record: Record) -> list[str]:
+    """What makes a finished run no result."""
+    reasons = []
+    if record.git is None:
+        reasons.append("of an unknown commit")
+    elif record.git.dirty:
+        reasons.append("from a dirty tree")
+    training = record.config["training"]
+    if training.get("overfit"):
+        reasons.append("trained on one batch")
+    if training.get("limit_evaluation") is not None:
+        reasons.append("tested on a part of the test set")
+    return reasons
+
+
+def groups(records: Iterable[Record], mine: bool = False) -> list[Group]:
     """The records by everything but their seed, in the order of model, task and settings."""
     found: dict[str, Group] = {}
     for one in records:
         settings = {key: value for key, value in numbers(one.config).items() if key != "seed"}
         text = json.dumps([one.model, one.task, one.recipe, settings], sort_keys=True)
-        group = found.setdefault(text, Group())
+        group = found.setdefault(text, Group(mine=mine))
         (group.runs if one.status == FINISHED else group.unfinished).append(one)
     for group in found.values():
         group.runs.sort(key=lambda one: (one.seed, one.name))

@@ -1,6 +1,7 @@
-"""The tables of our results beside the published ones: ``python -m results.tables`` writes ``results/TABLES.md``.
+"""The tables of our results beside the published ones, and of your runs beside both: ``python -m results.tables``.
 
-A row is a group of runs that differ in the seed only, or a recipe that nobody has run.
+A row is a group of runs that differ in the seed only, or a recipe that nobody has run. ``results/TABLES.md``, which
+``--publish`` writes, has the committed records alone.
 """
 
 import argparse
@@ -9,19 +10,20 @@ import io
 import json
 import math
 import re
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from longwave import home
 from longwave.results import published, records
+from longwave.results.compare import compare
 from longwave.results.published import METRICS, Published
 from longwave.results.records import Group
-from longwave.results.verdict import NO_NUMBER, NOT_RUN, OTHER_PROTOCOL, Verdict, judge
-from longwave.schema import MODEL, marked
-from longwave.training.config import CONF, choices, schemas
+from longwave.results.verdict import NO_NUMBER, NOT_FINISHED, NOT_RUN, OTHER_PROTOCOL, Verdict, amount, judge
+from longwave.schema import MODEL, counted, marked, one_line
+from longwave.training.config import CONF, choices, numbers, schemas
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
@@ -47,6 +49,7 @@ class Row:
         seconds: a run, on average.
         passed: for each bound of the metric, the step at which each run first passed it, or None.
         notes: what a reader should know.
+        mine: whether it is marked as the user's own, beside others.
     """
 
     title: str
@@ -67,71 +70,85 @@ class Row:
     passed: dict[str, list[int | None]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     runs: list[Record] = field(default_factory=list)
+    mine: bool = False
 
     @property
     def name(self) -> str:
         return self.recipe or self.model
 
+    @property
+    def label(self) -> str:
+        return self.name + ("" if self.recipe else " (no recipe)") + (" (yours)" if self.mine else "")
+
 
 @dataclass
 class Table:
-    """A task's rows as text: ``cells[i][j]`` stands below ``header[j]`` and belongs to ``rows[i]``."""
+    """A task's rows as text: ``cells[i][j]`` stands below ``header[j]`` and belongs to ``rows[i]``.
+
+    ``compared`` is the same of those that can be compared with each other, None where there are not two of them.
+    """
 
     title: str
     header: list[str]
     rows: list[Row]
     cells: list[list[str]]
-
-    @property
-    def notes(self) -> list[tuple[str, str]]:
-        """Names of rows and what is to be said of them, each once."""
-        return list(dict.fromkeys((row.name, note) for row in self.rows for note in row.notes))
+    notes: list[str]
+    compared: "Table | None" = None
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     add, formats = parser.add_argument, ("md", "latex", "csv")
-    add("--format", choices=formats, default="md", help="md writes TABLES.md, the others to the terminal")
-    add("--runs", type=Path, default=records.FOLDER, help="folder of other records, or of runs: to the terminal")
+    add("--format", choices=formats, default="md", help="(%(default)s)")
+    records.add_arguments(parser)
+    add("--publish", action="store_true", help="write TABLES.md, of results/runs alone")
     add("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
     add("--unverified", action="store_true", help="show the values that are remembered, not read")
     chosen = parser.parse_args(arguments)
-    if chosen.check and chosen.format != "md":
-        parser.error(f"--check is of TABLES.md; leave --format {chosen.format} away")
+    if (chosen.check or chosen.publish) and (chosen.runs or chosen.mine or chosen.format != "md"):
+        parser.error("--check and --publish are of TABLES.md; omit --runs, --mine and --format")
     if chosen.unverified:
         print(unverified(), end="")
         return
     try:
-        ours, _ = records.load_named(chosen.runs)
-        found = rows(ours)
-        page = as_markdown(tables(found))
+        if chosen.check or chosen.publish:
+            ours, _ = records.load_named(records.FOLDER)
+            page = as_markdown(tables(rows(ours)))
+            if chosen.publish:
+                write_atomic(PATH, page.encode())
+                print(f"{PATH}: {counted(len(ours), 'record')}")
+            elif not PATH.exists() or PATH.read_text(encoding="utf-8") != page:
+                parser.exit(1, f"{PATH.name} is not what the records give: {COMMAND} --publish writes it\n")
+            return
+        shown = records.shown(chosen)
+        found = rows(shown.records, shown.mine, open_cells=not chosen.mine)
         if chosen.format == "csv":
             print(as_csv(found), end="")
-        elif chosen.format == "latex":
-            print(as_latex(tables(found)), end="")
-        elif chosen.check:
-            if not PATH.exists() or PATH.read_text(encoding="utf-8") != page:
-                parser.exit(1, f"{PATH.name} is not what the records give: {COMMAND} writes it\n")
-        elif chosen.runs.resolve() != records.FOLDER.resolve():
-            print(page, end="")
         else:
-            write_atomic(PATH, page.encode())
-            print(f"{PATH}: {len(ours)} records")
+            made = tables(found)
+            print(as_latex(made) if chosen.format == "latex" else as_markdown(made, committed=False), end="")
     except UserError as error:
         parser.exit(1, f"error: {error}\n")
 
 
-def rows(ours: list[Record]) -> list[Row]:
-    """A row for each group of the records, and one for each recipe with a published number at which none aims."""
-    found = [_row(group) for group in records.groups(ours)]
+def rows(ours: list[Record], mine: Iterable[Record] = (), open_cells: bool = True) -> list[Row]:
+    """A row for each group of the records.
+
+    Args:
+        mine: the user's own, to be marked beside them.
+        open_cells: add one for each recipe with a published number at which none aims.
+    """
+    found = [_row(group) for group in [*records.groups(ours), *records.groups(mine, mine=True)]]
     tried = {(row.recipe, row.key, row.title) for row in found if row.verdict.name != OTHER_PROTOCOL}
-    for recipe, key in recipe_targets().items():
+    for recipe, key in recipe_targets().items() if open_cells else ():
         record = _published(key)
         if record is None or record.value is None:
             continue
         title = _title(record.task, _recipe(recipe).get("task") or {})
         if (recipe, key, title) not in tried:
             found.append(Row(title, record.model, record.task, record.metric, recipe, key=key, published=record))
+    # Sorted twice, as sorting is stable: the user's own stand behind those of the same settings.
+    found.sort(key=lambda row: row.mine)
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
 
@@ -193,14 +210,15 @@ def _row(group: Group) -> Row:
         task=task_of(any_run),
         metric=metric,
         recipe=any_run.recipe,
-        changed={name: value for name, value in any_run.changed.items() if name != "task.T"} | _cell(any_run),
+        changed={name: value for name, value in _changed(any_run).items() if name != "task.T"} | _cell(any_run),
         values=values,
         key=key,
         published=target,
-        verdict=judge(values, target, budget(group.runs), differs),
+        verdict=judge(values, target, budget(group.runs), differs) if values else Verdict(NOT_FINISHED),
         steps_in_recipe=any_run.budget.steps_in_recipe,
         parameters=any_run.parameters,
         runs=group.runs,
+        mine=group.mine,
     )
     if group.runs:
         row.steps = statistics.fmean(run.budget.steps_done for run in group.runs)
@@ -210,10 +228,28 @@ def _row(group: Group) -> Row:
             for bound in bounds:
                 row.passed[bound] = [steps[bound] for run in group.runs for steps in run.first_passed.values()]
     odd = [run.status for run in group.unfinished]
-    odd += [f"collected by force ({', '.join(run.forced)})" for run in group.runs if run.forced]
-    odd = [f"{count} {'run' if count == 1 else 'runs'} {what}" for what, count in Counter(odd).items()]
+    for run in group.runs:
+        flaws = run.forced or records.flaws(run)
+        odd += [("collected by force (%s)" if run.forced else "%s") % ", ".join(flaws)] if flaws else []
+    odd = [f"{counted(count, 'run')} {what}" for what, count in Counter(odd).items()]
     row.notes = [*row.verdict.notes, *odd]
     return row
+
+
+def _changed(record: Record) -> dict:
+    """The settings that are not the recipe's or, without a recipe, that its command has."""
+    if record.recipe is not None:
+        return record.changed
+    settings, found = numbers(record.config), {}
+    for word in shlex.split(record.command)[2:]:
+        key, _, value = word.lstrip("+~").partition("=")
+        section, _, name = key.partition(".")
+        kept = settings.get(section)
+        if isinstance(kept, dict) and name in kept:
+            found[key] = kept[name]
+        elif isinstance(kept, dict) and not name and section not in ("model", "task"):
+            found[key] = value
+    return found
 
 
 def _cell(record: Record) -> dict:
@@ -263,6 +299,11 @@ def tables(found: list[Row]) -> list[Table]:
     return [_table(group) for group in by_title(found)]
 
 
+def parts(found: Iterable[Table]) -> list[Table]:
+    """The tables, each followed by the comparison of its rows, where there is one."""
+    return [part for table in found for part in (table, table.compared) if part]
+
+
 def by_title(found: Iterable[Row]) -> list[list[Row]]:
     """The rows of each table."""
     groups: dict[tuple, list[Row]] = {}
@@ -276,8 +317,8 @@ def _table(group: list[Row]) -> Table:
     bounds = list(dict.fromkeys(bound for row in group for bound in row.passed))
     above = "above" if METRICS.get(metric) else "below"
     columns = {
-        "recipe": [row.name + ("" if row.recipe else " (no recipe)") for row in group],
-        "changed": [", ".join(f"{key}={plain(value)}" for key, value in row.changed.items()) for row in group],
+        "recipe": [row.label for row in group],
+        "changed": [changes(row) for row in group],
         "trained on lengths": [lengths(row) for row in group],
         "ours (n)": [ours(row) for row in group],
         "published": [_published_value(row.published) for row in group],
@@ -287,9 +328,68 @@ def _table(group: list[Row]) -> Table:
         "time a run": [duration(row.seconds) for row in group],
         "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in group],
     }
-    kept = {name: cells for name, cells in columns.items() if any(cells)}
     measured = f"{metric}, %" if metric == "accuracy" else metric
-    return Table(f"{title}: {measured}", list(kept), group, [list(cells) for cells in zip(*kept.values(), strict=True)])
+    notes = dict.fromkeys(f"{row.label}: {note}." for row in group for note in row.notes)
+    return _as_table(f"{title}: {measured}", columns, group, notes, _compared(group))
+
+
+def _as_table(
+    title: str, columns: dict[str, list[str]], group: list[Row], notes: Iterable[str], compared: Table | None = None
+) -> Table:
+    """The columns that are not empty."""
+    kept = {name: [_printable(cell) for cell in cells] for name, cells in columns.items() if any(cells)}
+    cells = [list(row) for row in zip(*kept.values(), strict=True)]
+    return Table(_printable(title), list(kept), group, cells, [_printable(note) for note in notes], compared)
+
+
+def _printable(text: str) -> str:
+    """Whatever a record holds, on one line, and nothing that a terminal would obey."""
+    return one_line(text, most=len(text) * 10)
+
+
+def _compared(group: list[Row]) -> Table | None:
+    """The rows of a table against each other."""
+    several = [row for row in group if len(row.values) > 1]
+    if len(several) < 2:
+        return None
+    metric = several[0].metric
+    ended = ["target" in row.stopped for row in several]
+    found = compare([row.values for row in several], METRICS.get(metric, False), ended)
+    rows = [several[standing.index] for standing in found]
+    ranks, behind = [], []
+    for standing in found:
+        ranks.append(str(standing.first) + (f" to {standing.last}" if standing.last > standing.first else ""))
+        if standing.interval:
+            low, high = (amount(end, metric) for end in standing.interval)
+            behind.append(f"{amount(standing.behind, metric)} [{low}, {high}]")
+        else:
+            unknown = "ended by its target" if ended[standing.index] else "no deviation over the seeds"
+            behind.append("" if standing is found[0] else unknown)
+    notes = []
+    if all(standing.last - standing.first == len(found) - 1 for standing in found):
+        notes.append("No two of these are told apart.")
+    if single := sum(len(row.values) == 1 for row in group):
+        notes.append(f"{counted(single, 'row')} with one seed {'is' if single == 1 else 'are'} not compared.")
+    columns = {
+        "recipe": [row.label for row in rows],
+        "rank": ranks,
+        "behind the first [95 %]": behind,
+        "tuning": [_tuning(row, group) for row in rows],
+    }
+    return _as_table("Compared", columns, rows, notes)
+
+
+def _tuning(row: Row, group: list[Row]) -> str:
+    """Whose settings a row has, and how many settings of its model were run."""
+    settings = "the recipe's" if row.recipe else "the defaults"
+    settings += f" but {changes(row)}" if row.changed else ""
+    tried = sum(other.model == row.model and other.verdict.name != NOT_RUN for other in group)
+    return settings + (f"; one of {tried} settings that were run" if tried > 1 else "")
+
+
+def changes(row: Row) -> str:
+    """What is not as in the recipe, as one types it."""
+    return ", ".join(f"{key}={plain(value)}" for key, value in row.changed.items())
 
 
 def lengths(row: Row) -> str:
@@ -362,24 +462,28 @@ def summary(found: list[Row]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
-def as_markdown(found: list[Table]) -> str:
+def as_markdown(found: list[Table], committed: bool = True) -> str:
+    """A page; it says what it is made of where that is the ``committed`` records alone."""
     from tabulate import tabulate
 
     everything = [row for table in found for row in table.rows]
     lines = [
         "# Results",
         "",
-        f"`{COMMAND}` makes this page of the records in `results/runs`; [docs/results.md](../docs/results.md) says how",
-        "the verdicts come about. Ours is the mean on the test set over n seeds, ± their sample standard deviation.",
-        "Differences are positive where ours is better, ± their standard error.",
+        *([f"`{COMMAND} --publish` makes this page of the records in `results/runs`.", ""] if committed else []),
+        "Ours is the mean on the test set over n seeds, ± their sample standard deviation. Differences are positive",
+        "where ours is better, ± their standard error. Below a table its rows are compared with each other: an",
+        "interval is of one difference over the seeds, the ranks allow for the number of pairs.",
+        "[docs/results.md](../docs/results.md) has more.",
     ]
     if everything:
         lines += ["", f"In all: {summary(everything)}."]
     for table in found:
-        cells = [[cell.replace("|", "\\|") for cell in cells] for cells in table.cells]
-        lines += ["", f"## {table.title}", "", tabulate(cells, table.header, tablefmt="pipe", disable_numparse=True)]
-        if table.notes:
-            lines += ["", *(f"- {name}: {note}." for name, note in table.notes)]
+        for part in parts([table]):
+            cells = [[cell.replace("|", "\\|") for cell in cells] for cells in part.cells]
+            title = f"## {part.title}" if part is table else f"{part.title}:"
+            lines += ["", title, "", tabulate(cells, part.header, tablefmt="pipe", disable_numparse=True)]
+            lines += ["", *(f"- {note}" for note in part.notes)] if part.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -389,16 +493,18 @@ def as_latex(found: list[Table]) -> str:
 
     lines = []
     for table in found:
-        caption = "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in table.title)
-        body = tabulate(table.cells, table.header, tablefmt="latex_booktabs", disable_numparse=True)
-        lines += [r"\begin{table}", rf"\caption{{{caption}}}", body, r"\end{table}", ""]
+        for part in parts([table]):
+            title = table.title if part is table else f"{table.title}, compared"
+            caption = "".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in title)
+            body = tabulate(part.cells, part.header, tablefmt="latex_booktabs", disable_numparse=True)
+            lines += [r"\begin{table}", rf"\caption{{{caption}}}", body, r"\end{table}", ""]
     return "\n".join(lines)
 
 
 CSV = (
     "task", "title", "model", "recipe", "changed", "metric", "n", "mean", "deviation", "published_key", "published",
     "published_deviation", "published_deviation_kind", "published_kind", "published_n", "verdict", "difference",
-    "standard_error", "reason", "steps", "steps_in_recipe", "stopped", "seconds", "parameters",
+    "standard_error", "reason", "steps", "steps_in_recipe", "stopped", "seconds", "parameters", "yours",
 )  # fmt: skip
 
 
@@ -415,7 +521,7 @@ def as_csv(found: list[Row]) -> str:
                 statistics.fmean(row.values) if n else None, statistics.stdev(row.values) if n > 1 else None, row.key,
                 *(getattr(record, name, None) for name in ("value", "deviation", "deviation_kind", "kind", "n")),
                 verdict.name, verdict.difference, verdict.standard_error, verdict.reason, row.steps,
-                row.steps_in_recipe, row.stopped, row.seconds, row.parameters,
+                row.steps_in_recipe, row.stopped, row.seconds, row.parameters, row.mine,
             ]
         )  # fmt: skip
     return out.getvalue()

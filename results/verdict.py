@@ -32,6 +32,7 @@ REDUCED_BUDGET = "reduced budget"
 OTHER_PROTOCOL = "other protocol"
 TOO_FEW_SEEDS = "too few seeds"
 NOT_RUN = "not run"
+NOT_FINISHED = "not finished"
 NO_NUMBER = "no published number"
 
 # A deviation of fewer says next to nothing.
@@ -65,9 +66,9 @@ class Verdict:
         unit = " points" if self.metric == "accuracy" else ""
         if self.name == SHORT:
             errors = f" ({-self.difference / self.standard_error:.1f} standard errors)" if self.standard_error else ""
-            return f"short by {_amount(-self.difference, self.metric)}{unit}{errors}"
-        error = f" ± {_amount(self.standard_error, self.metric)}" if self.standard_error else ""
-        return f"{name}: {_amount(self.difference, self.metric, '+')}{error}{unit}"
+            return f"short by {amount(-self.difference, self.metric)}{unit}{errors}"
+        error = f" ± {amount(self.standard_error, self.metric)}" if self.standard_error else ""
+        return f"{name}: {amount(self.difference, self.metric, '+')}{error}{unit}"
 
 
 def judge(
@@ -152,12 +153,12 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.kind == "best":
         unit = " %" if published.metric == "accuracy" else ""
         best = (max if METRICS[published.metric] else min)(ours)
-        return (f"the published value is a best one; our best is {_amount(best, published.metric)}{unit}",)
+        return (f"the published value is a best one; our best is {amount(best, published.metric)}{unit}",)
     if published.n is None:
         return ("how many runs are behind the published value is not known; its own error is left out",)
     return ()
 
 
-def _amount(value: float, metric: str, sign: str = "") -> str:
+def amount(value: float, metric: str, sign: str = "") -> str:
     """Accuracies in hundredths."""
     return f"{100 * value:{sign}.2f}" if metric == "accuracy" else f"{value:{sign}.3g}"

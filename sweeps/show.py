@@ -5,6 +5,7 @@ from rich.measure import Measurement
 from rich.table import Table as Lines
 
 from longwave.results import records, tables
+from longwave.schema import counted
 from longwave.sweeps.plan import Estimate, Planned
 from longwave.training.progress import console
 from longwave.training.record import FINISHED
@@ -24,22 +25,25 @@ def show_plan(runs: list[Planned], estimate: Estimate) -> None:
         lines.add_row(run.name, run.title, state, left)
     show(lines)
     done = sum(run.state() == FINISHED for run in runs)
-    text = f"{done} of {len(runs)} runs are finished"
+    text = f"{done} of {counted(len(runs), 'run')} {'is' if len(runs) == 1 else 'are'} finished"
     if unknown and unknown == len(runs) - done:
         text += "; no earlier run tells how long the rest takes"
     elif done < len(runs):
         text += (
             f"; one after another, the rest takes about {tables.duration(max(1.0, total))}, less where runs end early"
         )
-        text += f", and what {unknown} runs take of which no earlier run tells" if unknown else ""
+        if unknown:
+            verb = "takes" if unknown == 1 else "take"
+            text += f", and what {counted(unknown, 'run')} {verb} of which no earlier run tells"
     say(text)
 
 
-_SENTENCES = ("changed", "verdict")
+_SENTENCES = ("changed", "verdict", "tuning")
+_KEPT = ("ours (n)", "verdict", "rank")
 
 
 def show_table(runs: list[Planned]) -> None:
-    """The table of these runs alone, with verdicts."""
+    """The table of these runs alone, with verdicts, and the rows against each other."""
     found = []
     for run in runs:
         if run.state() == FINISHED:
@@ -47,7 +51,7 @@ def show_table(runs: list[Planned]) -> None:
                 found.append(records.read_run(run.folder))
             except ValueError as error:
                 say(f"{run.name} is passed over: {error}")
-    for table in tables.tables([row for row in tables.rows(found) if row.runs]):
+    for table in tables.parts(tables.tables(tables.rows(found, open_cells=False))):
         console.print()
         widths = _widths(table, console.width if console.is_terminal else None)
         kept = [i for i, width in enumerate(widths) if width]
@@ -59,14 +63,14 @@ def show_table(runs: list[Planned]) -> None:
         show(lines)
         if left_out := [name for i, name in enumerate(table.header) if i not in kept]:
             say(f"too narrow for {', '.join(left_out)}; the same command with `| cat` has all columns")
-        for name, note in table.notes:
-            say(f"{name}: {note}")
+        for note in table.notes:
+            say(note)
 
 
 def _widths(table: tables.Table, room: int | None) -> list[int]:
     """Of the columns of a table, whose headers and sentences break between words where there is not room enough.
 
-    The recipe, our value and the verdict stay; of the others, from the right, those that have no room have width 0.
+    The recipe, our value, verdict and rank stay; of the others, from the right, those that have no room have width 0.
     """
     whole, least = [], []
     for i, name in enumerate(table.header):
@@ -77,7 +81,7 @@ def _widths(table: tables.Table, room: int | None) -> list[int]:
     if room is None:
         return whole
     for i in reversed(range(1, len(least))):
-        if _total(least) > room and table.header[i] not in ("ours (n)", "verdict"):
+        if _total(least) > room and table.header[i] not in _KEPT:
             least[i] = 0
     for i, width in enumerate(least):
         if width:

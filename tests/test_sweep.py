@@ -23,7 +23,7 @@ from longwave.sweeps import search, trials
 from longwave.sweeps.command import Sweep, arguments
 from longwave.sweeps.plan import Estimate, Planned, Row, Table, expand, merge, seeds_of
 from longwave.sweeps.search import Range, Search
-from longwave.sweeps.show import show_table
+from longwave.sweeps.show import show_plan, show_table
 from longwave.sweeps.watch import Watch
 from longwave.training import loop, progress
 from longwave.training.config import choices, compose_object, compose_run
@@ -246,6 +246,39 @@ def test_the_table_fits_the_terminal(width, tmp_path, monkeypatch):
     for name, text in zip(table.header, table.cells[0], strict=True):
         assert (name in left_out) or set(text.split()) <= set(words)
     assert not {"recipe", "ours (n)", "verdict"} & set(left_out)
+
+
+@pytest.mark.parametrize("width", [60, 300])
+def test_the_rows_are_compared(width, monkeypatch):
+    made = [
+        make_record(model, "adding", seed, recipe=f"{model}/adding", T=500, value=value + seed / 1000)
+        for model, value in (("lem", 0.002), ("cornn", 0.1))
+        for seed in range(3)
+    ]
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr("longwave.sweeps.show.console", console)
+    monkeypatch.setattr("longwave.sweeps.show.records.read_run", parsed)
+    show_table([SimpleNamespace(state=lambda: "finished", folder=record) for record in made])
+    _, _, compared = out.getvalue().partition("Compared")
+    lines = [line.split() for line in compared.splitlines() if "/adding" in line]
+    assert [line[:2] for line in lines] == [["lem/adding", "1"], ["cornn/adding", "2"]]
+    assert width < 300 or lines[1][2:5] == ["0.098", "[0.0957,", "0.1]"]
+
+
+def test_one_run_is_one(monkeypatch):
+    said = []
+    monkeypatch.setattr("longwave.sweeps.show.say", said.append)
+    run = SimpleNamespace(name="a", title="b", state=lambda: "missing")
+    unknown, known = SimpleNamespace(seconds=lambda _: None), SimpleNamespace(seconds=lambda _: 5.0)
+    show_plan([run], unknown)
+    show_plan([run], known)
+    mixed = iter([5.0, None])
+    show_plan([run, run], SimpleNamespace(seconds=lambda _: next(mixed)))
+    assert [text.partition(";")[0] for text in said] == [
+        "0 of 1 run is finished", "0 of 1 run is finished", "0 of 2 runs are finished",
+    ]  # fmt: skip
+    assert said[2].endswith(", and what 1 run takes of which no earlier run tells")
 
 
 def test_a_gpu_a_job(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 from longwave.results import tables
 from longwave.training import record
@@ -61,6 +62,23 @@ def make_record(model="cornn", task="psmnist", seed=0, value=0.97, recipe="cornn
         },
     }
     return made | more
+
+
+def make_run(folder: Path, **more) -> Path:
+    """The folder of a run, in ``folder``, as it is before its record is collected."""
+    made = make_record(**more)
+    path = folder / made["name"]
+    path.mkdir(parents=True)
+    curves = made.pop("curves")
+    epoch = made.pop("steps_per_epoch")
+    lines = [
+        {"step": step, key: value} | ({"epoch": step / epoch} if epoch else {})
+        for key, curve in curves.items()
+        for step, value in zip(curve["step"], curve["value"], strict=True)
+    ]
+    (path / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (path / "record.json").write_text(json.dumps(made))
+    return path
 
 
 def parsed(made: dict | record.Record) -> record.Record:

@@ -125,13 +125,14 @@ def test_nothing_of_the_machine_is_kept(fit_here, into, tmp_path):
 )
 def test_refused_unless_forced(folder, into, change, reason):
     alter(folder, **change)
-    lines = collect.collect(folder.parent, into)
+    lines = collect.collect(folder.parent, into, publish=True)
     assert lines == [
         f"refused {folder.name}: {reason}",
         "0 collected, 0 updated, 0 unchanged, 1 refused, 0 damaged",
     ]
     assert list(into.iterdir()) == []
-    assert collect.collect(folder.parent, into, force=True)[0] == f"collected {folder.name}: forced ({reason})"
+    forced = collect.collect(folder.parent, into, force=True, publish=True)
+    assert forced[0] == f"collected {folder.name}: forced ({reason})"
     assert records.read(into / f"{folder.name}.json").forced == [reason]
 
 
@@ -144,7 +145,28 @@ def test_refused_unless_forced(folder, into, change, reason):
 )
 def test_what_is_no_result_is_refused(fit_here, into, override, reason):
     _, folder = fit_here(*SMALL, "training.steps=2", override)
-    assert collect.collect(folder.parent, into)[0] == f"refused {folder.name}: {reason}"
+    assert collect.collect(folder.parent, into, publish=True)[0] == f"refused {folder.name}: {reason}"
+    # For oneself, anything that is finished.
+    assert collect.collect(folder.parent, into)[0] == f"collected {folder.name}"
+    assert not records.read(into / f"{folder.name}.json").forced
+
+
+def test_only_publishing_touches_the_checkout(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "committed")
+    alter(folder, git={"commit": "c", "dirty": True})
+    output = folder.parent.parent
+    collect.main(["--output", str(output)])
+    assert capsys.readouterr().out.startswith(f"collected {folder.name}\n")
+    assert [path.stem for path in (output / "records").iterdir()] == [folder.name]
+    assert not records.FOLDER.exists()
+    collect.main(["--output", str(output), "--publish"])
+    assert capsys.readouterr().out.startswith(f"refused {folder.name}: from a dirty tree\n")
+    # The same folder by its name.
+    collect.main(["--output", str(output), "--into", str(records.FOLDER)])
+    assert capsys.readouterr().out.startswith(f"refused {folder.name}: from a dirty tree\n")
+    alter(folder, git=CLEAN)
+    collect.main(["--output", str(output), "--publish"])
+    assert [path.stem for path in records.FOLDER.iterdir()] == [folder.name]
 
 
 def test_force_does_not_replace_what_needed_none(folder, into):

@@ -31,7 +31,7 @@ def seeds(*values, **more):
 
 
 def test_the_page_is_what_the_records_give():
-    """The committed page; python -m results.tables writes it anew."""
+    """The committed page; python -m results.tables --publish writes it again."""
     ours, damaged = records.load()
     assert damaged == []
     assert tables.PATH.read_text() == tables.as_markdown(tables.tables(rows_of(ours)))
@@ -111,6 +111,21 @@ def test_a_run_without_the_recipe_that_aims_at_its_value():
     elsewhere = {"key": "cornn/psmnist_128"}
     row = row_of(rows_of(seeds(0.97, 0.97, 0.97, published=elsewhere)), "cornn/psmnist")
     assert str(row.verdict) == "other protocol (recipe cornn/psmnist does not aim at cornn/psmnist_128)"
+
+
+def test_rows_without_a_recipe_are_told_apart_by_what_was_typed():
+    command = "python train.py model=cornn +task=psmnist task.T=9 model.hidden=%d optimizer=sgd threads=2 seed=0"
+    made = [make_record(recipe=None, command=command % hidden) for hidden in (64, 128)]
+    for record, hidden in zip(made, (64, 128), strict=True):
+        record["config"] |= {"model": {"name": "cornn", "hidden": hidden}, "optimizer": {"name": "sgd"}, "threads": 2}
+    found = [row.changed for row in rows_of(made) if row.runs]
+    assert found == [{"model.hidden": 128, "optimizer": "sgd"}, {"model.hidden": 64, "optimizer": "sgd"}]
+
+
+def test_what_a_record_holds_cannot_leave_its_cell():
+    (table,) = tables.tables([row for row in rows_of(seeds(0.9, changed={"a\nb": "\x1b[2Jc|d"})) if row.runs])
+    line = next(line for line in tables.as_markdown([table]).splitlines() if "cornn/psmnist" in line)
+    assert r"a\nb=\x1b[2Jc\|d" in line
 
 
 def test_a_published_value_that_is_gone():
@@ -224,9 +239,11 @@ def test_what_was_forced_or_failed_is_said():
     row = row_of(rows_of([*made, failed]), "cornn/psmnist")
     assert row.values == [0.97] * 3
     assert row.notes[-2:] == ["1 run failed", "1 run collected by force (from a dirty tree)"]
+    made[1]["git"]["dirty"] = True
+    assert "1 run from a dirty tree" in row_of(rows_of(made), "cornn/psmnist").notes
     alone = row_of(rows_of([failed]), "cornn/psmnist")
-    assert (alone.values, alone.verdict.name, alone.notes) == ([], "not run", ["1 run failed"])
-    assert "not run" in tables.as_markdown(tables.tables([alone]))
+    assert (alone.values, alone.verdict.name, alone.notes) == ([], "not finished", ["1 run failed"])
+    assert "not finished" in tables.as_markdown(tables.tables([alone]))
 
 
 @pytest.mark.parametrize(
@@ -288,18 +305,22 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "PATH", tmp_path / "TABLES.md")
     with pytest.raises(SystemExit) as stopped:
         tables.main(["--runs", str(folder), "--check"])
-    assert stopped.value.code == 1
-    assert "python -m results.tables writes it" in capsys.readouterr().err
-    # Of other records, to the terminal: the page is that of ours.
+    assert stopped.value.code == 2
+    assert "--check and --publish are of TABLES.md; omit --runs" in capsys.readouterr().err
+    # To the terminal: the page is that of the committed records.
     tables.main(["--runs", str(folder)])
     shown = capsys.readouterr()
     assert "broken.json is left out: Invalid JSON" in shown.err
     assert "| cornn/psmnist | 97.00" in unpadded(shown.out)
     assert not tables.PATH.exists()
     monkeypatch.setattr(records, "FOLDER", folder)
-    tables.main(["--runs", str(folder)])
+    with pytest.raises(SystemExit) as stopped:
+        tables.main(["--check"])
+    assert stopped.value.code == 1
+    assert "python -m results.tables --publish writes it" in capsys.readouterr().err
+    tables.main(["--publish"])
     assert "3 records" in capsys.readouterr().out
-    tables.main(["--runs", str(folder), "--check"])
+    tables.main(["--check"])
     assert "| cornn/psmnist | 97.00" in unpadded(tables.PATH.read_text())
     with pytest.raises(SystemExit) as stopped:
         tables.main(["--runs", str(tmp_path / "tpyo")])
@@ -307,8 +328,8 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     assert "tpyo: no such folder" in capsys.readouterr().err
     assert "| cornn/psmnist | 97.00" in unpadded(tables.PATH.read_text())
     with pytest.raises(SystemExit):
-        tables.main(["--runs", str(folder), "--check", "--format", "csv"])
-    assert "--check is of TABLES.md" in capsys.readouterr().err
+        tables.main(["--check", "--format", "csv"])
+    assert "--check and --publish are of TABLES.md" in capsys.readouterr().err
     tables.main(["--runs", str(folder), "--format", "csv"])
     assert capsys.readouterr().out.startswith("task,title,model")
     tables.main(["--runs", str(folder), "--format", "latex"])
