@@ -1,14 +1,18 @@
 """All results as one page, ``results/report.html``, that opens from disk with no network: ``python -m results.report``.
 
-The tables; the metric against steps where a task has no epochs (the adding problem: a panel a length, with the error of
-the trivial prediction); the metric at epoch k beside the log that was published with a paper's code; the metric against
-cost; the gradient norms of runs with ``diagnostics=gradients``. ``results/page.html`` is the page without its content.
+It has the committed records and, marked, your runs: the tables; the metric against steps where a task has no epochs
+(the adding problem: a panel a length, with the error of the trivial prediction); the metric at epoch k beside the log
+that was published with a paper's code; the metric against cost; the gradient norms of ``diagnostics=gradients``.
+``results/page.html`` is the page without its content.
 """
 
 import argparse
+import colorsys
+import html
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from longwave.results import published, records, tables
 from longwave.results.published import METRICS
 from longwave.results.tables import Row
 from longwave.results.verdict import NOT_RUN
+from longwave.schema import counted
 from longwave.training.diagnostics import FLOOR, PREFIX, png
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
@@ -30,79 +35,109 @@ PATH = home() / "results" / "report.html"
 PAGE = Path(__file__).parent / "page.html"
 COMMAND = "python -m results.report"
 
-# Distinct on white and on black; with more models than colours, their lines and markers differ too.
+# Distinct on white and on black; with more models than colours, and with more settings of a model, their lines and
+# markers differ too. Dots are left to what was published or measured before training.
 _COLOURS = ("#4269d0", "#e69f00", "#ff5c4a", "#0f9488", "#a463f2", "#62c44f", "#f06fa8", "#17a7c9", "#9c6b4e", 
             "#8a8f98", "#8f9b1c", "#b0506b")  # fmt: skip
-_DASHES = ("solid", "dash", "dot")
+_DASHES = {"solid": "-", "dash": "--", "dashdot": "-.", "longdash": (0, (8, 3))}
 _SYMBOLS = ("circle", "square", "triangle-up")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument(
-        "--runs", type=Path, default=records.FOLDER, help="folder of records (results/runs), or of runs as outputs/runs"
-    )
+    records.add_arguments(parser)
     parser.add_argument("--into", type=Path, default=PATH, help="the page (results/report.html)")
     parser.add_argument("--picture", type=Path, help="draw the curves of the adding problem as PNG instead")
     parser.add_argument("--length", type=int, default=5000, help="T of the picture (%(default)s)")
     chosen = parser.parse_args(arguments)
     try:
-        ours, damaged = records.load_named(chosen.runs)
-        rows = tables.rows(ours)
+        shown = records.shown(chosen)
+        rows = tables.rows(shown.records, shown.mine, open_cells=not chosen.mine)
         if chosen.picture:
             write_atomic(chosen.picture, picture(rows, chosen.length))
             print(chosen.picture)
         else:
-            write_atomic(chosen.into, page(rows, damaged).encode())
-            print(f"{chosen.into}: {len(ours)} records, {chosen.into.stat().st_size / 1e6:.1f} MB")
+            write_atomic(chosen.into, page(rows, shown.damaged, chosen.mine).encode())
+            print(f"{chosen.into}: {shown}, {chosen.into.stat().st_size / 1e6:.1f} MB")
     except UserError as error:
         parser.exit(1, f"error: {error}\n")
 
 
-def page(rows: list[Row], damaged: Iterable[str] = ()) -> str:
-    """The whole page; ``damaged`` are lines on the records that were passed over."""
+def page(rows: list[Row], damaged: Iterable[str] = (), mine: bool = False) -> str:
+    """The whole page.
+
+    Args:
+        damaged: lines on the records that were left out.
+        mine: leave out charts and parts of the page in which nothing was run.
+    """
     style = Style(rows)
     sections = {
         "steps": [_by_step(group, style) for group in tables.by_title(filter(_has_no_epochs, rows))],
-        "epochs": _by_epoch(rows, style),
+        "epochs": _by_epoch(rows, style, mine),
         "cost": [_by_cost(group, style) for group in tables.by_title(row for row in rows if row.runs)],
         "gradients": [_by_lag(group, style) for group in tables.by_title(filter(_lags, rows))],
     }
     charts = [chart for found in sections.values() for chart in found]
+    drawn = {row.model for row in rows} | {trace.meta["model"] for _, _, figure in charts for trace in figure.data}
     environment = Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(PAGE.name).render(
-        summary=f"{sum(len(row.runs) for row in rows)} runs. Rows of the tables: {tables.summary(rows)}.",
+        summary=f"{counted(sum(len(row.runs) for row in rows), 'run')}. Rows of the tables: {tables.summary(rows)}.",
         any_run=any(row.runs for row in rows),
+        mine=mine,
         damaged=list(damaged),
-        models=[{"name": model, "colour": style.colour(model)} for model in style.models],
+        models=[{"name": model, "colour": style.colour(model)} for model in style.models if model in drawn],
         tasks=sorted({row.task for row in rows} | {task for task, _, _ in charts}),
         tables=tables.tables(rows),
         not_run=NOT_RUN,
-        charts=json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("</", "<\\/"),
+        pieces=lambda text: re.split(r"(?<=[/=])|(?<=\.)(?=\D)|(?=_)", text),
+        # No "<" at all: neither </script> nor <!-- ends or hides a script.
+        charts=json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
         **sections,
     )
 
 
 class Style:
-    """A colour, a dash and a marker for each model, the same in all charts."""
+    """A colour, a dash and a marker for each model and each of its settings, the same in all charts."""
 
     def __init__(self, rows: list[Row]):
         run = sorted({row.model for row in rows if row.runs})
         aims = {row.model for row in rows}
         aims |= {record.model for record in published.by_key().values() if record.trajectory}
         self.models = [*run, *sorted(aims - set(run))]
+        self._settings: dict[str, dict[str, int]] = {}
+        for row in rows:
+            if row.runs:
+                of_model = self._settings.setdefault(row.model, {})
+                of_model.setdefault(self._key(row), len(of_model))
 
-    def colour(self, model: str) -> str:
-        return _COLOURS[self.models.index(model) % len(_COLOURS)]
+    @staticmethod
+    def _key(row: Row) -> str:
+        # Lengths of a curriculum follow the length of the task, which has a chart of its own.
+        return json.dumps([row.label, row.changed, bool(tables.lengths(row))], sort_keys=True, default=str)
 
-    def line(self, model: str, **more) -> dict:
-        dash = _DASHES[self.models.index(model) // len(_COLOURS) % len(_DASHES)]
-        return {"color": self.colour(model), "dash": dash, "width": 2} | more
+    def of(self, row: Row) -> tuple[str, int]:
+        """The model of a row, and the number of its settings among those of the model."""
+        return row.model, self._settings[row.model][self._key(row)]
 
-    def marker(self, model: str, **more) -> dict:
-        symbol = _SYMBOLS[self.models.index(model) // len(_COLOURS) % len(_SYMBOLS)]
-        return {"color": self.colour(model), "symbol": symbol, "size": 10} | more
+    def colour(self, model: str, setting: int = 0) -> str:
+        """The model's own for its first settings, beside it in hue and lightness for the others."""
+        base = _COLOURS[self.models.index(model) % len(_COLOURS)]
+        red, green, blue = (int(base[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+        lightness = lightness if setting == 0 else (0.36, 0.72, 0.54)[(setting - 1) % 3]
+        made = colorsys.hls_to_rgb(hue + 0.045 * setting, lightness, saturation)
+        return "#" + "".join(f"{round(255 * part):02x}" for part in made)
+
+    def line(self, model: str, setting: int = 0, **more) -> dict:
+        dash = self._pick(model, setting, list(_DASHES))
+        return {"color": self.colour(model, setting), "dash": dash, "width": 2} | more
+
+    def marker(self, model: str, setting: int = 0, **more) -> dict:
+        return {"color": self.colour(model, setting), "symbol": self._pick(model, setting, _SYMBOLS), "size": 10} | more
+
+    def _pick(self, model: str, setting: int, kinds: Sequence[str]) -> str:
+        return kinds[(self.models.index(model) // len(_COLOURS) + setting) % len(kinds)]
 
 
 def curve(runs: list[Record], key: str) -> tuple[list, list]:
@@ -117,7 +152,8 @@ def curve(runs: list[Record], key: str) -> tuple[list, list]:
 
 def labels(rows: list[Row]) -> list[str]:
     """Distinct names of the rows of one chart: the model, else the recipe, else with what was changed of it."""
-    found = [row.model + (", growing lengths" if tables.lengths(row) else "") for row in rows]
+    suffixes = [(", growing lengths" if tables.lengths(row) else "") + (", yours" if row.mine else "") for row in rows]
+    found = [row.model + suffix for row, suffix in zip(rows, suffixes, strict=True)]
     counts = Counter(found)
     for index, (row, label) in enumerate(zip(rows, found, strict=True)):
         if counts[label] > 1:
@@ -127,7 +163,8 @@ def labels(rows: list[Row]) -> list[str]:
         changes = [f"{k.rpartition('.')[2]}={tables.plain(v)}" for k, v in row.changed.items() if k != "curriculum"]
         if counts[label] > 1 and changes:
             found[index] = f"{label} ({', '.join(changes)})"
-    return found
+    # Settings that no command line names; the legend hides and shows by name.
+    return [label if found.count(label) == 1 else f"{label} #{index + 1}" for index, label in enumerate(found)]
 
 
 def _has_no_epochs(row: Row) -> bool:
@@ -150,9 +187,9 @@ def _by_step(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
         if len(each) > 1:
             x = [step for one in each for step in (*one.step, None)]
             y = [value for one in each for value in (*one.value, None)]
-            pale = style.line(row.model, width=1)
+            pale = style.line(*style.of(row), width=1)
             _add(figure, row.model, label, x, y, scale, line=pale, opacity=0.3, showlegend=False, hoverinfo="skip")
-        _add(figure, row.model, label, *curve(row.runs, key), scale, line=style.line(row.model))
+        _add_row(figure, row, label, *_curve(row), scale, style)
     trivial = [run.baseline.get(metric) for row in rows for run in row.runs]
     level = next((value for value in trivial if value), None)
     if level:
@@ -162,7 +199,7 @@ def _by_step(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
     return rows[0].task, f"{rows[0].title}: {metric}", figure
 
 
-def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]:
+def _by_epoch(rows: list[Row], style: Style, mine: bool) -> list[tuple[str, str, go.Figure]]:
     ours: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.runs and not _has_no_epochs(row):
@@ -173,13 +210,13 @@ def _by_epoch(rows: list[Row], style: Style) -> list[tuple[str, str, go.Figure]]
         if record.trajectory:
             theirs.setdefault((record.task, record.metric), []).append((key, record))
     found = []
-    for task, metric in [*ours, *(pair for pair in sorted(theirs) if pair not in ours)]:
+    for task, metric in [*ours, *(pair for pair in sorted(theirs) if pair not in ours and not mine)]:
         figure, scale = _figure("epoch", f"validation {metric}"), _scale(metric)
         group = ours.get((task, metric), [])
         for row, label in zip(group, labels(group), strict=True):
-            steps, values = curve(row.runs, row.runs[0].objective.key)
+            steps, values = _curve(row)
             epochs = [round(step / row.runs[0].steps_per_epoch, 3) for step in steps]
-            _add(figure, row.model, label, epochs, values, scale, line=style.line(row.model))
+            _add_row(figure, row, label, epochs, values, scale, style)
         drawn: Counter[str] = Counter()
         for key, record in theirs.get((task, metric), []):
             symbol = ("diamond-open", "square-open", "circle-open")[drawn[record.model] % 3]
@@ -210,9 +247,11 @@ def _by_cost(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
         mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
         costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
         told = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]
-        told = [f"{label}: {tables.ours(row)}", *told, f"{row.parameters:,} parameters" if row.parameters else ""]
+        name = html.escape(label)
+        told = [f"{name}: {tables.ours(row)}", *told, f"{row.parameters:,} parameters" if row.parameters else ""]
         _add(
-            figure, row.model, label, [seconds], [mean], scale, mode="markers", marker=style.marker(row.model),
+            figure, row.model, label, [seconds], [mean], scale, mode="markers",
+            marker=style.marker(*style.of(row)),
             # Downwards, a deviation may reach below zero, where a logarithm has no place.
             error_y={"type": "data", "array": [spread * scale], "arrayminus": [min(spread, 0.9 * mean) * scale],
                      "thickness": 1},
@@ -239,9 +278,9 @@ def _by_lag(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
                     # A logarithmic axis has no place for lag 0.
                     x.append(max(lag, 0.5))
                     y.append(norm)
-            marker = style.marker(row.model, size=5)
+            marker = style.marker(*style.of(row), size=5)
             _add(figure, row.model, label + name, x, y, mode="lines+markers", marker=marker,
-                 line=style.line(row.model, **line), showlegend=which == -1, legendgroup=label)  # fmt: skip
+                 line=style.line(*style.of(row), **line), showlegend=which == -1, legendgroup=label)  # fmt: skip
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=["0", *(f"{tick:,}" for tick in ticks[1:])])
     _axis(figure, "y", linear=False)
     return rows[0].task, rows[0].title, figure
@@ -253,7 +292,7 @@ def _scale(metric: str) -> int:
 
 def _figure(x: str, y: str) -> go.Figure:
     """An empty chart. Its colours come from the page, which knows whether it is light or dark."""
-    metric = y.rpartition(" ")[2]
+    metric, x, y = y.rpartition(" ")[2], html.escape(x), html.escape(y)
     figure = go.Figure(layout={"template": {}, "xaxis": {"title": {"text": x}}, "yaxis": {"title": {
         "text": f"{y}, %" if metric == "accuracy" else y}}})  # fmt: skip
     if metric in METRICS:
@@ -268,8 +307,22 @@ def _axis(figure: go.Figure, name: str, linear: bool) -> None:
     figure.update_layout({f"{name}axis": axis})
 
 
+def _curve(row: Row) -> tuple[list, list]:
+    """The curve of a row, as :func:`curve`; the final values alone where its runs have none."""
+    steps, values = curve(row.runs, row.runs[0].objective.key)
+    return (steps, values) if steps else ([row.steps], [float(np.median([run.objective.value for run in row.runs]))])
+
+
+def _add_row(figure: go.Figure, row: Row, label: str, x: list, y: list, scale: int, style: Style) -> None:
+    # A line of one point would not be seen.
+    mode = "lines" if len(x) > 1 else "markers"
+    marker = {} if mode == "lines" else {"marker": style.marker(*style.of(row))}
+    _add(figure, row.model, label, x, y, scale, mode=mode, line=style.line(*style.of(row)), **marker)
+
+
 def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, scale: int = 1, **more) -> None:
-    options = {"mode": "lines", "meta": {"model": model}, "name": label, "legendgroup": label} | more
+    # Plotly reads names as HTML.
+    options = {"mode": "lines", "meta": {"model": model}, "name": html.escape(label), "legendgroup": label} | more
     figure.add_trace(go.Scatter(x=x, y=[value and scale * value for value in y], **options))
 
 
@@ -288,10 +341,10 @@ def picture(rows: list[Row], length: int) -> bytes:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     ax = figure.add_subplot()
     for row, label in zip(found, labels(found), strict=True):
-        line = style.line(row.model)
-        dash = {"solid": "-", "dash": "--", "dot": ":"}[line["dash"]]
+        line = style.line(*style.of(row))
+        dash = _DASHES[line["dash"]]
         drawn = ax.plot(
-            *curve(row.runs, row.runs[0].objective.key), color=line["color"], linestyle=dash, linewidth=1.6,
+            *_curve(row), color=line["color"], linestyle=dash, linewidth=1.6,
             label=f"{label} ({len(row.runs)})",
         )  # fmt: skip
         if not tables.lengths(row) and any(other.model == row.model and tables.lengths(other) for other in found):

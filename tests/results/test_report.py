@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -32,6 +33,8 @@ const shown = () => charts.filter((chart) => !chart.closest("figure").hidden);
   await wait(() => charts[0].layout.font.color !== text);
   const paid = charts.filter((chart) => chart.dataset.section === "cost");
   const measured = { width: innerWidth, content: root.scrollWidth, charts: charts.length, shown: shown().length,
+    filters: document.getElementById("filters").open,
+    cut: all(".scroll").filter((table) => table.scrollWidth > table.clientWidth + 1).length,
     rows: all("section.table:not([hidden]) tbody tr:not([hidden])").length,
     models: [...new Set(shown().flatMap((chart) => chart.data.filter((t) => t.visible).map((t) => t.meta.model)))],
     background: [background, getComputedStyle(document.body).backgroundColor],
@@ -71,7 +74,7 @@ def shown():
 def test_the_page_is_whole(shown):
     page, rows = shown
     shape = Shape(page)
-    assert shape.tags.count("table") == len(tables.tables(rows)) > 5
+    assert shape.tags.count("table") == len(tables.parts(tables.tables(rows))) > len(tables.tables(rows)) > 5
     assert shape.tags.count("figure") == len(shape.figures) > 8
     # Nothing is fetched.
     assert all(link.startswith(("#", "data:")) for link in shape.links)
@@ -152,6 +155,147 @@ def test_labels():
     assert report.labels(rows) == ["lstm", "cornn/a", "cornn/b", "cornn/b (dt=0.1)"]
 
 
+def settings_of_one_model(count):
+    """Runs of the adding problem by settings of one model, and another model."""
+    made = [
+        make_record("cornn", "adding", recipe="cornn/adding", T=500, changed={"optimizer.lr": index}, value=0.1 + index)
+        for index in range(count)
+    ]
+    for index, record in enumerate(made):
+        record["config"]["optimizer"] = {"lr": index}
+    return [*made, make_record("lem", "adding", recipe="lem/adding", T=500)]
+
+
+def test_two_settings_of_one_recipe_have_different_colours():
+    rows = [row for row in rows_of(settings_of_one_model(6)) if row.runs]
+    style = report.Style(rows)
+    looks = [style.line(*style.of(row)) for row in rows]
+    assert len({look["color"] for look in looks}) == len(rows) == 7
+    assert looks[0]["dash"] != looks[1]["dash"]
+    parts = [[int(look["color"][i : i + 2], 16) for i in (1, 3, 5)] for look in looks]
+    for a, b in itertools.combinations(parts, 2):
+        assert sum(abs(x - y) for x, y in zip(a, b, strict=True)) > 40
+    # The first has the colour of the model, at every length.
+    longer = rows_of([make_record("cornn", "adding", recipe="cornn/adding", T=2000)])
+    assert report.Style([*rows, *longer]).line(*style.of(rows[0]))["color"] == style.colour("cornn")
+
+
+def test_every_row_has_its_line():
+    made = settings_of_one_model(3)
+    made[0]["curves"] = {}
+    made[1]["curves"] = {"test/mse": {"step": [100], "value": [0.1]}}
+    rows = [row for row in rows_of(made) if row.runs]
+    # Settings that no record names.
+    for row in rows:
+        row.changed = {}
+    figure = figures((report.page(rows), rows), "steps")["adding, T = 500: mse"]
+    lines = [trace for trace in figure["data"] if trace["meta"]["model"]]
+    assert len({trace["name"] for trace in lines}) == len(lines) == len(rows)
+    assert [(len(trace["x"]), trace["mode"]) for trace in lines] == [
+        (1, "markers"), (1, "markers"), (20, "lines"), (20, "lines"),
+    ]  # fmt: skip
+
+
+class Widths(HTMLParser):
+    """The least width of each table, in pixels, by the longest piece of each column that does not break.
+
+    No browser: a digit or small letter of 13.5 px takes 7.6 px on average in the widest of the usual fonts.
+    """
+
+    LETTER, PADDING = 7.6, 2 * 0.6 * 15
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self._classes, self._pieces = [], None, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self._column = 0
+        elif tag in ("th", "td"):
+            self._classes, self._pieces = dict(attributes).get("class", ""), [""]
+        elif tag == "wbr":
+            self._pieces.append("")
+
+    def handle_data(self, data):
+        if self._classes is not None:
+            first, *more = [data] if "number" in self._classes else re.split(r"\s+", data)
+            self._pieces[-1] += first
+            self._pieces += more
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            width = max(map(len, self._pieces)) * self.LETTER + self.PADDING
+            if {"verdict", "changed", "tuning"} & set(self._classes.split()):
+                width = max(width, 8 * 15)
+            columns, self._classes = self.tables[-1], None
+            columns += [0.0] * (self._column == len(columns))
+            columns[self._column] = max(columns[self._column], width)
+            self._column += 1
+
+
+def test_no_column_is_cut_on_a_laptop():
+    """Tables of the committed records, and of the widest that there may be, at 1,280 pixels less the margins."""
+    long = {"model.stabiliser": "softplus_and_more", "curriculum.grow": [200, 500, 1250], "training.evaluate_every": 5}
+    published = {"task": "adding", "recipe": "unicornn/adding_released", "published": {"key": "lem/adding_10000"}}
+    wide = [make_record("unicornn", seed=seed, T=10000, value=0.123456 * (seed + 1), steps=123456, changed=long,
+                        **published) for seed in range(3)]  # fmt: skip
+    page = report.page(rows_of([*records.load()[0], *wide])).partition('<h2 id="steps">')[0]
+    assert re.findall(r"([^\n{}]*)\{[^{}]*nowrap", page) == ["td.number "]
+    found = Widths(page)
+    assert max(map(len, found.tables)) >= 10
+    assert max(map(sum, found.tables)) < 1280 - 2 * 32 - 2
+
+
+def test_on_a_phone_the_filters_fold_away(shown):
+    page, _ = shown
+    head, _, rest = page.partition('<details id="filters" open><summary>Filters</summary>')
+    inside, _, below = rest.partition("</details>")
+    assert inside.count("<fieldset") == 3
+    assert "<fieldset" not in head
+    assert "data-filter" not in below.partition("<script>")[0]
+    assert 'if (matchMedia("(max-width: 600px)").matches) document.getElementById("filters").open = false;' in below
+
+
+HOSTILE = "{{charts}}<img src=x onerror=alert(1)></script><!--<script>alert(1)//"
+
+
+def test_a_hostile_record_is_only_text():
+    made = make_records(models=("cornn", "lstm"), lengths=(500,), seeds=2)
+    plain = Shape(report.page(rows_of(made)))
+    for record in made:
+        if record["model"] == "cornn":
+            record |= {"model": HOSTILE, "recipe": HOSTILE, "changed": {HOSTILE: HOSTILE}, "stopped": HOSTILE}
+            record["forced"] = [HOSTILE]
+        record["curves"][HOSTILE] = {"step": [1], "value": [1.0]}
+    rows = rows_of(made)
+    for row in rows:
+        row.title += HOSTILE if row.runs else ""
+        row.task += HOSTILE if row.runs else ""
+    page = report.page(rows, [HOSTILE])
+    shape = Shape(page)
+    assert {"img", "onerror"}.isdisjoint(shape.tags)
+    assert shape.tags.count("script") == plain.tags.count("script") == 3
+    assert set(shape.tags) == set(plain.tags)
+    assert "<!--" not in page.replace(report.get_plotlyjs(), "")
+    # Substituted nowhere, shown everywhere.
+    assert page.count("{{charts}}&lt;img") > 10
+    # Plotly reads names, captions of axes and texts of points as HTML.
+    for figure in shape.figures:
+        texts = [trace["name"] + trace.get("hovertemplate", "") for trace in figure["data"]]
+        assert not any("<img" in text for text in texts)
+    assert any("&lt;img" in trace["name"] for figure in shape.figures for trace in figure["data"])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to read the script with")
+def test_the_script_is_whole(shown, tmp_path):
+    page, _ = shown
+    (tmp_path / "page.js").write_text(page.rpartition("<script>")[2].partition("</script>")[0])
+    subprocess.run(["node", "--check", tmp_path / "page.js"], check=True)
+
+
 def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
     made = make_records(lengths=tuple(range(100, 2500, 100)), seeds=4)
     assert len(made) > 1000
@@ -163,7 +307,7 @@ def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
     report.main(["--runs", str(folder), "--into", str(tmp_path / "r.html")])
     assert time.perf_counter() - begin < 20
     told = capsys.readouterr()
-    assert f"{len(made)} records" in told.out
+    assert f"{len(made):,} records" in told.out
     assert sorted(line.partition(" ")[0] for line in told.err.splitlines()) == [
         "broken.json", *(f"odd{index}.json" for index in range(5)),
     ]  # fmt: skip
@@ -173,7 +317,7 @@ def test_a_thousand_records_and_some_that_are_none(save, tmp_path, capsys):
 def test_the_picture(save, tmp_path, capsys):
     path = tmp_path / "adding.png"
     with pytest.raises(SystemExit):
-        report.main(["--runs", str(tmp_path), "--picture", str(path)])
+        report.main(["--runs", str(save(make_record())), "--picture", str(path)])
     assert capsys.readouterr().err == (
         "error: --length 5000: there is no finished run of the adding problem at this length to draw\n"
     )
@@ -232,8 +376,11 @@ def test_in_a_browser(shown, width, off, tmp_path):
     assert measured["content"] <= width
     assert measured["charts"] > measured["shown"] > 8
     # What was not run is hidden at first.
-    ours = [row for row in rows if row.runs and row.model not in off and row.task != "har2"]
+    found = [row for table in tables.parts(tables.tables(rows)) for row in table.rows]
+    ours = [row for row in found if row.runs and row.model not in off and row.task != "har2"]
     assert measured["rows"] == len(ours)
+    assert measured["filters"] == (width > 600)
+    assert width < 1280 or not measured["cut"]
     # The trivial prediction is no model's.
     assert set(measured["models"]) == {"cornn", "lstm", "unicornn", None} - set(off)
     assert len(set(measured["background"])) == 2
