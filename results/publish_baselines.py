@@ -76,7 +76,7 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
             run.summary.update({"published/key": key, "published/value": record.value, **final})
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
         run.finish()
-    lines = [f"{len(logged)} logged, {kept} were there"]
+    lines = [f"{len(logged)} logged, {kept} {'was' if kept == 1 else 'were'} there already"]
     if logged and mode == "offline":
         folder = output / "wandb"
         lines.append(f"W&B is offline: look with `wandb leet {folder}`, upload with `wandb sync {folder}/*-baseline-*`")

@@ -10,6 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from longwave.schema import counted
 from longwave.sweeps.plan import RUNNING, Planned, key_of
 from longwave.sweeps.show import say
 from longwave.sweeps.watch import SECONDS, Watch
@@ -55,7 +56,8 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
         held = len(open_runs) - len(free)
         if held and not said:
             said = True
-            say(f"{held} {'run is' if held == 1 else 'runs are'} being trained by another process, and left to it")
+            verb = "is" if held == 1 else "are"
+            say(f"{counted(held, 'run')} {verb} being trained by another process, and left to it")
         if not open_runs:
             return
         if not free:

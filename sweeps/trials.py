@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from rich.table import Table as Lines
 
 from longwave import home
+from longwave.schema import counted
 from longwave.sweeps import search as searching
 from longwave.sweeps.command import Sweep
 from longwave.sweeps.launch import Launch
@@ -48,12 +49,12 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
     path = home() / Path(config.output).expanduser() / "searches" / f"{name}.log"
     total = sweep.trials or wanted.trials
     if sweep.dry_run and not path.exists():
-        say(f"0 of {total} trials are done")
+        say(_done(0, total))
         return 0
     study = searching.open_study(path, name, wanted)
     searching.hold_to(study, path, wanted, config)
     if sweep.dry_run:
-        say(f"{len(searching.done(study))} of {total} trials are done")
+        say(_done(len(searching.done(study)), total))
         show_trials(study, fixed)
         return 0
     lock = FileLock(path.with_suffix(".lock"), timeout=0)
@@ -70,11 +71,15 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
     return 0 if searching.best(study, 1) else 1
 
 
+def _done(count: int, total: int) -> str:
+    return f"{count} of {counted(total, 'trial')} {'is' if total == 1 else 'are'} done"
+
+
 def run_trials(study, wanted: Search, fixed: list[str], launch: Launch, total: int, parallel: int) -> None:
     """Launches trials, ``parallel`` at once, until ``total`` are done; ``fixed`` are the overrides of all of them."""
     killed = searching.retry_killed(study)
     if killed:
-        say(f"{killed} {'trial was' if killed == 1 else 'trials were'} interrupted, and will be resumed")
+        say(f"{counted(killed, 'trial')} {'was' if killed == 1 else 'were'} interrupted, and will be resumed")
     space = searching.distributions(wanted)
     while (count := len(searching.done(study))) < total:
         jobs = []
@@ -106,7 +111,7 @@ def run_trials(study, wanted: Search, fixed: list[str], launch: Launch, total: i
                 say(f"trial {trial.number} failed: {returned._return_value} ({what})")
         found = searching.best(study, 1)
         so_far = f", the best {found[0].value:.5g}" if found else ""
-        say(f"{len(searching.done(study))}/{total} trials{so_far}")
+        say(f"{len(searching.done(study))}/{counted(total, 'trial')}{so_far}")
 
 
 def trial_job(job: Callable, path: Path, name: str, wanted: Search, cfg: DictConfig) -> float:
@@ -131,6 +136,6 @@ def show_trials(study, fixed: list[str]) -> None:
         )
     console.print()
     show(lines)
-    say(f"{pruned} trials were pruned")
+    say(f"{counted(pruned, 'trial')} {'was' if pruned == 1 else 'were'} pruned")
     command = merge(fixed, searching.overrides_of(found[0].params))
     say(f"the best: {shlex.join(['python', 'train.py', *command])}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from longwave.schema import counted
 from longwave.training.progress import log
 from longwave.training.record import Record
 
@@ -15,8 +16,8 @@ def report(record: Record, folder: Path) -> float:
         stages = ", ".join(f"{stage.length} ({stage.steps})" for stage in record.curriculum)
         log.info("trained on growing lengths (steps): %s", stages)
     for key, bounds in record.first_passed.items():
-        reached = [f"reached {b} at step {step}" if step else f"never reached {b}" for b, step in bounds.items()]
-        log.info("%s %s", key, ", ".join(reached))
+        passed = [f"passed {b} at step {step:,}" if step else f"never passed {b}" for b, step in bounds.items()]
+        log.info("%s %s", key, ", ".join(passed))
     target = record.published
     if target is not None and target.value is not None:
         log.info("published: %s (%s; %s)", target.value, target.kind, target.source)
@@ -25,7 +26,7 @@ def report(record: Record, folder: Path) -> float:
         log.info("not as recipe %s has it: %s", record.recipe, changed)
     budget = record.budget
     if budget.steps_in_recipe is not None and budget.steps < budget.steps_in_recipe:
-        log.info("reduced budget: %d of the recipe's %d steps", budget.steps, budget.steps_in_recipe)
+        log.info("reduced budget: %s of the recipe's %s", f"{budget.steps:,}", counted(budget.steps_in_recipe, "step"))
     training = record.config["training"]
     if training["overfit"] or training["limit_evaluation"]:
         log.info("no result: trained on one batch, or tested on a part of the test set")

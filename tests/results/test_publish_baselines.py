@@ -34,7 +34,7 @@ def test_offline_twice(save, tmp_path, monkeypatch, capsys):
     arguments = [KEY, "--mode", "offline", "--output", str(output), "--runs", str(runs)]
     publish_baselines.main(arguments)
     out = capsys.readouterr().out
-    assert "1 logged, 0 were there" in out
+    assert "1 logged, 0 were there already" in out
     assert f"wandb sync {output}/wandb/*-baseline-*" in out
     (folder,) = (output / "wandb").glob("offline-run-*-baseline-*")
     shown = read(folder)
@@ -46,7 +46,7 @@ def test_offline_twice(save, tmp_path, monkeypatch, capsys):
     assert shown.summary["published/value"] == 0.973
     assert shown.config["published"] == KEY
     publish_baselines.main(arguments)
-    assert "0 logged, 1 were there" in capsys.readouterr().out
+    assert "0 logged, 1 was there already" in capsys.readouterr().out
     assert len(list((output / "wandb").glob("offline-run-*"))) == 1
 
 
@@ -64,7 +64,7 @@ def test_online_what_is_there_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", init)
     for _ in range(2):
         lines = publish_baselines.publish(Tracking(mode="online"), tmp_path, (KEY,), tmp_path)
-    assert lines == ["0 logged, 1 were there"]
+    assert lines == ["0 logged, 1 was there already"]
     assert told[0]["id"] == told[1]["id"]
     assert (told[0]["mode"], told[0]["resume"]) == ("online", "allow")
     assert [entry["step"] for entry in made[0].entries] == [0, 100_000]
@@ -88,7 +88,7 @@ def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
     lines = publish_baselines.publish(Tracking(), tmp_path, ("cornn/psmnist",), tmp_path)
     assert modes == ["online"] + ["offline"] * (len(modes) - 1)
     assert len(modes) > 2
-    assert lines[0] == f"{len(modes) - 1} logged, 0 were there"
+    assert lines[0] == f"{len(modes) - 1} logged, 0 were there already"
     assert "logging offline" in caplog.text
 
 

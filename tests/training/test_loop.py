@@ -215,7 +215,7 @@ def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
     assert changed["training.limit_evaluation"] == 1
     assert "optimizer.lr" not in changed
     assert "not as recipe cornn/adding has it: model.hidden=6" in caplog.text
-    assert "reduced budget: 4 of the recipe's 20000 steps" in caplog.text
+    assert "reduced budget: 4 of the recipe's 20,000 steps" in caplog.text
     assert "no result" in caplog.text
 
 
