@@ -26,6 +26,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def open_to_others(path: Path) -> str | None:
+    """How a user who is neither this one nor root may change a file or folder, or None."""
+    found = path.stat()
+    if hasattr(os, "getuid") and found.st_uid not in (0, os.getuid()):
+        return f"belongs to another user (uid {found.st_uid})"
+    return f"may be written by others (mode {found.st_mode & 0o777:o})" if found.st_mode & 0o022 else None
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in it durable; not every system lets a folder be opened."""
     try:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from longwave import CONF, home, train
+from longwave.files import open_to_others
 from longwave.sweeps.command import Sweep, arguments
 from longwave.sweeps.launch import Launch, run_all
 from longwave.sweeps.plan import Estimate, expand
@@ -90,11 +91,10 @@ def own_gpu(number: int):
     if count < 2:
         yield
         return
-    mine, lock = number % count, None
+    mine, lock, folder = number % count, None, lock_folder()
     for index in range(count):
-        name = f"longwave-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
         try:
-            lock = FileLock(Path(tempfile.gettempdir()) / name, timeout=0)
+            lock = FileLock(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock", timeout=0)
             lock.acquire()
             mine = index
             break
@@ -106,6 +106,23 @@ def own_gpu(number: int):
     finally:
         if lock is not None:
             lock.release()
+
+
+def lock_folder() -> Path:
+    """Folder of this user's locks on this machine. In the temporary folder anybody may have made it before.
+
+    Raises:
+        UserError: where another user could put links and files there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"longwave-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        reason = "is a link" if folder.is_symlink() else open_to_others(folder)
+    except OSError as error:
+        reason = f"cannot be made ({error.strerror})"
+    if reason:
+        raise UserError(f"{folder}: {reason}; remove it, or set TMPDIR to a folder of your own")
+    return folder
 
 
 if __name__ == "__main__":

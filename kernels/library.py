@@ -2,7 +2,7 @@
 
 A library is named by a hash of what went into it (source, headers, flags, CPU) and a hash of what came out, so that a
 stale one is not found and a truncated one is seen. It appears in the cache by one rename: processes that build the same
-one at once do not clash.
+one at once do not clash. Nothing is loaded that another user (but root) could have written.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from longwave.files import open_to_others
 
 FOLDER = Path(__file__).parent
 REAL = {torch.float32: "float", torch.float64: "double"}
@@ -103,14 +105,21 @@ def build(source: Source, dtype: torch.dtype) -> Path:
     key = _key(source.path, options)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if reason := open_to_others(folder):
+            raise BuildError(
+                f"the cache {str(folder)!r} {reason}: make it yours alone (chown, chmod go-w), "
+                "or set LONGWAVE_CACHE to another folder"
+            )
         for path in folder.glob(f"{name}-{key}-*.so"):
-            if path.name == f"{name}-{key}-{_digest(path.read_bytes())}.so":
+            if not open_to_others(path) and path.name == f"{name}-{key}-{_digest(path.read_bytes())}.so":
                 return path
             path.unlink(missing_ok=True)
         # In the same folder, for the rename to be one step.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             output = Path(temporary) / "library.so"
             _compile(source, options, output)
+            # Whatever the umask.
+            output.chmod(0o700)
             path = folder / f"{name}-{key}-{_digest(output.read_bytes())}.so"
             output.rename(path)
     except OSError as error:

@@ -299,6 +299,27 @@ def test_a_gpu_a_job(tmp_path, monkeypatch):
     assert chosen == [0, 1, 2, 1, 2, 1, 0]
 
 
+def test_the_locks_of_gpus_are_in_a_folder_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = sweep.lock_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sweep.lock_folder() == folder
+    folder.chmod(0o770)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*longwave-\d+: may be written by others \(mode 770\); remove it, or set TM"
+    ):
+        sweep.lock_folder()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r": is a link; "):
+        sweep.lock_folder()
+    folder.unlink()
+    folder.write_text("")
+    with pytest.raises(UserError, match=r": cannot be made \(File exists\); "):
+        sweep.lock_folder()
+
+
 def test_one_gpu_or_none_is_left_alone(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: pytest.fail("it was set"))
     for count in (0, 1):

@@ -32,7 +32,8 @@ def test_the_example_is_a_cell(tmp_path):
     folder = tmp_path / "longwave"
     for room in ("kernels", "benchmarks"):
         shutil.copytree(PACKAGE / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PACKAGE / "__init__.py", folder)
+    for name in ("__init__.py", "files.py"):
+        shutil.copy(PACKAGE / name, folder)
     # A block belongs to the file that the line before it names.
     text = (PACKAGE / "docs" / "kernels.md").read_text()
     printed = dict(re.findall(r"`([\w/]+\.(?:py|c))`:\n\n```\w+\n(.*?)```", text, re.DOTALL))

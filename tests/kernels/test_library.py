@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import multiprocessing
+import os
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,50 @@ def test_cache_that_cannot_be_written(fresh, monkeypatch, caplog):
     monkeypatch.setenv("LONGWAVE_CACHE", str(fresh / "file" / "cache"))
     assert kernels.backend_for("indrnn", torch.zeros(1)) == "reference"
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        (0o777, "may be written by others (mode 777)"),
+        (0o770, "may be written by others (mode 770)"),
+        (0o700, "belongs to another user (uid 54321)"),
+    ],
+)
+def test_a_cache_of_others_is_not_loaded(fresh, monkeypatch, caplog, mode, reason):
+    library.build(INDRNN, torch.float32)
+    fresh.chmod(mode)
+    if "uid" in reason:
+        if os.getuid() != 0:
+            pytest.skip("only root can give a folder to another user")
+        os.chown(fresh, 54321, -1)
+    with caplog.at_level(logging.WARNING, "longwave"):
+        assert kernels.backend_for("indrnn", torch.zeros(1)) == "reference"
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert f"the cache {str(fresh)!r} {reason}: make it yours alone" in message
+    assert "LONGWAVE_CACHE" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_a_library_that_others_may_write_is_built_again(fresh, mode):
+    library.build(INDRNN, torch.float32).chmod(mode)
+    assert library.build(INDRNN, torch.float32).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_default_cache_is_safe(tmp_path, monkeypatch):
+    monkeypatch.delenv("LONGWAVE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    before = os.umask(0)
+    try:
+        path = library.build(INDRNN, torch.float32)
+    finally:
+        os.umask(before)
+    assert path.parent == tmp_path / "new" / "longwave" / "kernels"
+    assert {file.stat().st_mode & 0o777 for file in (path, path.parent)} == {0o700}
+    monkeypatch.setattr(library, "_compile", None)
+    assert library.build(INDRNN, torch.float32) == path
 
 
 def test_processes_at_once(fresh):
