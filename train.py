@@ -41,9 +41,27 @@ def main() -> None:
         train(command.config, command.recipe, command_of(command.overrides))
         return
     import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    # It would compose every job once more.
+    BasicSweeper.validate_batch_is_legal = lambda sweeper, batch: None
     sys.argv[1:] = command.arguments
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+    finally:
+        if command.configs:
+            show(command.configs)
+
+
+def show(configs: list[configuration.Config]) -> None:
+    """The table of the runs of a multirun, as a sweep ends with."""
+    from longwave.sweeps.plan import Planned
+    from longwave.sweeps.show import show_table
+    from longwave.training.run import folder_of
+
+    # The same run, asked for twice, is one.
+    folders = {folder_of(config): config for config in configs}
+    show_table([Planned(folder.name, [], config, folder) for folder, config in folders.items()])
 
 
 def command_of(overrides: list[str]) -> str:

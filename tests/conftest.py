@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from longwave import PACKAGE, train
 from longwave.kernels.library import cache
 from longwave.tasks import fitzhugh_nagumo, imdb, mnist, ncifar10
 from longwave.tasks.base import data_root
-from longwave.training.config import compose_run
+from longwave.training.config import _compose_recipe, compose_run
 from tests import archives, stand_ins
 
 # One thread: several small processes on a few cores otherwise wait for each other.
@@ -75,9 +76,36 @@ class TrainProcess:
         return sorted((self.output / "runs").glob("*")) if (self.output / "runs").exists() else []
 
 
+class SweepProcess(TrainProcess):
+    """``sweep.py`` likewise."""
+
+    def arguments(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(PACKAGE / "sweep.py"), f"output={self.output}", *overrides]
+
+
 @pytest.fixture
 def train_process(tmp_path) -> TrainProcess:
     return TrainProcess(tmp_path)
+
+
+@pytest.fixture
+def sweep_process(tmp_path) -> SweepProcess:
+    return SweepProcess(tmp_path)
+
+
+@pytest.fixture
+def compositions(monkeypatch) -> list:
+    """What Hydra composes, one after another."""
+    composed = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+
+    def counting(loader, config_name, overrides, **kwargs):
+        composed.append((config_name, overrides))
+        return compose(loader, config_name=config_name, overrides=overrides, **kwargs)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counting)
+    _compose_recipe.cache_clear()
+    return composed
 
 
 @pytest.fixture(scope="session")

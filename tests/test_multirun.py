@@ -2,8 +2,16 @@
 
 import importlib.util
 import json
+import logging
+import sys
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+
+from longwave import PACKAGE, train
+from longwave.training import progress
+from longwave.training.command import parse
 
 SMALL = (
     "task=adding", "task.T=6", "task.test_samples=10", "model.hidden=3", "training.batch_size=2", "training.steps=4",
@@ -45,6 +53,11 @@ def test_a_grid(launcher, train_process):
     assert {record["status"] for record in records} == {"finished"}
     assert records[0]["command"].startswith("python train.py ")
     assert "model=cornn" in records[0]["command"]
+    # The table, last.
+    _, told, shown = done.stdout.rpartition("adding, T = 6: mse")
+    assert told
+    assert [line.split()[0] for line in shown.splitlines() if "/adding" in line] == ["cornn/adding", "lstm/adding"]
+    assert shown.count("(2)") == 2
 
 
 def test_one_failure_does_not_stop_the_others_and_is_told(launcher, train_process):
@@ -60,6 +73,56 @@ def test_one_failure_does_not_stop_the_others_and_is_told(launcher, train_proces
         record = json.loads((folder / "record.json").read_text())
         statuses[record["config"]["optimizer"]["lr"]] = record["status"]
     assert statuses == {0.01: "finished", 1000: "failed", 0.02: "finished"}
+    # The table has those that finished.
+    shown = done.stdout.rpartition("adding, T = 6: mse")[2]
+    assert ("optimizer.lr=0.01" in shown, "optimizer.lr=1000" in shown) == (True, False)
+
+
+@pytest.fixture
+def train_here(tmp_path, monkeypatch):
+    """``train.py`` in this process: ``train_here("-m", ...)``."""
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [str(PACKAGE / "train.py"), f"output={tmp_path}", *arguments])
+        monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", BasicSweeper.validate_batch_is_legal)
+        GlobalHydra.instance().clear()
+        train.main()
+
+    yield call
+    GlobalHydra.instance().clear()
+    handlers = logging.getLogger().handlers
+    for handler in [handler for handler in handlers if isinstance(handler, progress.ConsoleHandler)]:
+        logging.getLogger().removeHandler(handler)
+
+
+def test_no_job_is_composed_more_often_than_needed(train_here, compositions, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_: 0.0)
+    train_here("-m", "model=cornn,lstm", "seed=0,1,2,3,4", *SMALL)
+    # The launcher's of each job, Hydra's two of its own, and one of each model to check the command line.
+    assert len(compositions) == 10 + 2 + 2
+
+
+def test_the_table_of_a_multirun_has_its_runs_alone(train_here, capsys):
+    train_here("-m", "model=lstm", "seed=0", *SMALL)
+    capsys.readouterr()
+    # One of them is finished already, and one is asked for twice.
+    train_here("-m", "model=cornn", "seed=1,0,1", *SMALL)
+    shown = capsys.readouterr().out.rpartition("adding, T = 6: mse")[2]
+    (line,) = [line for line in shown.splitlines() if "/adding" in line]
+    assert line.startswith("cornn/adding ")
+    assert "(2)" in line
+    train_here("-m", "model=cornn,lstm", "seed=0", *SMALL)
+    shown = capsys.readouterr().out.rpartition("adding, T = 6: mse")[2]
+    assert [line.split()[0] for line in shown.splitlines() if "/adding" in line] == ["cornn/adding", "lstm/adding"]
+
+
+def test_what_hydra_shows_has_no_table():
+    asked = ("-m", "seed=0,1", *SMALL)
+    assert [config.seed for config in parse(asked).configs] == [0, 1]
+    assert not parse([*asked, "--cfg", "job"]).configs
+    assert not parse(SMALL).configs
+    # The seeds that a sweeper chooses are not known.
+    assert not parse(["-m", "seed=0,1", "optimizer.lr=interval(0.1,0.2)", *SMALL]).configs
 
 
 def test_the_objective_is_returned_to_sweepers(fit_here):

@@ -8,7 +8,7 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -61,6 +61,7 @@ class Command:
         arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
         overrides: those among them.
         runs: how many it asks for, where no sweeper decides.
+        configs: of a multirun's, where no sweeper decides.
         config: of its one run; None where Hydra has to do something else: several runs, ...
         recipe: of that run.
         help: what to show instead, where that is asked for.
@@ -69,6 +70,7 @@ class Command:
     arguments: list[str]
     overrides: list[str]
     runs: int = 1
+    configs: list[Config] = field(default_factory=list)
     config: Config | None = None
     recipe: str | None = None
     help: str | None = None
@@ -105,6 +107,11 @@ def parse(arguments: Sequence[str]) -> Command:
     seeds = values.get("seed", [])
     values["seed"] = [text for text in seeds if not re.fullmatch(r"seed=\d{1,18}", text)] or seeds[:1]
     runs = [compose_run(list(job)) for job in itertools.product(*(texts for texts in values.values() if texts))]
+    hydra_shows = given.cfg or given.info or given.hydra_help or given.shell_completion
+    if given.multirun and not hydra_shows and all(override.is_discrete_sweep() for override in sweeps):
+        numbers = [int(text.partition("=")[2]) for text in seeds if text not in values["seed"]]
+        configs = [config for config, _ in runs]
+        command.configs = configs + [replace(config, seed=number) for config in configs for number in numbers]
     if command.arguments == overrides and not sweeps and not any(o.key_or_group.startswith("hydra") for o in parsed):
         ((command.config, command.recipe),) = runs
     return command
