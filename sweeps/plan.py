@@ -1,7 +1,9 @@
 """A table (``conf/table/*.yaml``) as runs: rows x lengths x seeds, each a command line of ``train.py``."""
 
+import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +13,23 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from longwave.results import records
+from longwave.schema import one_line
 from longwave.training import record
 from longwave.training.config import CONF, Config, compose_run, recipe_overrides
 from longwave.training.errors import UserError
-from longwave.training.overrides import choices, read
+from longwave.training.overrides import MOST_RUNS, choices, read
 from longwave.training.record import FINISHED, Record
 from longwave.training.run import folder_of, is_locked
 
 # States of a run beside those of its record.
 RUNNING, MISSING = "running", "missing"
+
+# Runs that take seconds to check: their number is said first.
+MANY = 20
+
+# What a run costs beside its steps, before a sweep has measured it: composition, building, the last record. Seen on two
+# cores that had other work: 0.5 s in one process, 5 s in a process of its own. The sweep measures.
+SECONDS_BESIDE = 1.0
 
 
 @dataclass
@@ -109,9 +119,11 @@ def seeds_of(seeds: Any) -> list[int]:
     Raises:
         UserError: for anything but a number of 1 or more, or a list of whole numbers.
     """
+    if type(seeds) is int and seeds > MOST_RUNS:
+        raise UserError(f"seeds={seeds}: that many runs of each row; at most {MOST_RUNS} runs can be started at once")
     found = list(range(seeds)) if type(seeds) is int else seeds
     if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
-        raise UserError(f"seeds={seeds}: must be how many (at least 1), or a list as [0,7]")
+        raise UserError(f"seeds={one_line(str(seeds))}: must be how many (at least 1), or a list as [0,7]")
     return list(dict.fromkeys(found))
 
 
@@ -145,7 +157,7 @@ def _chosen(override: str) -> list[str]:
 
 
 def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -> list[Planned]:
-    """The runs of a table, each checked.
+    """The runs of a table, each checked; says first how many they are, where that takes a while.
 
     Args:
         name: of the table, for messages.
@@ -153,7 +165,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
         overrides: of all runs; they win over everything in the table.
 
     Raises:
-        UserError: where a row does not compose; one line that names it.
+        UserError: where a row does not compose, in one line that names it; where they are more than MOST_RUNS.
     """
     if not table.rows:
         raise UserError(f"table={name}: has no rows")
@@ -164,10 +176,21 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
                 f"{text}: is no setting of a sweep" + ("; write seeds=N" if text.startswith("seed") else "")
             )
     lengths = [None] if "task.T" in map(key_of, overrides) else table.lengths or [None]
-    found: dict[str, Planned] = {}
+    # Of each row.
+    seeds_in: list[list[int]] = []
     for index, row in enumerate(table.rows, start=1):
-        try:
-            numbers = common if seeds is not None or row.seeds is None else seeds_of(row.seeds)
+        with _named(name, index, row):
+            seeds_in.append(common if seeds is not None or row.seeds is None else seeds_of(row.seeds))
+    count = len(lengths) * sum(map(len, seeds_in))
+    if count > MOST_RUNS:
+        raise UserError(
+            f"table={name}: {count} runs; at most {MOST_RUNS} can be started at once; use fewer seeds or lengths"
+        )
+    if count > MANY:
+        print(f"checking {count} runs", file=sys.stderr, flush=True)
+    found: dict[str, Planned] = {}
+    for index, (row, numbers) in enumerate(zip(table.rows, seeds_in, strict=True), start=1):
+        with _named(name, index, row):
             for length in lengths:
                 longer = [] if length is None else [f"task.T={length}"]
                 chosen = merge(row.selection(), table.overrides, row.overrides, longer, overrides)
@@ -177,15 +200,27 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
                     folder = folder_of(config)
                     title = row.title + ("" if length is None else f", T = {length}")
                     found.setdefault(folder.name, Planned(title, [*chosen, f"seed={seed}"], config, folder))
-        except UserError as error:
-            raise UserError(f"table={name}, row {index} ({row.title}): {error}") from error
     return list(found.values())
 
 
+@contextlib.contextmanager
+def _named(table: str, index: int, row: Row):
+    """Errors name the row."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"table={table}, row {index} ({row.title}): {error}") from error
+
+
 class Estimate:
-    """Estimates of the time that runs take, from the records of earlier ones: ``output`` and ``results/runs``."""
+    """Estimates of the time that runs take, from the records of earlier ones: ``output`` and ``results/runs``.
+
+    Attributes:
+        beside: seconds that a run takes beside its steps, such as its process's start; a sweep measures them.
+    """
 
     def __init__(self, output: Path):
+        self.beside = SECONDS_BESIDE
         self.earlier: list[Record] = []
         self._nearest: dict[str, Record | None] = {}
         for path in [*records.FOLDER.glob("*.json"), *output.glob("runs/*/record.json")]:
@@ -203,8 +238,15 @@ class Estimate:
         same = [r for r in self.earlier if (r.model, r.task) == (config.model.name, config.task.name)]
         return min(same, key=lambda found: _distance(config.as_dict(), found.config), default=None)
 
-    def seconds(self, run: Planned) -> float | None:
-        """Time to the end of a run's budget; None where there is no earlier run to estimate it from."""
+    def seconds(self, run: Planned, started: bool = False) -> float | None:
+        """Time to the end of a run's budget, with what it takes beside its steps where it is not ``started``.
+
+        None where there is no earlier run to estimate it from.
+        """
+        steps = self._seconds_of_steps(run)
+        return None if steps is None else steps + (0.0 if started else self.beside)
+
+    def _seconds_of_steps(self, run: Planned) -> float | None:
         if run.name not in self._nearest:
             self._nearest[run.name] = self.nearest(run.config)
         near = self._nearest[run.name]

@@ -6,7 +6,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,19 +16,19 @@ import yaml
 from hydra import initialize_config_dir
 from rich.console import Console
 
-from longwave import CONF, PACKAGE, sweep
+from longwave import CONF, sweep
 from longwave.results import records, tables
 from longwave.sweeps import search, trials
 from longwave.sweeps.command import Sweep, arguments
-from longwave.sweeps.plan import Estimate, Planned, Row, Table, expand, merge, seeds_of
+from longwave.sweeps.plan import SECONDS_BESIDE, Estimate, Planned, Row, Table, expand, merge, seeds_of
 from longwave.sweeps.search import Range, Search
 from longwave.sweeps.show import show_plan, show_table
 from longwave.sweeps.watch import Watch
 from longwave.training import loop, progress
 from longwave.training.config import choices, compose_object, compose_run
 from longwave.training.errors import UserError
+from longwave.training.overrides import MOST_RUNS
 from longwave.training.run import folder_of
-from tests.conftest import TrainProcess
 from tests.results.cases import make_record, parsed, rows_of
 from tests.test_multirun import LAUNCHERS, installed
 
@@ -37,16 +36,6 @@ TINY = (
     "task.T=8", "task.test_samples=20", "model.hidden=3", "training.batch_size=2", "training.steps=6",
     "training.evaluate_every=3", "training.target=null", "tracking=none", "threads=1",
 )  # fmt: skip
-
-
-class SweepProcess(TrainProcess):
-    def arguments(self, *overrides: str) -> list[str]:
-        return [sys.executable, str(PACKAGE / "sweep.py"), f"output={self.output}", *overrides]
-
-
-@pytest.fixture
-def sweep_process(tmp_path) -> SweepProcess:
-    return SweepProcess(tmp_path)
 
 
 @pytest.fixture
@@ -157,6 +146,25 @@ def test_seeds_and_merging():
     for wrong in (0, -1, [], [-1], "x", 1.5, True, None):
         with pytest.raises(UserError, match=r"^seeds=.*: must be how many"):
             seeds_of(wrong)
+
+
+def test_too_many_runs_are_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setattr("longwave.sweeps.plan.compose_run", lambda _: pytest.fail("it composed"))
+    rows = [Row(recipe="cornn/adding"), Row(recipe="lstm/adding")]
+    for seeds in (10**9, MOST_RUNS + 1):
+        message = f"seeds={seeds}: that many runs of each row; at most {MOST_RUNS} runs can be started at once"
+        with pytest.raises(UserError, match=f"^{message}$"):
+            expand("test", Table(rows=rows), seeds)
+        with pytest.raises(UserError, match=rf"^table=test, row 2 \(lstm/adding\): {message}$"):
+            expand("test", Table(rows=[rows[0], Row(recipe="lstm/adding", seeds=seeds)]), None)
+    with pytest.raises(
+        UserError, match=f"^table=test: 4000 runs; at most {MOST_RUNS} can be started at once; use fewer"
+    ):
+        expand("test", Table(rows=rows, lengths=[10, 20]), 1000)
+    # As many as are allowed are counted before the first is composed.
+    with pytest.raises(pytest.fail.Exception):
+        expand("test", Table(rows=rows), 500)
+    assert capsys.readouterr().err == "checking 1000 runs\n"
 
 
 @pytest.mark.parametrize(
@@ -366,6 +374,12 @@ def test_one_failure_does_not_stop_the_others_and_what_is_finished_is_left_out(s
     assert sorted(starts(output).values()) == [1, 1, 2]
 
 
+def test_no_job_is_composed_more_often_than_needed(sweep_here, compositions):
+    assert sweep_here(Sweep(table=Table(rows=ROWS[::2]), seeds=5, overrides=list(TINY))) == 0
+    # The launcher's of each job and its own; one of each row, and of each recipe as it is.
+    assert len(compositions) == 10 + 1 + 2 + 2
+
+
 def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path / "none")
     assert sweep_here(Sweep(table=Table(rows=ROWS[:1]), seeds=1, overrides=list(TINY))) == 0
@@ -377,8 +391,9 @@ def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
     states = [line.split()[2:] for line in lines if "-seed" in line]
     assert states[0] == ["finished"]
     assert [state[0] for state in states[1:]] == ["missing"] * 3
-    # The other seed of the same model tells how long it takes; nothing tells of the LSTM.
+    # The other seed of the same model tells how long it takes, and a start is counted; nothing tells of the LSTM.
     assert states[1][-1] == "s"
+    assert float(states[1][-2]) >= SECONDS_BESIDE
     assert lines[-1].startswith("1 of 4 runs are finished; one after another, the rest takes about ")
     assert lines[-1].endswith(", less where runs end early, and what 2 runs take of which no earlier run tells")
     assert starts(tmp_path / "outputs") == before
@@ -402,12 +417,13 @@ def test_the_estimate_is_of_the_nearest_run(tmp_path, monkeypatch):
     run = expand("test", Table(rows=ROWS[:1], overrides=["task.T=1000", "training.steps=50"]), 1)[0]
     run.folder = tmp_path / "none"
     # 50 steps of a tenth of a second, each of twice the length.
-    assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(50 * 0.1 * 2)
+    assert Estimate(tmp_path / "outputs").seconds(run, started=True) == pytest.approx(50 * 0.1 * 2)
+    assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(50 * 0.1 * 2 + SECONDS_BESIDE)
     run.folder.mkdir()
     half = make_record("cornn", "adding", status="interrupted", wall_seconds=30.0)
     half["budget"] |= {"steps": 50, "steps_done": 10}
     (run.folder / "record.json").write_text(json.dumps(half))
-    assert Estimate(tmp_path / "outputs").seconds(run) == pytest.approx(40 * 3)
+    assert Estimate(tmp_path / "outputs").seconds(run, started=True) == pytest.approx(40 * 3)
     other = expand("test", Table(rows=ROWS[2:]), 1)[0]
     assert Estimate(tmp_path / "outputs").seconds(other) is None
 
@@ -424,7 +440,64 @@ def test_a_sweep_estimates_by_what_it_has_finished(tmp_path, monkeypatch):
         config = runs[0].config.as_dict()
         record = make_record("cornn", "adding", steps=50, config=config, wall_seconds=25.0)
         (runs[0].folder / "record.json").write_text(json.dumps(record))
-    assert estimate.seconds(runs[1]) == pytest.approx(25)
+    assert estimate.seconds(runs[1], started=True) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_sweep_measures_what_runs_take_beside_their_steps(at_once, tmp_path, monkeypatch):
+    """Every run takes 2 s to start, 3 s of steps and 1 s to end; a failed one and a resumed one as well."""
+    monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path / "none")
+    runs = expand("test", Table(rows=ROWS[:1], overrides=["training.steps=50"]), 12)
+    states, clock = {}, 0.0
+    monkeypatch.setattr(Planned, "state", lambda run: states.get(run.name, "missing"))
+    monkeypatch.setattr("longwave.sweeps.watch.time.monotonic", lambda: clock)
+
+    def write(run: Planned, status: str, seconds: float):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        record = make_record("cornn", "adding", status=status, steps=50, wall_seconds=seconds)
+        record |= {"config": run.config.as_dict(), "written": f"{status} at {clock}"}
+        if status == "failed":
+            record["error"] = "UserError: it failed"
+        (run.folder / "record.json").write_text(json.dumps(record))
+
+    for run in runs:
+        run.folder = tmp_path / run.name
+    # Trained for an hour in another sweep.
+    write(runs[1], "interrupted", 3600.0)
+    watch = Watch(runs, Estimate(tmp_path / "outputs"), {})
+    watch._entered = clock
+    for first in range(0, 9, at_once):
+        batch = runs[first : first + at_once]
+        clock += 2
+        states |= {run.name: "running" for run in batch}
+        watch._look()
+        clock += 4
+        for run in batch:
+            failed = run is runs[0]
+            states[run.name] = "failed" if failed else "finished"
+            write(run, states[run.name], 3603.0 if run is runs[1] else 3.0)
+        watch._look()
+        assert watch.estimate.beside == pytest.approx(3)
+    # In the middle of a long run, the time of its steps is not taken for that of its start.
+    clock += 2
+    states |= {run.name: "running" for run in runs[9 : 9 + at_once]}
+    watch._look()
+    clock += 1000
+    watch._look()
+    assert watch.estimate.beside == pytest.approx(3, abs=0.5)
+
+
+def test_the_estimate_of_tiny_runs_counts_their_start(sweep_here, tmp_path, monkeypatch, capsys):
+    """What it says after the runs are done, of as many more, is what they took; their steps alone are far less."""
+    monkeypatch.setattr("longwave.sweeps.plan.records.FOLDER", tmp_path / "none")
+    watched = []
+    monkeypatch.setattr(sweep, "Watch", lambda *args: watched.append(Watch(*args)) or watched[0])
+    began = time.monotonic()
+    assert sweep_here(Sweep(table=Table(rows=ROWS[:1]), seeds=6, overrides=list(TINY))) == 0
+    took = time.monotonic() - began
+    (watch,) = watched
+    said = sum(watch.estimate.seconds(run) for run in watch.runs)
+    assert took / 2 < said < took * 1.5
 
 
 @pytest.mark.slow
