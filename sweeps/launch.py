@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from subprocess import CalledProcessError
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -10,7 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from longwave.schema import counted
+from longwave.schema import counted, one_line
 from longwave.sweeps.plan import RUNNING, Planned, key_of
 from longwave.sweeps.show import say
 from longwave.sweeps.watch import SECONDS, Watch
@@ -38,8 +39,21 @@ class Launch:
         self.launched = 0
 
     def __call__(self, jobs: list[list[str]]) -> Sequence[JobReturn]:
+        """What came of each job.
+
+        Raises:
+            UserError: where SLURM takes none of them.
+            Exception: of any kind where a worker died.
+        """
         first, self.launched = self.launched, self.launched + len(jobs)
-        return self.launcher.launch(jobs, initial_job_idx=first)
+        try:
+            return self.launcher.launch(jobs, initial_job_idx=first)
+        except Exception as error:
+            cause = error.__cause__
+            if isinstance(cause, CalledProcessError) and cause.cmd[0] == "sbatch":
+                said = cause.stderr.partition("\n")[0]
+                raise UserError(f"SLURM takes no job: {one_line(said, 200)}") from error
+            raise
 
 
 def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
@@ -67,6 +81,8 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
         before = {run.name: _written(run) for run in batch}
         try:
             returns = launch([run.overrides for run in batch])
+        except UserError:
+            raise
         except Exception as error:
             # A worker died. Whoever was at work then may be the reason, and has one more try.
             reason = f"a worker died ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"

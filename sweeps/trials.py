@@ -94,6 +94,8 @@ def run_trials(study, wanted: Search, fixed: list[str], launch: Launch, total: i
             jobs.append((trial, overrides))
         try:
             returns = launch([overrides for _, overrides in jobs])
+        except UserError:
+            raise
         except Exception as error:
             say(f"a worker died ({type(error).__name__})")
             searching.retry_killed(study)

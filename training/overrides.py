@@ -6,6 +6,7 @@ Hydra refuses some in words of its own, of several lines, and misunderstands oth
 import difflib
 import itertools
 import re
+import shutil
 from collections.abc import Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -60,6 +61,8 @@ def check(text: str, known: list[str]) -> Override:
             raise UserError(f"{one_line(key)}: is fixed; of Hydra's settings there are {offered}")
         if not isinstance(override.value(), str) and key in HYDRA[:2]:
             raise UserError(f"{short}: must be the name of a {key.partition('/')[2]}")
+        if key == HYDRA[0] and override.value() == "submitit_slurm" and shutil.which("sbatch") is None:
+            raise UserError(f"{short}: no SLURM here (sbatch not found)")
         return override
     if root not in known:
         raise UserError(unknown_key(one_line(key), root, known))
