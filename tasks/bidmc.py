@@ -8,6 +8,7 @@ import torch
 
 from longwave.schema import Annotated, Gt, Lt, OneOf, Section
 from longwave.tasks import series
+from longwave.tasks.checks import DataError
 from longwave.tasks.eigenworms import nrde
 from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import by_seed, train_test
@@ -70,7 +71,8 @@ def split(config: Config, total: int, official: int, seed: int) -> dict[str, np.
         validation, test = train_test(rest, 0.5, np.random.RandomState(1))
     elif config.protocol == "lem":
         if total != sum(LEM):
-            raise OSError(f"task.protocol=lem: splits {sum(LEM)} series, and there are {total}")
+            name = f"BIDMC32{TARGETS[config.name]}"
+            raise DataError(name, None, f"{total} series, and task.protocol=lem splits {sum(LEM)}")
         train, rest = _random_split(everything, LEM[0])
         test, validation = _random_split(rest, LEM[1])
     else:

@@ -8,11 +8,14 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import logging
+import lzma
 import os
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import urllib.error
@@ -28,30 +31,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from longwave.files import load_intact, replacing
+from longwave.schema import one_line
+from longwave.tasks import checks
+from longwave.tasks.checks import DataError
 
 log = logging.getLogger("longwave")
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
 
+# An archive that unpacks to more is refused, as is one of more than SMALL bytes that unpacks to RATIO times its size.
+LARGEST_ARCHIVE = 16 << 30
+SMALL, RATIO = 100 << 20, 200
+
 AGAIN = "delete it and run again to download it"
-
-
-class DataError(OSError):
-    """A data file that is missing, wrong or malformed: ``<file>, <place>: <reason>``.
-
-    Args:
-        file: its path, or its name.
-        place: where in the file, such as ``line 7``; None is the whole file.
-        reason: what is wrong and what to do about it.
-    """
-
-    def __init__(self, file: Path | str, place: str | None, reason: str):
-        super().__init__(f"{file}, {place}: {reason}" if place else f"{file}: {reason}")
-        self.file, self.place, self.reason = file, place, reason
-
-    def __reduce__(self):
-        return DataError, (self.file, self.place, self.reason)
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,9 @@ def verify(path: Path, algorithm: str, expected: str, advice: str = AGAIN) -> No
 
 def _check(source: Source, path: Path, url: str | None = None) -> None:
     """Raises DataError for a wrong checksum; ``url`` is the address of a fresh download."""
-    advice = f"{AGAIN} from {' or '.join(source.urls)}"
+    advice = f"{AGAIN} from {' or '.join(source.urls)}" if source.urls else "replace it"
+    if not _size(path):
+        raise DataError(path, None, f"is empty; {advice}")
     expected, (note, unchanged) = source.sha256, _noted(path)
     found = note["sha256"] if unchanged else _hash(path, "sha256")
     if expected is None and source.md5 is not None:
@@ -175,8 +170,19 @@ def _write_note(path: Path, **note: str | int | None) -> None:
 
 
 def _hash(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(path, None, f"cannot be read ({error.strerror})") from error
+
+
+def content(path: Path) -> bytes:
+    """The content of a file; DataError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(path, None, f"cannot be read ({error.strerror})") from error
 
 
 def locked(path: Path, doing: str) -> contextlib.AbstractContextManager:
@@ -231,6 +237,9 @@ def _download(source: Source, path: Path) -> str:
 
 
 def _check_download(source: Source, part: Path) -> None:
+    if not _size(part):
+        part.unlink(missing_ok=True)
+        raise _Failed("an empty file")
     for algorithm, expected in (("sha256", source.sha256), ("md5", source.md5)):
         if expected is not None and (found := _hash(part, algorithm)) != expected:
             part.unlink()
@@ -252,11 +261,14 @@ def _download_from(url: str, source: Source, part: Path) -> None:
             try:
                 return _request(url, source, part, show)
             except urllib.error.HTTPError as error:
-                raise _Failed(f"HTTP {error.code} {error.reason}") from error
+                raise _Failed(one_line(f"HTTP {error.code} {' '.join(error.reason.split())}", 200)) from error
+            except ValueError as error:
+                raise _Failed(one_line(f"redirected to a malformed address: {error}", 200)) from error
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 # A broken connection is resumed as long as bytes arrive.
                 if _size(part) <= before:
-                    raise _Failed(" ".join(str(getattr(error, "reason", error)).split())) from error
+                    reason = " ".join(str(getattr(error, "reason", error)).split())
+                    raise _Failed(one_line(reason, 200)) from error
 
 
 def _size(path: Path) -> int:
@@ -291,7 +303,11 @@ def _request(url: str, source: Source, part: Path, show: Callable[[int, int | No
         elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink()
             return _request(url, source, part, show)
+        elif not have:
+            raise _Failed("a part of the file, where all of it was requested")
         length = response.headers.get("Content-Length")
+        if length and not (length.isascii() and length.isdigit()):
+            raise _Failed(f"its Content-Length is {one_line(length)!r}")
         total = have + int(length) if length else None
         try:
             validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -315,7 +331,8 @@ def _request(url: str, source: Source, part: Path, show: Callable[[int, int | No
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
-        return response.read(CHUNK)
+        # What has come, not all of CHUNK: a connection that stalls or breaks loses nothing.
+        return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(f"the connection broke: {error}") from error
 
@@ -381,13 +398,41 @@ def unpack(archive: Path, members: Sequence[str], into: Path) -> Path:
     return into
 
 
+# What zipfile, tarfile and the decompressors raise for damaged, encrypted and unknown content.
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, struct.error,
+    EOFError, RuntimeError, ValueError, IndexError, OverflowError,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def intact(archive: Path) -> Iterator[None]:
     """Turns the errors of reading a damaged archive into a DataError."""
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(archive, None, f"damaged ({' '.join(str(error).split())}); {AGAIN}") from error
+    except (*_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and (isinstance(error, DataError) or error.errno is not None):
+            raise
+        reason = one_line(" ".join(str(error).split()), 200)
+        raise DataError(archive, None, f"damaged ({reason}); {AGAIN}") from error
+
+
+class _Member(io.RawIOBase):
+    """A file in an archive, whose damage is a DataError."""
+
+    def __init__(self, archive: Path, opened: BinaryIO):
+        self.archive, self.opened = archive, opened
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:
+        with intact(self.archive):
+            return self.opened.readinto(buffer)
+
+    def close(self) -> None:
+        self.opened.close()
+        super().close()
 
 
 @contextlib.contextmanager
@@ -395,43 +440,77 @@ def open_archive(archive: Path) -> Iterator[tuple[list[str], Callable[[str], Bin
     """The names of the files in a zip or tar archive, and a function that opens one of them.
 
     Raises:
-        DataError: for a damaged archive, also while a member is read; for one with links or special files.
+        DataError: for a damaged or encrypted archive, also while a member is read; for one with links, special files or
+            members without a name; for one that unpacks to far more than its size.
     """
-    with intact(archive):
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                files = [info for info in opened.infolist() if not info.is_dir()]
-                for info in files:
-                    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-                        raise DataError(archive, info.filename, "a link or a special file; refused")
-                yield [info.filename for info in files], opened.open
-        else:
-            with tarfile.open(archive) as opened:
-                infos = {info.name: info for info in opened if not info.isdir()}
-                for info in infos.values():
-                    if not info.isreg():
-                        raise DataError(archive, info.name, "a link or a special file; refused")
-                # The checksum is at the end.
-                while opened.fileobj.read(CHUNK):
-                    pass
-                yield list(infos), lambda name: opened.extractfile(infos[name])
+    with contextlib.ExitStack() as opened:
+        with intact(archive):
+            files, open_member = (_zip if zipfile.is_zipfile(archive) else _tar)(archive, opened)
+
+        def open_one(name: str) -> BinaryIO:
+            with intact(archive):
+                return io.BufferedReader(_Member(archive, open_member(files[name])), CHUNK)
+
+        yield list(files), open_one
+
+
+def _zip(archive: Path, opened: contextlib.ExitStack) -> tuple[dict, Callable]:
+    """The files in an archive by name, and what opens one."""
+    whole = opened.enter_context(zipfile.ZipFile(archive))
+    infos = {info.filename: info for info in whole.infolist() if not info.filename.endswith("/")}
+    for info in infos.values():
+        _check_member(archive, info.filename, stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG))
+    # Of a member, no more than this is ever read.
+    _check_size(archive, sum(info.file_size for info in infos.values()))
+    return infos, whole.open
+
+
+def _tar(archive: Path, opened: contextlib.ExitStack) -> tuple[dict, Callable]:
+    whole = tarfile.open(archive)  # noqa: SIM115
+    opened.enter_context(whole)
+    infos, size = {}, 0
+    for info in whole:
+        # Before the next one is looked for, behind this one.
+        size += info.size
+        _check_size(archive, size)
+        if not info.isdir():
+            _check_member(archive, info.name, info.isreg())
+            infos[info.name] = info
+    # The checksum is at the end.
+    while rest := whole.fileobj.read(CHUNK):
+        size += len(rest)
+        _check_size(archive, size)
+    return infos, whole.extractfile
+
+
+def _check_member(archive: Path, name: str, regular: bool) -> None:
+    if not name:
+        raise DataError(archive, None, "a file without a name; refused")
+    if not regular:
+        raise DataError(archive, name, "a link or a special file; refused")
+
+
+def _check_size(archive: Path, size: int) -> None:
+    packed = archive.stat().st_size
+    if size > LARGEST_ARCHIVE or (size > SMALL and size > RATIO * packed):
+        raise DataError(archive, None, f"{readable(packed)} that unpack to at least {readable(size)}; refused")
 
 
 def find(archive: Path, names: Sequence[str], wanted: str) -> str:
     """The one member named ``wanted``, in any folder; DataError if there is none, or several."""
     found = [wanted] if wanted in names else [name for name in names if name.endswith(f"/{wanted}")]
     if len(found) != 1:
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise DataError(archive, None, f"{len(found) or 'no'} files named {wanted}; it holds {listed}")
+        listed = one_line(", ".join(names[:20]), 400) + (", ..." if len(names) > 20 else "")
+        raise DataError(archive, None, f"{len(found) or 'no'} files named {wanted}; it holds {listed or 'none'}")
     return found[0]
 
 
 def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of ``build``, kept in ``root/cache/<name>-<hash>.pt``.
 
-    The hash is of ``key`` and of the code of the file that defines ``build``. The file is written whole or not at all,
-    by one process while the others wait. It is checked when it is read, and built again if it is damaged. Where the
-    data root cannot be written to, nothing is kept.
+    The hash is of ``key``, of the code of the file that defines ``build``, and of the checks. The file is written whole
+    or not at all, by one process while the others wait. It is checked when it is read, and built again if it is
+    damaged. Where the data root cannot be written to, nothing is kept.
 
     Args:
         key: everything that the result depends on, as JSON: checksums of the files, the protocol, :func:`code` of other
@@ -441,7 +520,7 @@ def cached(root: Path, name: str, key: dict, build: Callable[[], dict[str, Any]]
     Raises:
         DataError: the disk is full.
     """
-    whole = json.dumps([key, code(build.__code__.co_filename)], sort_keys=True)
+    whole = json.dumps([key, code(build.__code__.co_filename, checks.__file__)], sort_keys=True)
     path = root / "cache" / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}.pt"
     kept = _load_cache(path)
     if kept is not None:

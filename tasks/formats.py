@@ -1,18 +1,33 @@
 """The text formats of the UEA, UCR and Monash archives: ``.ts``, and ``.arff``, relational or one column a step."""
 
-import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 import orjson
 
-from longwave.tasks.data import DataError
+from longwave.schema import one_line
+from longwave.tasks.checks import DataError, check, lines
 
 ENCODING = "utf-8"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header says of the series.
+
+    Args:
+        classes: labels; None where the label is a number to predict.
+        equal: all are of one length.
+        complete: there are no missing values.
+    """
+
+    classes: list[str] | None
+    equal: bool = False
+    complete: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,7 +35,8 @@ class Part:
     """The series of one file, in its order.
 
     Args:
-        series: N arrays (T, C), float32; T may differ. NaN is a missing value.
+        series: N arrays (T, C), float32; T may differ. NaN is a missing value; where all channels end with missing
+            values, the series ends before them.
         labels: the N labels, as written.
         classes: the labels in the header; None where the label is a number to predict.
         lines: the line number of each series.
@@ -38,47 +54,62 @@ def read(file: BinaryIO, name: str) -> Part:
     Raises:
         DataError: for a malformed line.
     """
-    lines = enumerate(file, 1)
+    numbered = lines(file, name, ended=False)
     header = _arff_header if name.endswith(".arff") else _ts_header
-    split, classes, equal = header(lines, name)
-    series, labels, numbers = [], [], []
-    known = None if classes is None else {_plain(label) for label in classes}
-    with warnings.catch_warnings():
-        # Some versions of numpy only warn of text that is not a number, and return what precedes it.
-        warnings.simplefilter("error", DeprecationWarning)
-        for number, line in lines:
-            line = line.strip()
-            if not line or line.startswith((b"#", b"%")):
-                continue
-            try:
-                channels, label = split(line)
-                values = np.stack([channel.astype(np.float32) for channel in _same_length(channels)], axis=1)
-                if series and values.shape[1] != series[0].shape[1]:
-                    raise ValueError(f"{values.shape[1]} channels, where the first series has {series[0].shape[1]}")
-                if equal and series and len(values) != len(series[0]):
-                    raise ValueError(
-                        f"{len(values)} steps, where the first series has {len(series[0])} "
-                        "and the header says that all are of one length"
-                    )
-                _check_label(label, known)
-            except ValueError as error:
-                raise DataError(name, f"line {number}", str(error)) from error
-            series.append(values)
-            labels.append(label)
-            numbers.append(number)
+    split, head = header(numbered, name)
+    series, labels, places = [], [], []
+    known = None if head.classes is None else {_plain(label) for label in head.classes}
+    written = None  # steps of the first series, with missing ones at its end
+    for number, line in numbered:
+        line = line.strip()
+        if not line or line.startswith((b"#", b"%")):
+            continue
+        place = f"line {number}"
+        try:
+            channels, label = split(line)
+            values = np.stack([channel.astype(np.float32) for channel in _same_length(channels)], axis=1)
+            if series and values.shape[1] != series[0].shape[1]:
+                raise ValueError(f"{values.shape[1]} channels, where the first series has {series[0].shape[1]}")
+            written = written or len(values)
+            if head.equal and len(values) != written:
+                raise ValueError(
+                    f"{len(values)} steps, where the first series has {written} "
+                    "and the header says that all are of one length"
+                )
+            _check_label(label, known, name, place)
+            steps = _steps(values)
+            if steps < len(values) and head.complete:
+                raise ValueError(
+                    f"ends with {len(values) - steps} missing values, where the header says @missing false; "
+                    "@missing true reads them as the end of the series"
+                )
+        except ValueError as error:
+            raise DataError(name, place, str(error)) from error
+        where = f"{place}, step {{}} of channel {{}}".format
+        check(np.nan_to_num(values), name, lambda step, channel, where=where: where(step + 1, channel + 1))
+        series.append(values[:steps])
+        labels.append(label)
+        places.append(number)
     if not series:
         raise DataError(name, None, "no series")
-    return Part(series, labels, classes, numbers)
+    return Part(series, labels, head.classes, places)
 
 
-def _check_label(label: str, known: set[str] | None) -> None:
+def _steps(values: np.ndarray) -> int:
+    """Steps of a series (T, C) without the missing ones at its end; all of one that has no value."""
+    there = np.flatnonzero(~np.isnan(values).all(1))
+    return int(there[-1]) + 1 if len(there) else len(values)
+
+
+def _check_label(label: str, known: set[str] | None, name: str, place: str) -> None:
     if known is None:
-        with contextlib.suppress(ValueError):
-            if np.isfinite(float(label)):
-                return
-        raise ValueError(f"target {label!r} is not a finite number")
-    if _plain(label) not in known:
-        raise ValueError(f"label {label!r} is none of the header's")
+        try:
+            target = float(label)
+        except ValueError:
+            raise ValueError(f"target {one_line(label)!r} is not a finite number") from None
+        check([target], name, lambda _: f"{place}, target")
+    elif _plain(label) not in known:
+        raise ValueError(f"label {one_line(label)!r} is none of the header's")
 
 
 def _plain(label: str) -> str:
@@ -104,16 +135,27 @@ def numbers(text: bytes) -> np.ndarray:
         # As JSON: several times faster than numpy, and EigenWorms has 28 million numbers.
         values = np.array(orjson.loads(b"[%b]" % text), np.float64)
     except ValueError:
-        try:
-            values = np.fromstring(text.replace(b"?", b"nan"), sep=",")
-        except (ValueError, DeprecationWarning):
-            values = np.empty(0)
+        with warnings.catch_warnings():
+            # Some versions of numpy only warn of text that is not a number, and return what precedes it.
+            warnings.simplefilter("error", DeprecationWarning)
+            try:
+                values = np.fromstring(text.replace(b"?", b"nan"), sep=",")
+            except (ValueError, DeprecationWarning):
+                values = np.empty(0)
     if len(values) != text.count(b",") + 1:
         bad = next((field for field in text.split(b",") if not _is_number(field)), text)
         raise ValueError(f"{_shown(bad)} is not a number")
     if (np.abs(values) > np.finfo(np.float32).max).any():
         raise ValueError("a value that is infinite in 32 bits")
     return values
+
+
+def row(line: bytes, count: int) -> np.ndarray:
+    """``count`` numbers with space between them; ValueError for anything else."""
+    fields = line.split()
+    if len(fields) != count:
+        raise ValueError(f"{len(fields)} numbers, not {count}")
+    return numbers(b",".join(fields))
 
 
 def _is_number(field: bytes) -> bool:
@@ -125,13 +167,12 @@ def _is_number(field: bytes) -> bool:
 
 
 def _shown(text: bytes) -> str:
-    shown = text.decode(ENCODING, "replace")
-    return repr(shown if len(shown) <= 40 else shown[:40] + "...")
+    return repr(one_line(text.decode(ENCODING, "replace"), 43))
 
 
-def _header(lines: Iterator[tuple[int, bytes]], name: str, known: str, comments: tuple[str, ...]):
-    """Yields the first word, in lower case, and the text of each line up to ``@data``; ``known`` are the words."""
-    for number, raw in lines:
+def _header(numbered: Iterator[tuple[int, bytes]], name: str, known: str, comments: tuple[str, ...]):
+    """Yields number, first word in lower case, and text of each line up to ``@data``; ``known`` are the words."""
+    for number, raw in numbered:
         line = raw.decode(ENCODING, "replace").strip()
         if not line or line.startswith(comments):
             continue
@@ -140,16 +181,16 @@ def _header(lines: Iterator[tuple[int, bytes]], name: str, known: str, comments:
             return
         if not re.fullmatch(known, word):
             raise DataError(name, f"line {number}", f"{_shown(raw.strip())} comes before @data")
-        yield word, line
+        yield number, word, line
     raise DataError(name, None, "no line @data")
 
 
-def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
-    """Reads up to ``@data``; returns a function that splits a line, the classes, and whether all lengths are equal."""
-    keys = {word[1:]: line.split()[1:] for word, line in _header(lines, name, "@.*", ("#", "%"))}
+def _ts_header(numbered: Iterator[tuple[int, bytes]], name: str) -> tuple[Callable, Header]:
+    """Reads up to ``@data``; returns a function that splits a line into channels and label, and the header."""
+    keys = {word[1:]: line.split()[1:] for _, word, line in _header(numbered, name, "@.*", ("#", "%"))}
 
-    def true(key: str) -> bool:
-        return [value.lower() for value in keys.get(key, [])[:1]] == ["true"]
+    def true(key: str, word: str = "true") -> bool:
+        return [value.lower() for value in keys.get(key, [])[:1]] == [word]
 
     if not true("classlabel") and not true("targetlabel"):
         raise DataError(name, None, "the header has neither @classLabel true nor @targetLabel true")
@@ -164,9 +205,9 @@ def _ts_header(lines: Iterator[tuple[int, bytes]], name: str):
             *channels, label = line.split(b":")
         if not channels:
             raise ValueError("no colon between the values and the label")
-        return list(map(_stamped if stamped else numbers, channels)), label.decode(ENCODING, "replace").strip()
+        return list(map(_stamped if stamped else numbers, channels)), label.decode(ENCODING).strip()
 
-    return split, classes, true("equallength")
+    return split, Header(classes, true("equallength"), complete=true("missing", "false"))
 
 
 def _stamped(text: bytes) -> np.ndarray:
@@ -179,21 +220,24 @@ def _stamped(text: bytes) -> np.ndarray:
         ticks = np.array([float(time) for time in times])
     except ValueError:
         ticks = np.array([np.datetime64(time.strip(), "us") for time in times]).astype(np.int64).astype(float)
-    gaps = np.diff(ticks)
-    if len(gaps) and not np.allclose(gaps, gaps[0], rtol=1e-6, atol=0):
+    with np.errstate(all="ignore"):  # of infinite times
+        gaps = np.diff(ticks)
+    if len(gaps) and not (gaps[0] > 0 and np.allclose(gaps, gaps[0], rtol=1e-6, atol=0)):
         raise ValueError("its times are not evenly spaced, which is not supported")
     return numbers(b",".join(value for _, value in pairs))
 
 
-def _arff_header(lines: Iterator[tuple[int, bytes]], name: str):
+def _arff_header(numbered: Iterator[tuple[int, bytes]], name: str) -> tuple[Callable, Header]:
     """As :func:`_ts_header`. The last attribute at the top level is the label."""
     attributes: list[tuple[str, str]] = []  # (name, type) at the top level
     inside = False
-    for word, line in _header(lines, name, "@relation|@attribute|@end", ("%",)):
+    for number, word, line in _header(numbered, name, "@relation|@attribute|@end", ("%",)):
         if word == "@end":
             inside = False
         elif word == "@attribute" and not inside:
             found = re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)\s*(.*)", line, re.IGNORECASE)
+            if not found:
+                raise DataError(name, f"line {number}", "@attribute without a name")
             attributes.append((found[1], found[2]))
             inside = found[2].lower() == "relational"
     if len(attributes) < 2:
@@ -204,7 +248,7 @@ def _arff_header(lines: Iterator[tuple[int, bytes]], name: str):
     if kind.startswith("{"):
         classes = [label.strip().strip("'\"") for label in kind.strip("{} ").split(",")]
     elif kind.lower() not in ("numeric", "real"):
-        raise DataError(name, None, f"the label is of the type {kind}; it must be {{a,b,...}} or numeric")
+        raise DataError(name, None, f"the label is of the type {one_line(kind)}; it must be {{a,b,...}} or numeric")
 
     def split(line: bytes) -> tuple[list[np.ndarray], str]:
         if relational:
@@ -218,13 +262,6 @@ def _arff_header(lines: Iterator[tuple[int, bytes]], name: str):
             channels = [numbers(text)]
             if len(channels[0]) != len(attributes) - 1:
                 raise ValueError(f"{len(channels[0])} values, where the header has {len(attributes) - 1}")
-        return _without_tail(channels), label.decode(ENCODING, "replace").strip().strip("'\"")
+        return channels, label.decode(ENCODING).strip().strip("'\"")
 
-    return split, classes, False
-
-
-def _without_tail(channels: list[np.ndarray]) -> list[np.ndarray]:
-    """Shorter series are filled up with missing values at the end, in every channel."""
-    there = ~np.logical_and.reduce([np.isnan(channel) for channel in _same_length(channels)])
-    length = int(np.flatnonzero(there)[-1]) + 1 if there.any() else len(there)
-    return [channel[:length] for channel in channels]
+    return split, Header(classes)

@@ -1,5 +1,6 @@
 """HAR-2 (Kusupati et al., NeurIPS 2018): two groups of activities from 128 steps of a phone's motion sensors."""
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from longwave.schema import Annotated, Gt, Lt, OneOf, Section
+from longwave.tasks import formats
 from longwave.tasks.base import ArrayTask, binary_scores
-from longwave.tasks.data import AGAIN, DataError, Source, cached, digest, fetch, unpack
+from longwave.tasks.checks import DataError, check, lines
+from longwave.tasks.data import AGAIN, Source, cached, code, digest, fetch, unpack
 from longwave.tasks.splits import hold_out, index_hash
 
 SOURCES = {
@@ -29,6 +32,10 @@ NAMES = [
     for kind in ("body_acc", "body_gyro", "total_acc")
     for axis in "xyz"
 ] + ["{part}/y_{part}.txt", "{part}/subject_{part}.txt"]
+
+# Accelerations in g, within 16, and angular velocities in rad/s, within 35.
+SIGNAL = 100
+ACTIVITIES, PEOPLE = 6, 30
 
 # Walking, downstairs, standing; the others are upstairs, sitting, laying (FastGRNN's paper, appendix B).
 ONES = (1, 3, 5)
@@ -123,23 +130,36 @@ def read(root: Path) -> tuple[Tensor, Tensor, Tensor, int, tuple[tuple[str, str]
     def build() -> dict[str, Tensor]:
         parts = {part: [_table(folder / name) for name in names[part]] for part in names}
         for part, tables in parts.items():
-            if len({len(table) for table in tables}) != 1 or any(t.shape[1] != 128 for t in tables[:9]):
-                shapes = ", ".join(f"{name} {t.shape}" for name, t in zip(names[part], tables, strict=True))
-                raise DataError(folder, None, f"the files do not belong together; they hold {shapes}")
-        joined = [torch.cat(pair) for pair in zip(*parts.values(), strict=True)]
+            rows = statistics.mode(map(len, tables))
+            for name, table in zip(names[part], tables, strict=True):
+                if len(table) != rows:
+                    raise DataError(folder / name, None, f"{len(table)} lines, and {rows} in the other files; {AGAIN}")
+        joined = [np.concatenate(pair) for pair in zip(*parts.values(), strict=True)]
         return {
-            "windows": torch.stack(joined[:9], -1),
-            "labels": joined[9][:, 0].long(),
-            "subjects": joined[10][:, 0].long(),
+            "windows": torch.from_numpy(np.stack(joined[:9], -1).astype(np.float32)),
+            "labels": torch.from_numpy(joined[9][:, 0]).long(),
+            "subjects": torch.from_numpy(joined[10][:, 0]).long(),
             "train": len(parts["train"][0]),
         }
 
-    kept = cached(root, "har2", {"files": files}, build)
+    kept = cached(root, "har2", {"files": files, "code": code(formats.__file__)}, build)
     return kept["windows"], kept["labels"], kept["subjects"], kept["train"], files
 
 
-def _table(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=2))
-    except ValueError as error:
-        raise DataError(path, None, f"{error}; {AGAIN}") from error
+def _table(path: Path) -> np.ndarray:
+    """Numbers of a file, a row for each line: 128 of a signal, or a label or subject."""
+    signal = path.parent.name == "Inertial Signals"
+    rows = []
+    with path.open("rb") as file:
+        for number, line in lines(file, path):
+            try:
+                rows.append(formats.row(line, 128 if signal else 1))
+            except ValueError as error:
+                raise DataError(path, f"line {number}", f"{error}; {AGAIN}") from error
+    table = np.stack(rows)
+    if signal:
+        check(table, path, lambda row, step: f"line {row + 1}, number {step + 1}", -SIGNAL, SIGNAL)
+    else:
+        classes = ACTIVITIES if path.name.startswith("y_") else PEOPLE
+        check(table, path, lambda row, _: f"line {row + 1}", 1, classes, whole=True)
+    return table

@@ -4,8 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import re
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf, Section
+from longwave.tasks import formats
 from longwave.tasks.base import Batch, Task, binary_scores
-from longwave.tasks.data import AGAIN, DataError, Source, cached, digest, fetch, find, intact, log, open_archive
+from longwave.tasks.checks import DataError, check, decoded, lines
+from longwave.tasks.data import AGAIN, Source, cached, code, content, digest, fetch, find, log, open_archive
 from longwave.tasks.randomness import generator
 from longwave.tasks.splits import hold_out, index_hash
 
@@ -39,6 +40,8 @@ SOURCES = {
 }
 
 PARTS = ("train/pos", "train/neg", "test/pos", "test/neg")
+# Not what macOS leaves beside them: ._0_9.txt.
+REVIEW = re.compile(rf"({'|'.join(PARTS)})/\d+_\d+\.txt", re.ASCII)
 # In each part.
 REVIEWS = 12_500
 
@@ -48,6 +51,8 @@ UNKNOWN, PADDING = 0, 1
 # stops or hyphens and every other sign.
 TOKEN = re.compile(r"n't\b|\w+?(?=n't\b)|'(?:s|re|ve|ll|d|m)\b|\w+|\.\.+|--+|[^\w\s]", re.IGNORECASE)
 
+# In glove.6B the largest is 7.
+COMPONENT = 100
 VECTORS = {f"glove.6B.{width}d": width for width in (50, 100, 200, 300)}
 
 
@@ -169,13 +174,13 @@ class IMDB(Task):
 
     def _take(self, indices: Tensor) -> Batch:
         lengths = self.lengths[indices]
-        step = torch.arange(max(1, lengths.max()))[:, None]
+        step = torch.arange(lengths.max())[:, None]
         there = step < lengths
         words = self.words[torch.where(there, self.starts[indices] + step, 0)]
         x = torch.where(there, words, PADDING)
         if self.config.lengths == "ignored":
             return x, self.targets[indices]
-        return x, self.targets[indices], lengths.clamp(min=1)
+        return x, self.targets[indices], lengths
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         scores = binary_scores(output, target)
@@ -214,19 +219,21 @@ def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]
         test/pos, test/neg, by file name. ``types`` are in alphabetical order. The hash is of the texts.
 
     Raises:
-        OSError: offline, malformed files, or spaCy is not installed.
+        DataError: offline, malformed files, or spaCy is not installed.
     """
     split, version = _tokenizer(tokenizer)
-    state, reviews = _reviews(root)
+    where, state, reviews = _reviews(root)
 
     def build() -> dict:
         log.info("reading the reviews of IMDB, once")
         found: dict[str, int] = {}
         tokens, lengths, whole = [], [], hashlib.sha256()
-        for name, content in reviews():
-            whole.update(name.encode() + b"\0" + content + b"\0")
-            text = content.decode()
+        for name, review in reviews():
+            whole.update(name.encode() + b"\0" + review + b"\0")
+            text = decoded(review, where, name)
             words = split(text.lower() if lower else text)
+            if not words:
+                raise DataError(where, name, f"a review without words; {AGAIN}")
             tokens.append(np.array([found.setdefault(word, len(found)) for word in words], dtype=np.int32))
             lengths.append(len(words))
         types = sorted(found)
@@ -251,25 +258,25 @@ def _tokenizer(name: str) -> tuple[Callable[[str], list[str]], str]:
     try:
         import spacy
     except ImportError as error:
-        raise OSError("task.tokenizer=spacy: is not installed; use pip install spacy, or regex") from error
+        raise DataError("task.tokenizer=spacy", None, "is not installed; use pip install spacy, or regex") from error
     pipeline = spacy.blank("en")
     version = importlib.metadata.version("spacy")
     return lambda text: [token.text for token in pipeline.tokenizer(text)], f"spacy {version}"
 
 
-def _reviews(root: Path) -> tuple[str, Callable[[], Iterator[tuple[str, bytes]]]]:
-    """A fingerprint of the files, and a function that reads the name and content of each, in order.
+def _reviews(root: Path) -> tuple[Path, str, Callable[[], Iterator[tuple[str, bytes]]]]:
+    """Where the files are, their fingerprint, and a function that reads the name and content of each, in order.
 
     The files are in the archive or, unpacked, in the folder ``aclImdb``.
     """
     source, folder = SOURCES["imdb"][0], root / "aclImdb"
     if (root / source.path).exists() or not folder.is_dir():
         archive = fetch(source, root)
-        return digest(archive), lambda: _from_archive(archive)
-    found = {f"{part}/{path.name}": path for part in PARTS for path in (folder / part).glob("*.txt")}
-    names = _in_order(found, folder)
-    status = "\n".join(f"{name} {_status(found[name])}" for name in names)
-    return hashlib.sha256(status.encode()).hexdigest(), lambda: ((name, found[name].read_bytes()) for name in names)
+        return archive, digest(archive), lambda: _from_archive(archive)
+    names = _in_order((f"{part}/{path.name}" for part in PARTS for path in (folder / part).iterdir()), folder)
+    status = "\n".join(f"{name} {_status(folder / name)}" for name in names)
+    state = hashlib.sha256(status.encode()).hexdigest()
+    return folder, state, lambda: ((name, content(folder / name)) for name in names)
 
 
 def _status(path: Path) -> str:
@@ -278,17 +285,17 @@ def _status(path: Path) -> str:
 
 
 def _from_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
-    found = {}
-    # In one pass: a compressed file cannot seek back.
-    with intact(archive), tarfile.open(archive, "r|gz") as members:
-        for member in members:
-            name = member.name.removeprefix("aclImdb/")
-            if name.endswith(".txt") and name.rpartition("/")[0] in PARTS and member.isreg():
-                found[name] = members.extractfile(member).read()
+    with open_archive(archive) as (names, open_member):
+        names = [name.removeprefix("aclImdb/") for name in names]
+        wanted = set(_in_order(names, archive))
+        # In the order of the archive: a compressed file cannot seek back.
+        found = {name: open_member(f"aclImdb/{name}").read() for name in names if name in wanted}
     return ((name, found[name]) for name in _in_order(found, archive))
 
 
-def _in_order(names, where: Path) -> list[str]:
+def _in_order(names: Iterable[str], where: Path) -> list[str]:
+    """The reviews among the names of files, in order; DataError unless all are there."""
+    names = [name for name in names if REVIEW.fullmatch(name)]
     counts = {part: sum(name.startswith(f"{part}/") for name in names) for part in PARTS}
     if set(counts.values()) != {REVIEWS}:
         listed = ", ".join(f"{count} in {part}" for part, count in counts.items())
@@ -306,29 +313,42 @@ def read_vectors(root: Path, name: str, types: list[str]) -> dict:
         DataError: offline, or a malformed file.
     """
     source, plain = SOURCES["imdb"][1], root / f"{name}.txt"
+    where = plain if plain.exists() else root / source.path
     state = _status(plain) if plain.exists() else digest(fetch(source, root))
 
     def build() -> dict:
         log.info("reading %s, once", name)
-        place = {word.encode(): index for index, word in enumerate(types)}
-        found, rows, whole = [], [], hashlib.sha256()
-        with plain.open("rb") if plain.exists() else _in_zip(root / source.path, plain.name) as lines:
-            for number, line in enumerate(lines, 1):
+        place = {word: index for index, word in enumerate(types)}
+        found, rows, whole = {}, [], hashlib.sha256()
+        with plain.open("rb") if plain.exists() else _in_zip(root / source.path, plain.name) as file:
+            for number, line in lines(file, where):
                 whole.update(line)
-                word, _, numbers = line.rstrip().partition(b" ")
-                if word in place:
-                    try:
-                        rows.append(np.array(numbers.split(), dtype=np.float32))
-                        if len(rows[-1]) != VECTORS[name]:
-                            raise ValueError(f"{len(rows[-1])} numbers, not {VECTORS[name]}")
-                    except ValueError as error:
-                        raise DataError(plain.name, f"line {number}", str(error)) from error
-                    found.append(place[word])
-        vectors = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, VECTORS[name])
-        return {"types": torch.tensor(found, dtype=torch.long), "vectors": vectors, "sha256": whole.hexdigest()}
+                if (count := line.count(b" ")) != VECTORS[name]:
+                    reason = f"{count} numbers, not {VECTORS[name]}, with a blank before each"
+                    raise DataError(where, f"line {number}", reason)
+                word, _, rest = line.rstrip().partition(b" ")
+                word = decoded(word, where, f"line {number}")
+                if word not in place:
+                    continue
+                if word in found:
+                    raise DataError(where, f"line {number}", f"{word!r} is in line {found[word]} already")
+                try:
+                    rows.append(formats.row(rest, VECTORS[name]))
+                except ValueError as error:
+                    raise DataError(where, f"line {number}", str(error)) from error
+                found[word] = number
+        if not rows:
+            raise DataError(where, None, "none of the words of the reviews is in it")
+        vectors, at = np.stack(rows), list(found.values())
+        check(vectors, where, lambda row, column: f"line {at[row]}, number {column + 1}", -COMPONENT, COMPONENT)
+        return {
+            "types": torch.tensor([place[word] for word in found]),
+            "vectors": torch.from_numpy(vectors.astype(np.float32)),
+            "sha256": whole.hexdigest(),
+        }
 
     words = hashlib.sha256("\0".join(types).encode()).hexdigest()
-    return cached(root, name, {"file": state, "types": words}, build)
+    return cached(root, name, {"file": state, "types": words, "code": code(formats.__file__)}, build)
 
 
 @contextlib.contextmanager

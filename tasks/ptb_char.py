@@ -1,6 +1,7 @@
 """Penn Treebank by characters (Marcus et al. 1993; Mikolov's preparation): the next character."""
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longwave.schema import Annotated, Ge, Le, OneOf, Section
+from longwave.schema import Annotated, Ge, Le, OneOf, Section, one_line
 from longwave.tasks.base import READOUTS, Task
-from longwave.tasks.data import Source, cached, fetch, unpack
+from longwave.tasks.checks import DataError, decoded, lines
+from longwave.tasks.data import Source, cached, content, fetch, unpack
 from longwave.tasks.randomness import generator
 
 SOURCES = {
@@ -26,6 +28,9 @@ SOURCES = {
 
 FILES = {"train": "ptb.char.train.txt", "validation": "ptb.char.valid.txt", "test": "ptb.char.test.txt"}
 END = "<eos>"
+# The text has 50.
+MOST_CHARACTERS = 256
+UNKNOWN = "<unk>"
 
 
 @dataclass
@@ -71,6 +76,10 @@ class PTBChar(Task):
         self.T, self.evaluation_batch, self.seed = config.T, config.evaluation_batch, seed
         self.readout = config.readout
         self.texts, self.characters, self.files = read(data_root, config.end_of_line)
+        for split in ("validation", "test"):
+            if not self._chunks(split, config.evaluation_batch):
+                reason = f"{len(self.texts[split])} characters, too few for task.evaluation_batch="
+                raise DataError(FILES[split], None, f"{reason}{config.evaluation_batch}")
         self.inputs, self.outputs = config.embedding, len(self.characters)
         counts = torch.bincount(self.texts["train"], minlength=self.outputs).clamp(min=1).double()
         # Of predicting each character with its frequency in the training text.
@@ -102,7 +111,7 @@ class PTBChar(Task):
         return text[: length * count].view(count, length).T  # (length, count)
 
     def _chunks(self, split: str, count: int) -> int:
-        return -(-(len(self._strips(split, count)) - 1) // self.T)
+        return -(-max(len(self._strips(split, count)) - 1, 0) // self.T)
 
     def _chunk(self, split: str, index: int, count: int) -> tuple[Tensor, Tensor]:
         strips = self._strips(split, count)
@@ -119,21 +128,31 @@ def read(root: Path, end_of_line: bool) -> tuple[dict[str, Tensor], list[str], t
         The texts as integers; their characters, in the order of first appearance; (name, sha256) of each file.
 
     Raises:
-        DataError: offline, or a damaged archive.
+        DataError: offline, or a damaged archive or text.
     """
     folder = root / "simple-examples" / "data"
     if not all((folder / name).exists() for name in FILES.values()):
         unpack(fetch(SOURCES["ptb_char"][0], root), [f"data/{name}" for name in FILES.values()], folder.parent)
-    contents = {split: (folder / name).read_bytes() for split, name in FILES.items()}
-    files = tuple((FILES[split], hashlib.sha256(content).hexdigest()) for split, content in contents.items())
+    contents = {split: content(folder / name) for split, name in FILES.items()}
+    files = tuple((FILES[split], hashlib.sha256(text).hexdigest()) for split, text in contents.items())
 
     def build() -> dict:
         found: dict[str, int] = {}
         texts = {}
-        for split, content in contents.items():
-            end = [END] if end_of_line else []
-            characters = [c for line in content.decode().splitlines() for c in (*line.split(), *end)]
-            texts[split] = torch.tensor([found.setdefault(c, len(found)) for c in characters], dtype=torch.uint8)
+        for split, text in contents.items():
+            end, path = [END] if end_of_line else [], folder / FILES[split]
+            if not text.strip():
+                raise DataError(path, None, "is empty")
+            numbers = []
+            for number, line in lines(io.BytesIO(text), path, ended=False):
+                place = f"line {number}"
+                characters = decoded(line, path, place).split()
+                numbers += [found.setdefault(c, len(found)) for c in (*characters, *end)]
+                if long := [c for c in characters if len(c) > 1 and c != UNKNOWN]:
+                    raise DataError(path, place, f"{one_line(long[0])!r} is more than one character")
+                if len(found) > MOST_CHARACTERS:
+                    raise DataError(path, place, f"more than {MOST_CHARACTERS} different characters")
+            texts[split] = torch.tensor(numbers, dtype=torch.uint8)
         return {**texts, "characters": list(found)}
 
     kept = cached(root, "ptb_char", {"files": files, "end_of_line": end_of_line}, build)

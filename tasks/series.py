@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longwave.tasks import formats
 from longwave.tasks.base import ArrayTask, class_scores
-from longwave.tasks.data import DataError, Source, cached, code, digest, fetch_all, find, open_archive
+from longwave.tasks.checks import DataError
+from longwave.tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
 from longwave.tasks.splits import fingerprint
 
 PARTS = ("TRAIN", "TEST")
@@ -175,6 +176,8 @@ class SeriesTask(ArrayTask):
         loss: str = "mse",
         metric: str = "rmse",
     ):
+        if not all(len(splits[part]) for part in ("train", "test")):
+            raise DataError(data.files[-1][0], None, f"{len(data.values)} series, too few to train and test on")
         indices = {key: torch.from_numpy(part) for key, part in splits.items() if len(part)}
         values = _normalised(data.values, data.lengths, indices["train"]) if normalise else data.values
         super().__init__(values, data.targets, indices, seed)

@@ -7,7 +7,7 @@ import numpy as np
 
 from longwave.schema import Annotated, Ge, Le, Lt, OneOf, Section, shown
 from longwave.tasks import series
-from longwave.tasks.data import DataError
+from longwave.tasks.checks import DataError
 from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import by_seed
 
@@ -72,7 +72,7 @@ class Config(Section):
         data = series.load(data_root, self.dataset, *sources(self.dataset, self.zenodo), missing=self.missing)
         total = len(data.values)
         if self.stratified and data.classes is None:
-            raise OSError(f"task.stratified=true: {self.dataset} has no classes")
+            raise DataError(self.dataset, None, "has no classes, which task.stratified=true needs")
         labels = data.targets.numpy() if self.stratified else None
         if self.protocol == "official":
             held = round(self.validation * data.train)
@@ -80,8 +80,6 @@ class Config(Section):
             splits = {"train": train, "validation": validation, "test": np.arange(data.train, total)}
         else:
             splits = seventy_fifteen_fifteen(total, seed, labels)
-        if not all(len(splits[part]) for part in ("train", "test")):
-            raise DataError(self.dataset, None, "too few series to train and test on")
         protocol = f"uea/{self.dataset}/{self.protocol}{'/stratified' if self.stratified else ''}"
         return SeriesTask(data, splits, protocol, seed, self.normalise, self.time)
 

@@ -58,14 +58,14 @@ def cifar10(root: Path, count: int) -> dict[str, str]:
 
 
 def har(root: Path, train: int = 40, test: int = 20) -> None:
-    """Window n (of all) has label n mod 6 + 1, subject n mod 5 + 1, and 1000 c + n + t / 1000 at step t of signal c."""
+    """Window n (of all) has label n mod 6 + 1, subject n mod 5 + 1, and 10 c + n / 10 + t / 1000 at step t of c."""
     first = 0
     for part, count in (("train", train), ("test", test)):
         folder = root / "UCI HAR Dataset" / part
         (folder / "Inertial Signals").mkdir(parents=True)
         index = np.arange(first, first + count)
         for channel, name in enumerate(SIGNALS):
-            values = 1000 * channel + index[:, None] + np.arange(128) / 1000
+            values = 10 * channel + index[:, None] / 10 + np.arange(128) / 1000
             path = folder / "Inertial Signals" / f"{name}_{part}.txt"
             np.savetxt(path, values, fmt="%15.7e", delimiter=" ", newline="\r\n")
         np.savetxt(folder / f"y_{part}.txt", index % 6 + 1, fmt="%d", newline="\r\n")

@@ -61,6 +61,9 @@ class Training(Section):
         if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:
             raise UserError(f"training.epochs={self.epochs}: this task has no epochs; set training.steps")
 
+        if task.steps_per_epoch(self.batch_size) == 0:
+            raise UserError(f"training.batch_size={self.batch_size}: more samples than the training set gives")
+
     def total_steps(self, task: "Task") -> int:
         """The budget in steps."""
         per_epoch = task.steps_per_epoch(self.batch_size)

@@ -60,7 +60,7 @@ def test_the_official_split(fake_archives):
 
 def test_lem_splits_a_known_number(tmp_path):
     bidmc(tmp_path, train=4, test=3)
-    with pytest.raises(OSError, match=r"task\.protocol=lem: splits 7949 series, and there are 7"):
+    with pytest.raises(OSError, match=r"BIDMC32RR: 7 series, and task\.protocol=lem splits 7949"):
         build(tmp_path, protocol="lem")
 
 

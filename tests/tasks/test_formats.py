@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 
+from longwave.tasks.checks import DataError
 from longwave.tasks.formats import numbers, read
 from tests.archives import write_arff, write_ts
 
@@ -35,7 +36,7 @@ def same(part, series, labels):
 @pytest.mark.parametrize("classes", [None, ["b", "a"]])
 def test_what_was_written_is_read(tmp_path, write, lengths, channels, classes):
     rng = np.random.default_rng(0)
-    series = [rng.normal(size=(length, channels)) * 10.0 ** rng.integers(-20, 20) for length in lengths]
+    series = [rng.normal(size=(length, channels)) * 10.0 ** rng.integers(-20, 14) for length in lengths]
     labels = [str(classes[i % 2] if classes else i / 3) for i in range(len(lengths))]
     suffix = write.__name__.removeprefix("write_")
     path = write(tmp_path / f"X_TRAIN.{suffix}", series, labels, classes)
@@ -75,6 +76,19 @@ def test_a_missing_value_inside_is_kept():
     same(arff(r"'?,1\n?,2',a", RELATIONAL), [np.array([[np.nan, np.nan], [1, 2]])], ["a"])
 
 
+def test_missing_values_at_the_end_are_padding():
+    padded = [np.array([[1.0, 4], [2, 5]]), np.array([[1, 4], [2, 5], [np.nan, 6]])]
+    body = "1,2,?,?:4,5,?,?:a\n1,2,?,?:4,5,6,?:a\n"
+    for equal in ("true", "false"):
+        same(ts(body, equal), padded, ["a", "a"])
+    same(ts("(1,7),(2,?),(3,?):a\n", header=STAMPED), [np.array([[7]])], ["a"])
+    # Nothing but missing values is no padding.
+    same(ts("?,?:?,?:a\n"), [np.full((2, 2), np.nan)], ["a"])
+    complete = HEADER.replace("@data", "@missing false\n@data")
+    with pytest.raises(DataError, match="line 7: ends with 2 missing values, where the header says @missing false"):
+        ts(body, header=complete)
+
+
 def test_details_of_real_files():
     header = "%comment\r\n#comment\r\n\r\n@problemname X\r\n@TARGETLABEL True\r\n@data\r\n"
     part = ts("\r\n# a comment\r\n 1 , 2 : -3.5 \r\n1,2:0\r\n", header=header)
@@ -101,6 +115,9 @@ def test_time_stamps_that_are_even():
     ("body", "message"),
     [
         ("(1,2),(2,3),(4,5):a", "line 6: its times are not evenly spaced"),
+        ("(1,2),(1,3),(1,5):a", "line 6: its times are not evenly spaced"),
+        ("(NaT,2),(NaT,3),(NaT,5):a", "line 6: its times are not evenly spaced"),
+        ("(1e999,2),(1e999,3):a", "line 6: its times are not evenly spaced"),
         ("(1,2),2:a", "line 6: .* is not .time,value."),
         ("1,2:a", "line 6: .* is not .time,value."),
         ("(noon,2),(night,3):a", "line 6: "),
@@ -126,6 +143,7 @@ def test_time_stamps_that_are_not(body, message):
         ("1,1e400:a\n", "line 6: a value that is infinite"),
         (":a\n", "line 6: '' is not a number"),
         ("1,inf:a\n", "line 6: a value that is infinite"),
+        ("1,2:3,-1e30:a\n", r"line 6, step 2 of channel 2: -1e\+30 is not a number from -1e\+15 to 1e\+15"),
         ("1,-1e60:a\n", "line 6: a value that is infinite"),
         ("1,2\n", "line 6: no colon"),
         ("1,2:c\n", "line 6: label 'c' is none of the header's"),
@@ -144,9 +162,19 @@ def test_a_malformed_line_is_named(body, message):
         ts(body)
 
 
-@pytest.mark.parametrize("target", ["a", "", "nan", "inf", "?"])
-def test_a_target_must_be_a_number(target):
-    with pytest.raises(OSError, match=r"line 3: target .* is not a finite number"):
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("a", "line 3: target 'a' is not a finite number"),
+        ("", "line 3: target '' is not a finite number"),
+        ("?", r"line 3: target '\?' is not a finite number"),
+        ("nan", "line 3, target: nan is not a number from"),
+        ("inf", "line 3, target: inf is not a number from"),
+        ("1e300", r"line 3, target: 1e\+300 is not a number from -1e\+15 to 1e\+15"),
+    ],
+)
+def test_a_target_must_be_a_number(target, message):
+    with pytest.raises(DataError, match=message):
         ts(f"1,2:{target}\n", header="@targetLabel true\n@data\n")
 
 
@@ -168,7 +196,7 @@ def test_a_malformed_header(header, message):
 def test_without_data(name):
     with pytest.raises(OSError, match="no line @data"):
         read(io.BytesIO(b"@relation x\n@attribute t numeric\n"), name)
-    with pytest.raises(OSError, match="no line @data"):
+    with pytest.raises(OSError, match=f"{name}: is empty"):
         read(io.BytesIO(b""), name)
 
 
@@ -184,6 +212,7 @@ def test_without_data(name):
         ("1,2,x", COLUMNS, "line 6: target 'x' is not a finite number"),
         ("1,2,x", COLUMNS.replace("target numeric", "target string"), "the label is of the type string"),
         ("1", "@attribute target numeric", "1 attributes"),
+        ("1", "@attribute", "line 2: @attribute without a name"),
         ("1", "hello", "line 2: 'hello' comes before @data"),
     ],
 )

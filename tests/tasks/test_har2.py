@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from longwave.tasks import har2
+from longwave.tasks.checks import DataError
 from longwave.tasks.har2 import Config, read
 from tests import stand_ins
 
@@ -14,7 +15,7 @@ def test_reads_the_official_format(fake_har):
     assert windows.shape == (60, 128, 9)
     assert train == 40
     n, t, c = 47, 100, 8
-    assert windows[n, t, c].item() == pytest.approx(1000 * c + n + t / 1000, abs=1e-3)
+    assert windows[n, t, c].item() == pytest.approx(10 * c + n / 10 + t / 1000, abs=1e-5)
     assert labels.tolist() == [n % 6 + 1 for n in range(60)]
     assert subjects.tolist() == [n % 5 + 1 for n in range(60)]
     assert len(files) == 22
@@ -107,18 +108,43 @@ def test_offline_says_what_to_put_where(tmp_path, monkeypatch):
         read(tmp_path)
 
 
+SIGNAL = "train/Inertial Signals/total_acc_y_train.txt"
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "line", "message"),
     [
-        ("train/Inertial Signals/total_acc_y_train.txt", "1 2 x\n", r"total_acc_y_train\.txt: .*'x'.*delete it"),
-        ("test/y_test.txt", "1\n2\n", r"do not belong together; they hold .*test/y_test\.txt \(2, 1\)|do not belong"),
-        ("train/Inertial Signals/total_acc_y_train.txt", "1 2\n" * 3, "do not belong together"),
+        (SIGNAL, "1 2 x", r"total_acc_y_train\.txt, line 2: 3 numbers, not 128; delete it"),
+        (SIGNAL, "0 " * 127 + "x", r"total_acc_y_train\.txt, line 2: 'x' is not a number; delete it"),
+        (SIGNAL, "0 " * 127 + "nan", r"line 2, number 128: nan is not a number from -100 to 100"),
+        (SIGNAL, "inf " + "0 " * 127, r"line 2: a value that is infinite"),
+        (SIGNAL, "0 " * 5 + "1e30 " + "0 " * 122, r"line 2, number 6: 1e\+30 is not a number from -100 to 100"),
+        (SIGNAL, "1e60 " + "0 " * 127, r"line 2: a value that is infinite"),
+        ("test/y_test.txt", "0", r"y_test\.txt, line 2: 0 is not a whole number from 1 to 6"),
+        ("test/y_test.txt", "7", r"y_test\.txt, line 2: 7 is not a whole number from 1 to 6"),
+        ("test/y_test.txt", "nan", r"y_test\.txt, line 2: nan is not a whole number from 1 to 6"),
+        ("train/subject_train.txt", "1.7", r"subject_train\.txt, line 2: 1\.7 is not a whole number from 1 to 30"),
+        ("train/subject_train.txt", "1\n1", r"subject_train\.txt: 4 lines, and 3 in the other files"),
+        (SIGNAL, "", r"line 2: 0 numbers, not 128"),
     ],
 )
-def test_a_malformed_file_is_named(name, content, message, tmp_path):
+def test_a_malformed_line_is_named(name, line, message, tmp_path):
     stand_ins.har(tmp_path, 3, 3)
-    (tmp_path / "UCI HAR Dataset" / name).write_text(content)
-    with pytest.raises(OSError, match=message):
+    path = tmp_path / "UCI HAR Dataset" / name
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:], ""]))
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
+def test_a_file_that_was_cut(tmp_path):
+    stand_ins.har(tmp_path, 3, 3)
+    path = tmp_path / "UCI HAR Dataset" / SIGNAL
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match=rf"{path}, line 3: has no end"):
+        read(tmp_path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{path}: is empty"):
         read(tmp_path)
 
 

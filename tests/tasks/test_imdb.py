@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import itertools
 import sys
 import types
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from longwave.tasks import imdb
+from longwave.tasks.checks import DataError
 from longwave.tasks.imdb import PADDING, TOKEN, UNKNOWN, Config, WordEmbedding, read, read_vectors
 from tests import stand_ins
 
@@ -329,11 +331,80 @@ def test_a_malformed_line_of_vectors_is_named(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(OSError, match=r"glove\.6B\.50d\.txt, line 4: 49 numbers, not 50"):
         read_vectors(tmp_path, "glove.6B.50d", ["film"])
-    assert len(read_vectors(tmp_path, "glove.6B.50d", ["good"])["types"]) == 1
-    lines[3] = "film " + "x " * 50
+    lines[3] = "film" + " x" * 50
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(OSError, match=r"glove\.6B\.50d\.txt, line 4: .*'?x'?"):
         read_vectors(tmp_path, "glove.6B.50d", ["film"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text.replace(b"film ", b"new film "), "line 4: 51 numbers, not 50"),
+        (lambda text: text.replace(b" ", b"\t"), "line 1: 0 numbers, not 50"),
+        (
+            lambda text: text.replace(b"film 4.000", b"film nan"),
+            "line 4, number 1: nan is not a number from -100 to 100",
+        ),
+        (lambda text: text.replace(b"film 4.000", b"film 1e9"), r"line 4, number 1: 1e\+09 is not a number from -100"),
+        (lambda text: text.replace(b"film 4.000", b"film 4.0-0"), "line 4: '4.0-0' is not a number"),
+        (lambda text: text[:-3], "line 8: has no end"),
+        (lambda text: text[: text.index(b"4.010")], "line 4: 11 numbers, not 50"),
+        (lambda text: text + text, "line 12: 'film' is in line 4 already"),
+        (lambda text: text.replace(b"bad ", b"b\xe9d "), "line 5: the byte 0xe9 is not UTF-8"),
+        (lambda text: text.replace(b"film ", b"films "), "none of the words of the reviews"),
+        (lambda text: b"\xef\xbb\xbf" + text, "begins with a byte order mark"),
+        (lambda text: text.decode().encode("utf-16"), "is in UTF-16"),
+        (lambda text: gzip.compress(text), "is compressed by gzip"),
+        (lambda text: b"\n<!DOCTYPE html>\n<html>", "line 1: 0 numbers|is an HTML page"),
+        (lambda text: b"<html><body>Sorry</body></html>", "is an HTML page"),
+        (lambda text: b"", "is empty"),
+    ],
+)
+def test_damaged_vectors_are_refused(tmp_path, damage, message):
+    stand_ins.glove(tmp_path, (50,))
+    path = tmp_path / "glove.6B.50d.txt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"{path}.*{message}"):
+        read_vectors(tmp_path, "glove.6B.50d", ["film"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("caf\u00e9".encode("latin-1"), "the byte 0xe9 is not UTF-8"),
+        ("good".encode("utf-16"), "the byte 0xff is not UTF-8"),
+        (b"good\0film", "a zero byte"),
+        (b"", "a review without words"),
+        (b" \n", "a review without words"),
+    ],
+)
+def test_a_damaged_review_is_named(tmp_path, fake_imdb, monkeypatch, packed, content, message):
+    root = review_root(tmp_path, monkeypatch, {"test/neg/7_2.txt": content}, packed)
+    where = imdb.SOURCES["imdb"][0].path if packed else "aclImdb"
+    with pytest.raises(DataError, match=rf"{where}, test/neg/7_2\.txt: {message}"):
+        read(root, "regex", False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_macos_leaves_is_not_read(tmp_path, fake_imdb, monkeypatch, packed):
+    extra = {"test/neg/._7_2.txt": b"\0\5\x16\7Mac OS X", "test/neg/.DS_Store": b"\0", "train/pos/._1_9.txt": b"good"}
+    root = review_root(tmp_path, monkeypatch, extra, packed)
+    assert read(root, "regex", False)[1:] == read(fake_imdb, "regex", False)[1:]
+
+
+def review_root(tmp_path, monkeypatch, extra, packed):
+    """A data root with made-up reviews and further files, in a folder or in the archive."""
+    stand_ins.imdb(tmp_path, 30)
+    for name, content in extra.items():
+        (tmp_path / "aclImdb" / name).write_bytes(content)
+    if not packed:
+        return tmp_path
+    source = dataclasses.replace(imdb.SOURCES["imdb"][0], sha256=None)
+    monkeypatch.setitem(imdb.SOURCES, "imdb", (source, imdb.SOURCES["imdb"][1]))
+    stand_ins.pack(tmp_path / "root" / source.path, tmp_path / "aclImdb")
+    return tmp_path / "root"
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from longwave.tasks import ptb_char
+from longwave.tasks.checks import DataError
 from longwave.tasks.ptb_char import Config, read
+from longwave.training.errors import UserError
 from tests import stand_ins
 
 
-def write(root, train, valid="b a \n", test="a b \n"):
+def write(root, train, valid="b a \n" * 10, test="a b \n" * 10):
     folder = root / "simple-examples" / "data"
     folder.mkdir(parents=True)
     for name, text in (("train", train), ("valid", valid), ("test", test)):
@@ -128,6 +130,43 @@ def test_offline_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setitem(ptb_char.SOURCES, "ptb_char", (source,))
     with pytest.raises(OSError, match=r"downloads/simple-examples\.tgz: .*\nfrom http://127\.0\.0\.1:9/x\.tgz"):
         read(tmp_path, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"a b\na \xe9 b\n", "line 2: the byte 0xe9 is not UTF-8"),
+        ("a b\n".encode("utf-16"), "is in UTF-16"),
+        (b"a b\na \0 b\n", "line 2: a zero byte"),
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"a b\nno it was\n", "line 2: 'no' is more than one character"),
+        (" ".join(map(chr, range(1000, 1300))).encode(), "line 1: more than 256 different characters"),
+        (b"<!DOCTYPE html><html>", "is an HTML page"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_damaged_text_is_named(text, message, split, tmp_path):
+    root = write(tmp_path, "a b \n" * 10)
+    path = root / "simple-examples" / "data" / ptb_char.FILES[split]
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=rf"{path}.*{message}"):
+        Config().build(0, root)
+
+
+def test_the_unknown_word_may_be_one_symbol(tmp_path):
+    assert "<unk>" in read(write(tmp_path, "a _ <unk> _ b\n"), end_of_line=True)[1]
+
+
+def test_a_text_that_is_too_short_for_the_strips(tmp_path, fit_here):
+    root = write(tmp_path, "a b \n" * 10, valid="a b a b a b \n" * 3, test="a b a b a b a\n")
+    with pytest.raises(DataError, match=r"ptb\.char\.test\.txt: 8 characters, too few for task\.evaluation_batch=8"):
+        Config(evaluation_batch=8).build(0, root)
+    with pytest.raises(UserError, match=r"training\.batch_size=20: more samples than the training set gives"):
+        fit_here(
+            f"data.root={root}", "model=lstm", "task=ptb_char", "task.evaluation_batch=2", "training.batch_size=20",
+            "training.steps=1", "model.hidden=2",
+        )  # fmt: skip
 
 
 def test_refuses():

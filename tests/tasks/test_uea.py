@@ -183,6 +183,17 @@ def test_missing_values(tmp_path):
         build(tmp_path, missing="interpolate")
 
 
+def test_padding_is_not_interpolated(tmp_path):
+    """Missing values at the end of all channels are the end of the series, as zeros behind it."""
+    longest = max(LENGTHS)
+    padded = [np.pad(one, ((0, longest - len(one)), (0, 0)), constant_values=np.nan) for one in SERIES]
+    for root, found in ((tmp_path / "short", SERIES), (tmp_path / "padded", padded)):
+        write(root, found=found)
+    short, full = build(tmp_path / "short"), build(tmp_path / "padded", missing="interpolate")
+    assert torch.equal(full.lengths, short.lengths)
+    assert torch.equal(full.samples, short.samples)
+
+
 # Normalisation, time
 
 
@@ -294,7 +305,7 @@ def test_regression(regression):
     assert task.summary({"mse": 9.0}) == {"mse": 9.0, "rmse": 3.0}
     expected = math.sqrt(((targets[8:] - targets[:8].mean()) ** 2).mean())
     assert task.baseline == {"rmse": pytest.approx(expected)}
-    with pytest.raises(OSError, match=r"task\.stratified=true: X has no classes"):
+    with pytest.raises(OSError, match=r"X: has no classes, which task\.stratified=true needs"):
         build(root, stratified=True)
 
 
@@ -337,7 +348,7 @@ def test_what_is_refused(config, message):
 
 def test_nothing_left_to_train_on(tmp_path):
     write(tmp_path, slice(0, 1), slice(1, 2), labels=["a", "a"])
-    with pytest.raises(OSError, match="X: too few series to train and test on"):
+    with pytest.raises(OSError, match=r"X_TEST\.ts: 2 series, too few to train and test on"):
         build(tmp_path, validation=0.9)
 
 
