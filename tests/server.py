@@ -16,6 +16,8 @@ class Page:
         ranges: whether a part of the file can be requested.
         breaks_after: numbers of bytes after which the connections of the first requests break.
         length: whether the length of the file is sent.
+        stalls: whether a connection that would break stays open without a byte instead.
+        headers: further ones; they replace those of the same name.
     """
 
     content: bytes
@@ -25,6 +27,8 @@ class Page:
     status: int = 200
     type: str = "application/octet-stream"
     length: bool = True
+    stalls: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Server:
@@ -33,6 +37,7 @@ class Server:
     def __init__(self):
         self.pages: dict[str, Page] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.closing = threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,13 +67,18 @@ class Server:
                 if page.etag:
                     self.send_header("ETag", page.etag)
                 self.send_header("Content-Type", page.type)
-                if page.length:
+                if page.length and "Content-Length" not in page.headers:
                     self.send_header("Content-Length", str(len(body)))
+                for key, value in page.headers.items():
+                    self.send_header(key, value)
                 self.end_headers()
-                if page.breaks_after:
+                broken = bool(page.breaks_after)
+                if broken:
                     body = body[: page.breaks_after.pop(0)]
                     self.close_connection = True
                 self.wfile.write(body)
+                if broken and page.stalls:
+                    outer.closing.wait(30)
 
             def log_message(self, *_):
                 pass
@@ -86,6 +96,7 @@ class Server:
         return [headers.get("Range") for n, headers in self.requests if n == name]
 
     def close(self) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -97,6 +97,53 @@ def test_a_broken_connection_is_taken_up_again(server, source, tmp_path):
     assert names(tmp_path / "downloads") == {"a.bin", "a.bin.source.json"}
 
 
+def test_a_stall_keeps_what_came(server, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "TIMEOUT", 0.3)
+    server.pages["a.bin"] = Page(CONTENT, breaks_after=[5000, 0], stalls=True)
+    with pytest.raises(DataError, match=r"the connection broke: timed out"):
+        fetch(source, tmp_path)
+    assert (tmp_path / "downloads" / "a.bin.part").read_bytes() == CONTENT[:5000]
+    assert fetch(source, tmp_path).read_bytes() == CONTENT
+    assert server.asked("a.bin") == [None, "bytes=5000-", "bytes=5000-"]
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        (Page(b""), "an empty file"),
+        (Page(b"x", headers={"Content-Length": "many"}), "its Content-Length is 'many'"),
+        (Page(b"x", headers={"Content-Length": "-1"}), "its Content-Length is '-1'"),
+        (Page(b"x", status=206), "a part of the file, where all of it was requested"),
+        (Page(b"", status=302, headers={"Location": "/a.bin"}), "HTTP 302 .*infinite loop.*"),
+        (Page(b"", status=302, headers={"Location": "http://[::1"}), "redirected to a malformed address: .*"),
+        (Page(b"", status=302, headers={"Location": "http://127.0.0.1:port/"}), "nonnumeric port: 'port'"),
+        (Page(b"", status=302, headers={"Location": "file:///etc/passwd"}), "HTTP 302 .*not allowed.*"),
+        (Page(b"", status=302, headers={"Location": f"http://{'x' * 70}/"}), "redirected to a malformed address: .*"),
+        (Page(b"", status=302), "HTTP 302 Found"),
+    ],
+)
+def test_a_bad_answer_is_one_line(server, tmp_path, page, reason):
+    server.pages["a.bin"] = page
+    url = server.url("a.bin")
+    with pytest.raises(DataError) as caught:
+        fetch(Source("a.bin", (url,)), tmp_path)
+    assert re.fullmatch(rf"from {re.escape(url)} \({reason}\)", str(caught.value).split("\n")[1])
+    assert not {"a.bin", "a.bin.part"} & names(tmp_path)
+
+
+def test_an_empty_file_that_is_there_is_refused(tmp_path):
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(DataError, match=rf"a\.bin: is empty; delete it and run again to download it from {NOWHERE}"):
+        fetch(Source("a.bin", (NOWHERE,)), tmp_path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.bin").mkdir()
+    (tmp_path / "a.bin" / "x").touch()
+    with pytest.raises(DataError, match=r"a\.bin: cannot be read \(Is a directory\)"):
+        fetch(Source("a.bin", (NOWHERE,)), tmp_path)
+
+
 def test_goes_on_in_the_next_process_where_the_last_one_stopped(server, source, tmp_path):
     server.pages["a.bin"].breaks_after = [1_200_000, 0]
     with pytest.raises(OSError, match=r"broke after 1200000 of 5000003 bytes"):
@@ -423,6 +470,56 @@ class TestArchives:
         assert names(into) == {"top", "d.txt"}
         assert names(into / "top") == {"a.txt", "b"}
         assert names(tmp_path) == {name, "into"}
+
+
+def damaged(path: Path, old: bytes, new: bytes) -> Path:
+    """Replaces bytes of a small archive."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def test_encrypted_or_of_an_unknown_compression(tmp_path):
+    # In the local header and in the directory: flags, then the method.
+    for name, flags, method, reason in (("e.zip", 1, 8, "is encrypted"), ("u.zip", 0, 99, "compression method")):
+        path = make_zip(tmp_path / name, {"a.txt": b"a" * 100})
+        for signature, version in ((b"PK\3\4", b"\x14\0"), (b"PK\1\2", b"\x14\3\x14\0")):
+            start = signature + version
+            damaged(path, start + b"\0\0\x08\0", start + bytes([flags, 0, method, 0]))
+        with pytest.raises(DataError, match=rf"{name}: damaged \(.*{reason}.*\)") as caught:
+            unpack(path, ["a.txt"], tmp_path / "into")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_member_without_a_name(tmp_path):
+    # A name ends at a zero byte.
+    nameless = damaged(make_zip(tmp_path / "x.zip", {"name.txt": b"a", "b": b"b"}), b"name", b"\0ame")
+    for archive in (nameless, make_tar(tmp_path / "x.tar", {"": b"a", "b": b"b"})):
+        with pytest.raises(DataError, match=rf"{archive}: a file without a name; refused"):
+            unpack(archive, ["b"], tmp_path / "into")
+
+
+@pytest.mark.parametrize(("make", "name"), [(make_zip, "x.zip"), (make_tar, "x.tar.gz")])
+def test_what_unpacks_to_too_much(make, name, tmp_path, monkeypatch):
+    archive = make(tmp_path / name, {"a": bytes(300_000), "b": bytes(300_000)})
+    assert unpack(archive, ["a"], tmp_path / "small")
+    monkeypatch.setattr(data, "SMALL", 500_000)
+    with pytest.raises(DataError, match=rf"{name}: \d kB that unpack to at least 6\d\d kB; refused"):
+        unpack(archive, ["a"], tmp_path / "ratio")
+    monkeypatch.setattr(data, "RATIO", 10**6)
+    assert unpack(archive, ["a"], tmp_path / "enough")
+    monkeypatch.setattr(data, "LARGEST_ARCHIVE", 500_000)
+    with pytest.raises(DataError, match="; refused"):
+        unpack(archive, ["a"], tmp_path / "size")
+
+
+def test_what_follows_the_files_of_a_tar_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SMALL", 1 << 20)
+    plain = make_tar(tmp_path / "x.tar.gz", {"a": b"a"})
+    plain.write_bytes(gzip.compress(gzip.decompress(plain.read_bytes()) + bytes(8 << 20)))
+    with pytest.raises(DataError, match=r"that unpack to at least \d MB; refused"):
+        unpack(plain, ["a"], tmp_path / "into")
 
 
 def test_links_are_refused(tmp_path):
