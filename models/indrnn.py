@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import Layer, normalised
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
@@ -91,15 +91,12 @@ class IndRNNLayer(Layer):
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
         pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.u.dtype)
         if self.where == "before":
-            pre = self._normalised(pre)
+            pre = normalised(pre, self.norm)
         sequence, h = kernels.indrnn(pre, self.u, None if state is None else state[1])
         if self.where == "after":
-            sequence = self._normalised(sequence)
+            sequence = normalised(sequence, self.norm)
             return sequence, (sequence[-1], h)
         return sequence, (h, h)
-
-    def _normalised(self, frames: Tensor) -> Tensor:
-        return self.norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -105,6 +105,16 @@ def detach(state: Any) -> Any:
     return map_state(Tensor.detach, state)
 
 
+def normalised(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Batch normalisation of x (..., features) over all rows; one row is normalised by the running statistics."""
+    rows = x.flatten(0, -2)
+    if len(rows) > 1:
+        return norm(rows).view_as(x)
+    # One value has no variance, and torch refuses to train on it.
+    rows = nn.functional.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return rows.view_as(x)
+
+
 @torch.no_grad()
 def start_wide(weight: Tensor, bias: Tensor) -> None:
     """Initialises V and b by U(-3, 3): tanh then works over all of its range from the first step."""

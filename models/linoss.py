@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import Layer, normalised
 from longwave.models.network import ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf
 
@@ -101,8 +101,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        normed = self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        v, final = self.ssm(normed, state)
+        v, final = self.ssm(normalised(x, self.norm), state)
         v = self.dropout(F.gelu(v))
         return x + self.dropout(F.glu(self.glu(v))), final
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer, start_wide
+from longwave.models.layer import Layer, normalised, start_wide
 from longwave.models.network import ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
 from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf, shown
@@ -190,11 +190,7 @@ class StandardisedLinear(nn.Linear):
         self.standardise = nn.BatchNorm1d(features, eps=1e-12, momentum=READOUT_MOMENTUM, affine=False)
 
     def forward(self, y: Tensor) -> Tensor:
-        rows, norm = y.flatten(0, -2), self.standardise
-        if len(rows) > 1:
-            return super().forward(norm(rows).view_as(y))
-        rows = nn.functional.batch_norm(rows, norm.running_mean, norm.running_var, eps=norm.eps)
-        return super().forward(rows.view_as(y))
+        return super().forward(normalised(y, self.standardise))
 
 
 class UnICORNN(Stack):

@@ -56,6 +56,15 @@ def test_shapes(name, T, B):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_it_trains_on_one_step_of_one_sample(name):
+    """The last batch of an epoch may have one sample, whose statistics have no variance."""
+    model = build(name).train()
+    model(torch.randn(1, 1, 2)).sum().backward()
+    assert all(p.isfinite().all() and (p.grad is None or p.grad.isfinite().all()) for p in model.parameters())
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_sequence_may_be_given_in_parts(name):
     layer = build(name).layer.eval()
     x = torch.randn(12, 3, 2)

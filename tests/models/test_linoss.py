@@ -226,10 +226,9 @@ def test_one_step_and_one_sample():
     model = Config(hidden=4, state=3).build(2, 1)
     assert model(torch.randn(1, 3, 2)).shape == (3, 1)
     assert model(torch.randn(5, 1, 2)).shape == (1, 1)
-    # One number has no variance.
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        model(torch.randn(1, 1, 2))
-    assert model.eval()(torch.randn(1, 1, 2)).shape == (1, 1)
+    # One number has no variance: in training too, the running statistics are taken, and stay as they are.
+    model, x = Config(hidden=4, state=3, dropout=0.0).build(2, 1), torch.randn(1, 1, 2)
+    torch.testing.assert_close(model(x), model.eval()(x))
 
 
 def test_dropout_is_for_training_only():
