@@ -237,7 +237,7 @@ def compose_recipe(name: str, config: Config) -> tuple[Config, dict[str, str]]:
     choose the cell, and are as in ``config``.
     """
     own = config.as_dict()
-    target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml"))["published"] or ""
+    target = OmegaConf.to_container(OmegaConf.load(CONF / "recipe" / f"{name}.yaml")).get("published") or ""
     cell = [key.split(".") for key in re.findall(r"\$\{([\w.]+)\}", target)]
     same = [f"{section}.{key}={own[section][key]}" for section, key in cell]
     return _compose_recipe(*recipe_overrides(name), *same)

@@ -3,10 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import pytest
 
-from longwave import train
+from longwave import CONF, train
+from longwave.results import tables
+from longwave.sweeps import plan
+from longwave.training import record
 from longwave.training.command import choice_of, parse
 from longwave.training.config import (
     SECTIONS,
@@ -312,3 +316,27 @@ def test_a_group_is_everything_but_the_seed():
     assert one.identity(with_seed=False) == two.identity(with_seed=False)
     other = compose_run(["task.T=101"])[0]
     assert other.identity(with_seed=False) != one.identity(with_seed=False)
+
+
+@pytest.fixture
+def authors_recipe(tmp_path, monkeypatch):
+    """A copy of conf/ with a recipe of an author, who knows of no published value."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    text = "# @package _global_\ntask:\n  L: 6\n  test_samples: 10\ntraining:\n  steps: 4\n  batch_size: 2\n"
+    (conf / "recipe" / "lem" / "copying.yaml").write_text(text)
+    for module in ("training.config", "training.overrides", "sweeps.plan", "results.tables"):
+        monkeypatch.setattr(f"longwave.{module}.CONF", conf)
+
+
+def test_a_recipe_without_a_published_value_aims_at_none(authors_recipe, fit_here):
+    _, folder = fit_here("model=lem", "task=copying", "model.hidden=3")
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["recipe"], record["published"]) == ("lem/copying", None)
+    assert record["changed"] == {"model.hidden": 3}
+
+
+def test_a_sweep_of_a_recipe_without_a_published_value(authors_recipe, fit_here):
+    (run,) = plan.expand("own", plan.Table([plan.Row("lem/copying")], seeds=1), None, ["model.hidden=3"])
+    _, folder = fit_here(*run.overrides)
+    rows = tables.rows([record.read(folder)])
+    assert [row.published for row in rows if row.model == "lem" and row.task == "copying"] == [None]
