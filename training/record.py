@@ -180,6 +180,17 @@ class Record(_Part):
             raise ValueError("metrics.test does not have the metric that the run was selected by")
         return self
 
+    @property
+    def far_below_trivial(self) -> bool:
+        """True if the trivial prediction is far better: twice the accuracy, or a tenth of the squared error."""
+        metric = self.objective.metric.removeprefix("batch_") if self.objective else None
+        if metric not in self.baseline or metric not in self.metrics.get("test", {}):
+            return False
+        value, trivial = self.metrics["test"][metric], self.baseline[metric]
+        if metric == "accuracy":
+            return value < trivial / 2
+        return value > trivial * (10**0.5 if metric == "rmse" else 10)
+
     def dump(self) -> dict:
         """The record as JSON has it; what was never set is left out."""
         return self.model_dump(mode="json", exclude_unset=True)

@@ -11,7 +11,8 @@ def report(record: Record, folder: Path) -> float:
     """Logs scores, first passes, published value and whatever makes the run no reproduction; gives its objective."""
     test = ", ".join(f"{key} {value:.5g}" for key, value in record.metrics["test"].items())
     baseline = ", ".join(f"{key} {value:.4g}" for key, value in record.baseline.items())
-    log.info("test: %s%s", test, f" (trivial prediction: {baseline})" if baseline else "")
+    far = "far worse than the " if record.far_below_trivial else ""
+    log.info("test: %s%s", test, f" ({far}trivial prediction: {baseline})" if baseline else "")
     if record.curriculum:
         stages = ", ".join(f"{stage.length} ({stage.steps})" for stage in record.curriculum)
         log.info("trained on growing lengths (steps): %s", stages)

@@ -10,7 +10,7 @@ import torch
 from longwave.models.cornn import CoRNN
 from longwave.tasks.adding import Adding
 from longwave.tasks.mnist import SequentialMNIST
-from longwave.training import loop
+from longwave.training import loop, record
 from longwave.training.errors import Diverged, Interrupted, UserError
 from longwave.training.loop import evaluate
 
@@ -217,6 +217,31 @@ def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
     assert "not as recipe cornn/adding has it: model.hidden=6" in caplog.text
     assert "reduced budget: 4 of the recipe's 20,000 steps" in caplog.text
     assert "no result" in caplog.text
+
+
+def test_a_result_far_worse_than_the_trivial_prediction_is_named(fit_here, caplog):
+    objective, folder = fit_here(*SMALL, "model=lstm", "training.steps=20", "optimizer.lr=1000")
+    assert objective > 10 / 6
+    assert "far worse than the trivial prediction: mse 0.1667)" in caplog.text
+    assert record.read(folder).far_below_trivial
+    caplog.clear()
+    _, folder = fit_here(*SMALL, "training.steps=20", "optimizer.lr=0.001")
+    assert " (trivial prediction: mse 0.1667)" in caplog.text
+    assert not record.read(folder).far_below_trivial
+
+
+@pytest.mark.parametrize(
+    ("metric", "trivial", "near", "far"),
+    [("accuracy", 0.5, 0.26, 0.24), ("rmse", 2.0, 6.0, 7.0), ("batch_rmse", 2.0, 6.0, 7.0), ("bpc", 4.0, 39.0, 41.0)],
+)
+def test_how_far_a_result_may_be_below_the_trivial_prediction(metric, trivial, near, far, fit_here):
+    name = metric.removeprefix("batch_")
+    _, folder = fit_here(*SMALL, "training.steps=1")
+    for value, is_far in ((near, False), (far, True)):
+        found = record.read(folder)
+        found.objective.key, found.baseline = f"validation/{metric}", {name: trivial}
+        found.metrics["test"] = {name: value}
+        assert found.far_below_trivial == is_far
 
 
 def test_clipping(fit_here):
