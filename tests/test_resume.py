@@ -1,8 +1,13 @@
 """Killed at any moment and started again, a run is bit for bit the run that was never killed."""
 
+import fcntl
 import json
+import os
 import random
+import select
 import signal
+import subprocess
+import termios
 import time
 
 import pytest
@@ -267,7 +272,16 @@ def test_what_a_dirty_tree_has_trained_stays_so(step, dirty, fit_here, tmp_path,
     assert json.loads((folder / "record.json").read_text())["git"] == {"commit": "b" * 40, "dirty": dirty}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+    ],
+)
 def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
     process = train_process.start(*arguments)
@@ -290,3 +304,52 @@ def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     assert line.strip() == f"resuming at step {saved['state']['step']}"
     again.kill()
     again.communicate()
+
+
+def test_a_terminal_that_is_closed_saves_and_ends(train_process):
+    """The run writes to the terminal, which then is an error; the system sends SIGHUP."""
+    ours, terminal = os.openpty()
+    arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
+    process = subprocess.Popen(
+        train_process.arguments(*arguments),
+        env=train_process.environment(TERM="xterm"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    while not train_process.runs() or entries(train_process.runs()[0]) < 3:
+        assert process.poll() is None
+        # Nobody else reads what the bar writes.
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    (folder,) = train_process.runs()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "interrupted"
+    assert torch.load(folder / "checkpoint.pt")["state"]["step"] == record["budget"]["steps_done"] > 0
+
+
+def test_signals_are_noted_and_handed_on():
+    heard = []
+    before = {s: signal.signal(s, lambda number, frame: heard.append(number)) for s in (signal.SIGUSR1, signal.SIGUSR2)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.Signals() as signals:
+            # As under nohup.
+            signal.raise_signal(signal.SIGHUP)
+            signals.check(1)
+            # A shell sends its signals a second time.
+            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(signal.SIGUSR2)
+            assert heard == []
+            with pytest.raises(Interrupted):
+                signals.check(2)
+        # A launcher requeues the job.
+        assert heard == [signal.SIGUSR2]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The training loop: steps, evaluations, selection, early stopping."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -28,23 +29,42 @@ from longwave.training.tracking import Tracker
 
 
 class Signals:
-    """Ctrl-C and SIGTERM, noted while inside; a second one finds the handler of before and ends the process at once."""
+    """Ctrl-C, SIGTERM, a scheduler's warnings and the end of the terminal, noted while inside.
+
+    A second Ctrl-C or SIGTERM finds the handler of before and ends the process at once. A launcher's own handler of
+    the signal that was noted is called on leaving.
+    """
+
+    # SLURM warns with a signal of the user's choice, often one of the last two.
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __enter__(self) -> "Signals":
         self._caught: int | None = None
         self._handlers: dict = {}
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         # Python takes signals in its main thread only; launchers may run jobs in another.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            # Under nohup, SIGHUP is ignored and stays so.
+            numbers = [s for s in self.NUMBERS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            self._handlers = {s: signal.signal(s, self._note) for s in numbers}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        before = self._handlers.get(self._caught)
+        if callable(before) and before is not signal.default_int_handler:
+            # Such as submitit's, which requeues the job.
+            before(self._caught, None)
 
     def _note(self, number: int, frame) -> None:
         self._caught = number
-        signal.signal(number, self._handlers[number])
+        if number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handlers[number])
+        # A shell and the system both send SIGHUP; and what is written to a terminal that is gone is an error.
+        for fd in self._terminals if number == signal.SIGHUP else ():
+            if not os.isatty(fd):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
     def check(self, step: int) -> None:
         """Raises Interrupted if a signal has come."""
