@@ -10,6 +10,9 @@ from pathlib import Path
 
 # Hydra then hands errors on, and they are shown here, in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Ctrl-C during the imports is no traceback; entry.in_one_line takes over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import hydra
 from filelock import FileLock, Timeout
@@ -24,9 +27,9 @@ from longwave.sweeps.plan import Estimate, expand
 from longwave.sweeps.show import say, show_plan, show_table
 from longwave.sweeps.trials import search
 from longwave.sweeps.watch import Watch
-from longwave.training import progress
+from longwave.training import entry, progress
 from longwave.training.command import refuse_other_checkout
-from longwave.training.errors import Interrupted, UserError
+from longwave.training.errors import UserError
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="sweep")
@@ -126,15 +129,10 @@ def lock_folder() -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with entry.in_one_line():
         refuse_other_checkout(__file__)
         sys.argv[1:], sweep, table = arguments(sys.argv[1:])
         if sweep is not None and sweep.dry_run and sweep.search is None:
             sweep_table(table, sweep, [])
         else:
             main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as error:
-        print("interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))

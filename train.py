@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 # Hydra then hands errors on, and they are shown here, in one line.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Ctrl-C during the imports is no traceback; entry.in_one_line takes over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import yaml
 from omegaconf import DictConfig
@@ -16,7 +19,8 @@ from omegaconf import DictConfig
 from longwave import CONF
 from longwave.training import command as command_line
 from longwave.training import config as configuration
-from longwave.training.errors import Interrupted, UserError
+from longwave.training import entry
+from longwave.training.errors import UserError
 from longwave.training.progress import log
 
 USAGE = """\
@@ -146,10 +150,5 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
 
 
 if __name__ == "__main__":
-    try:
+    with entry.in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as error:
-        print(error if str(error) else "interrupted; the same command resumes", file=sys.stderr)
-        sys.exit(128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT))
