@@ -13,7 +13,7 @@ from longwave.results import published, records, tables
 from longwave.results.published import Published
 from longwave.training.config import choices
 from longwave.training.errors import UserError
-from longwave.training.tracking import MODES, Tracking, open_run, pick_mode
+from longwave.training.tracking import MODES, Tracking, finish, open_run, pick_mode
 
 COMMAND = "python -m results.publish_baselines"
 
@@ -62,6 +62,8 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
             kept += 1
             continue
         run, mode = open_run(tracking, output, lambda _, key=key, record=record: _about(key, record))
+        if mode == "disabled":
+            raise UserError(f"W&B cannot start in {output}: nothing is logged")
         if mode == "offline":
             # Who cannot be reached now is not waited for again by the next one.
             tracking = replace(tracking, mode="offline")
@@ -71,11 +73,11 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
             for step in (0, lengths.get(record.task) or _STEPS):
                 # A value of the test set; the line is drawn on the split too that ours are watched on.
                 splits = {f"{split}/{record.metric}": record.value for split in ("validation", "test")}
-                run.log({"step": step, **splits})
+                run.log(splits, step=step)
             final = {f"final/test/{record.metric}": record.value}
             run.summary.update({"published/key": key, "published/value": record.value, **final})
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
-        run.finish()
+        finish(run)
     lines = [f"{len(logged)} logged, {kept} {'was' if kept == 1 else 'were'} there already"]
     if logged and mode == "offline":
         folder = output / "wandb"

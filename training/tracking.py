@@ -2,23 +2,35 @@
 
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longwave.schema import Annotated, OneOf, Section
+from longwave.schema import Annotated, OneOf, Section, one_line
 from longwave.training.errors import Interrupted, UserError
 from longwave.training.files import write_atomic
 from longwave.training.progress import log
-from longwave.training.record import FINISHED, Record
+from longwave.training.record import FINISHED, INTERRUPTED, Record
 
 if TYPE_CHECKING:
     from longwave.tasks.base import Task
     from longwave.training.run import Run
 
 MODES = ("auto", "online", "offline")
+
+# How long a server that does not answer is waited for: at the start, at the end, at the end with artifacts, and before
+# it is tried again by a later run of the same process.
+INIT_SECONDS, FINISH_SECONDS, ARTIFACT_SECONDS, RETRY_SECONDS = 15, 30, 600, 600
+
+# W&B sorts charts and summaries by name. What is not the metric of the run is shown under a name that sorts behind it,
+# whether that is of the split test or validation.
+WATCH = "watch/"
+
+_retry_at = 0.0
 
 
 @dataclass
@@ -47,18 +59,27 @@ class Tracking(Section):
 
 def pick_mode(tracking: Tracking) -> tuple[str, bool]:
     """The mode that a run would start in: online, offline or disabled; and whether it may be offline instead."""
+    # W&B reports its own errors to the same server: if that stalls, they hold up the end of the process by 25 s.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     mode = tracking.mode if tracking.mode != "auto" else os.environ.get("WANDB_MODE") or "auto"
     if mode not in (*MODES, "disabled"):
-        raise UserError(f"WANDB_MODE={mode}: must be one of online, offline, disabled")
+        raise UserError(f"WANDB_MODE={one_line(mode)}: must be one of online, offline, disabled")
     if mode != "auto":
         return mode, False
-    return ("online" if wandb.login(prompt=False, verify=False) else "offline"), True
+    if time.monotonic() < _retry_at:
+        return "offline", True
+    try:
+        return ("online" if wandb.login(prompt=False, verify=False) else "offline"), True
+    except Exception as error:
+        log.warning("W&B: cannot log in (%s); logging offline", _reason(error))
+        return "offline", True
 
 
 def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict]):
-    """Starts a W&B run under ``<output>/wandb``; offline, where nobody is logged in or W&B cannot be reached.
+    """Starts a W&B run under ``<output>/wandb``; in mode auto offline, where nobody is logged in or W&B does not
+    answer, and without W&B where even that fails.
 
     Args:
         arguments: further arguments of ``wandb.init``, by mode.
@@ -86,21 +107,58 @@ def open_run(tracking: Tracking, output: Path, arguments: Callable[[str], dict])
             resume="allow" if mode == "online" else None,
             # A worker of a launcher may run several jobs in one process.
             reinit="finish_previous",
-            settings=wandb.Settings(silent=True, init_timeout=30),
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=ARTIFACT_SECONDS if tracking.artifacts else FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
             **arguments(mode),
         )
 
+    folders = set((output / "wandb").glob("run-*"))
     try:
         run = start(mode)
-    except wandb.Error as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:
         if not may_go_offline:
-            raise UserError(f"W&B cannot start (tracking.mode={mode}): {reason}") from error
-        log.warning("W&B cannot be reached (%s); logging offline", reason)
-        mode, run = "offline", start("offline")
-    run.define_metric("step", hidden=True)
-    run.define_metric("*", step_metric="step")
+            raise UserError(f"W&B cannot start (tracking.mode={mode}): {_reason(error)}") from error
+        if mode == "online":
+            _give_up(error)
+            for folder in set((output / "wandb").glob(f"run-*-{arguments(mode)['id']}")) - folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            mode = "offline"
+            try:
+                return start(mode), mode
+            except Exception as second:
+                error = second
+        log.warning("W&B cannot start (%s); the run continues without it", _reason(error))
+        mode, run = "disabled", start("disabled")
     return run, mode
+
+
+def _reason(error: Exception) -> str:
+    return one_line(" ".join(str(error).split()) or type(error).__name__, most=200)
+
+
+def _give_up(error: Exception) -> None:
+    """Goes on without the server for a while."""
+    import wandb
+
+    global _retry_at
+    _retry_at = time.monotonic() + RETRY_SECONDS
+    log.warning("W&B cannot be reached (%s); logging offline", _reason(error))
+    # W&B's process still has the run that did not start, and would refuse its id (wandb issue 9865).
+    with suppress(Exception):
+        wandb.teardown()
+
+
+def finish(run, exit_code: int = 0) -> None:
+    """Ends a W&B run, and says how to upload what the server did not take in time."""
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        again = f"wandb sync --include-online {run.sync_dir}"
+        log.warning("W&B does not answer; all is kept in a local file, which `%s` uploads", again)
 
 
 class Tracker:
@@ -109,16 +167,22 @@ class Tracker:
     All runs of a checkout write under one folder, ``<output>/wandb``, so that ``wandb leet <folder>`` compares them.
     Online, a resumed run continues under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of
     the same group whose config names the one before (``resumed_from``).
+
+    Args:
+        run: the W&B run, or None.
+        metric: key of the metric that the run is judged by; it keeps its name and stands first.
     """
 
-    def __init__(self, run=None):
-        self._run = run
+    def __init__(self, run=None, metric: str | None = None):
+        self._run, self._metric = run, metric
         # Steps that were logged before the process died are run again after a resume, but not shown twice.
-        self._logged = int(run.summary.get("step", -1)) if run is not None and run.resumed else -1
+        self._next = run.starting_step if run is not None and run.resumed else 0
 
     def log(self, entry: dict[str, float]) -> None:
-        if entry["step"] > self._logged:
-            self.tell(lambda run: run.log(entry))
+        step = entry["step"]
+        shown = {key if key == self._metric else WATCH + key: entry[key] for key in entry if key != "step"}
+        if step >= self._next:
+            self.tell(lambda run: run.log(shown, step=step))
 
     def tell(self, act: Callable[[Any], Any]) -> None:
         """Calls ``act`` with the W&B run."""
@@ -139,7 +203,7 @@ def track(run: "Run", task: "Task", verdict: Callable[[Record], object]) -> Iter
     if config.tracking.name != "wandb":
         yield Tracker()
         return
-    tracker, exit_code = Tracker(_open(run, task)), 1
+    tracker, exit_code = Tracker(_open(run, task), f"{task.monitor}/{task.metric}"), 1
     try:
         yield tracker
         exit_code = 0
@@ -153,7 +217,10 @@ def track(run: "Run", task: "Task", verdict: Callable[[Record], object]) -> Iter
             tracker.tell(lambda shown: _keep_artifacts(shown, run))
         summary = _summary(run.record, verdict)
         tracker.tell(lambda shown: shown.summary.update(summary))
-        tracker.tell(lambda shown: shown.finish(exit_code=exit_code))
+        if run.record.status == INTERRUPTED:
+            # With an exit code that is not 0, W&B shows it as preempted, not as failed.
+            tracker.tell(lambda shown: shown.mark_preempting())
+        tracker.tell(lambda shown: finish(shown, exit_code))
 
 
 def _open(run: "Run", task: "Task"):
@@ -167,7 +234,7 @@ def _open(run: "Run", task: "Task"):
             run_id = f"{first}-{record.sessions}"
         return {
             "id": run_id,
-            "name": f"{run.title}-seed{config.seed}",
+            "name": _title(run),
             # Everything but the seed.
             "group": f"{run.title}-{config.identity(with_seed=False)}",
             "job_type": "train",
@@ -178,12 +245,12 @@ def _open(run: "Run", task: "Task"):
 
     shown, mode = open_run(config.tracking, run.output, arguments)
     best = "max,last" if task.higher_is_better else "min,last"
-    shown.define_metric(f"{task.monitor}/{task.metric}", step_metric="step", summary=best)
+    shown.define_metric(f"{task.monitor}/{task.metric}", summary=best)
     if mode == "online":
         log.info("W&B: %s", shown.url)
     elif mode == "offline":
         folder = run.output / "wandb"
-        log.info("W&B is offline: look with `wandb leet %s`, upload with `wandb sync %s`", folder, shown.sync_dir)
+        log.info("W&B is offline: look with `wandb leet %s`, upload all runs with `wandb sync %s`", folder, folder)
     return shown
 
 
@@ -191,7 +258,7 @@ def _show_gradients(shown, run: "Run") -> None:
     import wandb
 
     picture = wandb.Image(str(run.folder / "gradients.png"))
-    shown.log({"gradients": picture, "step": run.record.budget.steps_done})
+    shown.log({f"{WATCH}gradients": picture}, step=run.record.budget.steps_done)
 
 
 def _keep_artifacts(shown, run: "Run") -> None:
@@ -209,20 +276,29 @@ def _keep_artifacts(shown, run: "Run") -> None:
     shown.log_artifact(used)
 
 
+def _title(run: "Run") -> str:
+    """What differs between runs first, since the lists of W&B cut names: ``T500-cornn-s0-adding-h128``."""
+    record = run.record
+    model, task = record.config["model"], record.config["task"]
+    place = f"T{task['T']}" if "T" in task else task.get("dataset", record.task)
+    size = [f"h{model['hidden']}"] if "hidden" in model else []
+    return "-".join(dict.fromkeys([place, record.model, f"s{record.seed}", record.task, *size]))
+
+
 def _wandb_id(run: "Run") -> str:
     # Made once, so that two checkouts, or a run started afresh, do not share one W&B run.
     path = run.folder / "wandb_id"
     if not path.exists():
-        model, task, seed = run.record.model, run.record.task, run.record.seed
-        # `wandb leet` shows the first letters of it.
-        write_atomic(path, f"{model}-s{seed}-{task}-{run.record.identity}-{os.urandom(3).hex()}".encode())
+        # The name of an offline folder is made of it.
+        write_atomic(path, f"{_title(run)}-{run.record.identity}-{os.urandom(3).hex()}".encode())
     return path.read_text()
 
 
 def _summary(record: Record, verdict: Callable[[Record], object]) -> dict:
     """Figures that the W&B dashboard shows beside the curves."""
     keys = ("status", "parameters", "backend", "wall_seconds", "peak_memory_bytes")
-    summary = {key: getattr(record, key) for key in keys}
+    # Behind ``final/``, as all names are sorted.
+    summary = {f"run/{key}": getattr(record, key) for key in keys}
     for split, scores in record.metrics.items():
         summary |= {f"final/{split}/{key}": value for key, value in scores.items()}
     if record.published is not None:

@@ -4,6 +4,7 @@ import pytest
 import wandb
 
 from longwave.results import publish_baselines, published
+from longwave.training import tracking
 from longwave.training.errors import UserError
 from longwave.training.tracking import Tracking
 from tests.results.cases import make_record
@@ -40,7 +41,6 @@ def test_offline_twice(save, tmp_path, monkeypatch, capsys):
     shown = read(folder)
     # A line from the first step to the last of the longest run, where ours are drawn.
     assert shown.history == [{"step": s, "validation/accuracy": 0.973, "test/accuracy": 0.973} for s in (0, 57000)]
-    assert shown.metrics["*"].step_metric == "step"
     assert (shown.run.project, shown.run.run_group, shown.run.job_type) == ("longwave", "psmnist-published", "baseline")
     assert shown.run.run_id == publish_baselines.identity(KEY, published.get(KEY))
     assert shown.summary["published/value"] == 0.973
@@ -57,7 +57,6 @@ def test_online_what_is_there_is_left_alone(tmp_path, monkeypatch):
         told.append(arguments)
         run = FakeRun(logged=0)
         run.resumed = len(told) > 1
-        run.finish = lambda: None
         made.append(run)
         return run
 
@@ -79,11 +78,12 @@ def test_who_cannot_be_reached_is_asked_once(tmp_path, monkeypatch, caplog):
         if arguments["mode"] == "online":
             raise wandb.errors.CommError("no network")
         run = FakeRun(logged=0)
-        run.resumed, run.sync_dir, run.finish = False, "somewhere", lambda: None
+        run.resumed, run.sync_dir = False, "somewhere"
         return run
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(tracking, "_retry_at", 0.0)
     monkeypatch.setattr(wandb, "init", init)
     lines = publish_baselines.publish(Tracking(), tmp_path, ("cornn/psmnist",), tmp_path)
     assert modes == ["online"] + ["offline"] * (len(modes) - 1)
