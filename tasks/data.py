@@ -5,7 +5,6 @@ tasks.download``. ``FALLBACKS``, likewise, lists other files with the same conte
 """
 
 import contextlib
-import gzip
 import hashlib
 import http.client
 import io
@@ -400,8 +399,8 @@ def unpack(archive: Path, members: Sequence[str], into: Path) -> Path:
 
 # What zipfile, tarfile and the decompressors raise for damaged, encrypted and unknown content.
 _DAMAGE = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, struct.error,
-    EOFError, RuntimeError, ValueError, IndexError, OverflowError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error,
+    EOFError, OSError, RuntimeError, ValueError, IndexError, OverflowError,
 )  # fmt: skip
 
 
@@ -410,9 +409,9 @@ def intact(archive: Path) -> Iterator[None]:
     """Turns the errors of reading a damaged archive into a DataError."""
     try:
         yield
-    except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and (isinstance(error, DataError) or error.errno is not None):
-            raise
+    except DataError:
+        raise
+    except _DAMAGE as error:
         reason = one_line(" ".join(str(error).split()), 200)
         raise DataError(archive, None, f"damaged ({reason}); {AGAIN}") from error
 

@@ -152,6 +152,8 @@ def numbers(text: bytes) -> np.ndarray:
 
 def row(line: bytes, count: int) -> np.ndarray:
     """``count`` numbers with space between them; ValueError for anything else."""
+    if b"," in line:
+        raise ValueError("a comma, where numbers have space between them")
     fields = line.split()
     if len(fields) != count:
         raise ValueError(f"{len(fields)} numbers, not {count}")

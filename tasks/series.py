@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from longwave.schema import one_line
 from longwave.tasks import formats
 from longwave.tasks.base import ArrayTask, class_scores
 from longwave.tasks.checks import DataError
@@ -99,7 +100,8 @@ def _read(paths: Sequence[Path], name: str, missing: str) -> dict:
         number = {label: index for index, label in enumerate(classes)}
         for label, line in zip(test.labels, test.lines, strict=True):
             if label not in number:
-                raise DataError(test_name, f"line {line}", f"no series of the training set has the label {label!r}")
+                reason = f"no series of {train_name} has the label {one_line(label)!r}"
+                raise DataError(test_name, f"line {line}", reason)
         targets = torch.tensor([number[label] for label in train.labels + test.labels])
     channels = train.series[0].shape[1]
     if test.series[0].shape[1] != channels:
@@ -177,7 +179,8 @@ class SeriesTask(ArrayTask):
         metric: str = "rmse",
     ):
         if not all(len(splits[part]) for part in ("train", "test")):
-            raise DataError(data.files[-1][0], None, f"{len(data.values)} series, too few to train and test on")
+            files = " and ".join(name for name, _ in data.files)
+            raise DataError(files, None, f"{len(data.values)} series, too few to train and test on")
         indices = {key: torch.from_numpy(part) for key, part in splits.items() if len(part)}
         values = _normalised(data.values, data.lengths, indices["train"]) if normalise else data.values
         super().__init__(values, data.targets, indices, seed)

@@ -125,6 +125,7 @@ SIGNAL = "train/Inertial Signals/total_acc_y_train.txt"
         ("test/y_test.txt", "nan", r"y_test\.txt, line 2: nan is not a whole number from 1 to 6"),
         ("train/subject_train.txt", "1.7", r"subject_train\.txt, line 2: 1\.7 is not a whole number from 1 to 30"),
         ("train/subject_train.txt", "1\n1", r"subject_train\.txt: 4 lines, and 3 in the other files"),
+        (SIGNAL, "0,0 " + "0 " * 127, r"line 2: a comma, where numbers have space between them"),
         (SIGNAL, "", r"line 2: 0 numbers, not 128"),
     ],
 )
