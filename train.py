@@ -112,7 +112,7 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
     from longwave.results import published
     from longwave.results.tables import verdict_of
     from longwave.training import environment
-    from longwave.training.build import build
+    from longwave.training.build import build, compare_data
     from longwave.training.loop import Signals, Trainer
     from longwave.training.record import FINISHED
     from longwave.training.report import report
@@ -130,6 +130,7 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
     run = Run(config, command, recipe=recipe, changed=changed, published=target)
     earlier = None if config.fresh else run.earlier()
     if earlier is not None and earlier.status == FINISHED:
+        compare_data(config, earlier)
         log.info("%s is finished already; fresh=true runs it again", run.name)
         return report(earlier, run.folder)
     device = environment.pick_device(config.device)

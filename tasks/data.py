@@ -46,6 +46,24 @@ SMALL, RATIO = 100 << 20, 200
 AGAIN = "delete it and run again to download it"
 
 
+class Absent(DataError):
+    """A data file that is not there, inside :func:`no_downloads`."""
+
+
+_downloads = True
+
+
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Inside, a file that would be downloaded raises Absent instead."""
+    global _downloads
+    before, _downloads = _downloads, False
+    try:
+        yield
+    finally:
+        _downloads = before
+
+
 @dataclass(frozen=True)
 class Source:
     """One file from the internet.
@@ -81,6 +99,8 @@ def fetch(source: Source, root: Path) -> Path:
     if path.exists():
         _check(source, path)
         return path
+    if not _downloads:
+        raise Absent(path, None, "is not there")
     with locked(path, f"downloads {path.name}"):
         _check(source, path, None if path.exists() else _download(source, path))
     return path
@@ -105,7 +125,7 @@ def fetch_all(sources: Sequence[Source], fallback: Sequence[Source], root: Path)
         try:
             return [fetch(source, root) for source in fallback]
         except DataError as second:
-            raise DataError(error.file, error.place, f"{error.reason}\nor {second}") from error
+            raise type(error)(error.file, error.place, f"{error.reason}\nor {second}") from error
 
 
 def digest(path: Path) -> str:

@@ -4,9 +4,28 @@ import torch
 
 from longwave.models.network import Network
 from longwave.tasks.base import Task, data_root, start_readout
+from longwave.tasks.data import Absent, no_downloads
 from longwave.tasks.randomness import counted_seed
 from longwave.training.config import Config
 from longwave.training.errors import UserError
+from longwave.training.progress import log
+from longwave.training.record import Record, refuse_changed
+from longwave.training.run import files_of
+
+
+def compare_data(config: Config, earlier: Record) -> None:
+    """UserError where the data are not those of a finished run; what is not there any more is not compared."""
+    if earlier.data is None or not earlier.data.files:
+        return
+    try:
+        with no_downloads():
+            task = config.task.build(config.seed, data_root(config.data.root))
+    except Absent as error:
+        log.info("the data of this run are not compared: %s", error)
+    except OSError as error:
+        raise UserError(f"the data of this run have changed: {error}") from error
+    else:
+        refuse_changed(earlier.data.files, files_of(task))
 
 
 def build(config: Config) -> tuple[Task, Network]:

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from longwave.training.errors import UserError
+
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 
 Scores = dict[str, FiniteFloat]
@@ -70,11 +72,30 @@ class Stage(_Part):
     seconds: FiniteFloat
 
 
+class File(_Part):
+    """Data file and its checksum."""
+
+    file: str
+    sha256: str
+
+
+def refuse_changed(before: list[File], now: list[File]) -> None:
+    """UserError where the data files of a run are not what they were."""
+    sums, others = ({one.file: one.sha256 for one in files} for files in (before, now))
+    for file in [*sums, *others]:
+        was, is_now = (f"sha256 {found[file]}" if file in found else "not read" for found in (sums, others))
+        if was != is_now:
+            raise UserError(
+                f"{file} is not what this run was trained on: it was {was}, and is now {is_now}; put back what was "
+                f"there, or start over with fresh=true"
+            )
+
+
 class Data(_Part):
     """Identity of the data: split, files with their checksums."""
 
     split_id: str
-    files: list[dict[str, str]] = []
+    files: list[File] = []
     notes: Any = None
 
 

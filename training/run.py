@@ -18,7 +18,7 @@ from longwave.training.config import Config
 from longwave.training.errors import Diverged, Pruned, Taken, UserError
 from longwave.training.files import load_checkpoint, save_checkpoint, write_atomic
 from longwave.training.progress import log
-from longwave.training.record import FAILED, FINISHED, INTERRUPTED, Budget, Data, Git, Record
+from longwave.training.record import FAILED, FINISHED, INTERRUPTED, Budget, Data, File, Git, Record, refuse_changed
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,11 @@ def folder_of(config: Config) -> Path:
     """Folder of this run; the folder's name is the run's name."""
     name = f"{config.model.name}-{config.task.name}-seed{config.seed}-{config.identity()}"
     return home() / Path(config.output).expanduser() / "runs" / name
+
+
+def files_of(task: Task) -> list[File]:
+    """The data files of a task, as a record has them."""
+    return [File(file=name, sha256=sha256) for name, sha256 in task.files]
 
 
 def is_locked(folder: Path) -> bool:
@@ -93,8 +98,8 @@ class Run:
         record.budget.steps_in_recipe = steps_in_recipe
         record.parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         record.backend, record.device = model.layer.backend, environment.device_name(device)
-        files = [{"file": name, "sha256": sha256} for name, sha256 in task.files]
-        record.data = Data(split_id=task.split_id, files=files, **({"notes": task.notes} if task.notes else {}))
+        notes = {"notes": task.notes} if task.notes else {}
+        record.data = Data(split_id=task.split_id, files=files_of(task), **notes)
 
     def __enter__(self) -> "Run":
         with ExitStack() as opened:
@@ -135,11 +140,14 @@ class Run:
             log.info("fresh=true: the earlier run is kept in %s", aside)
 
     def load(self) -> dict | None:
-        """The newest good checkpoint, or None."""
+        """The newest good checkpoint, or None; UserError where it was trained on other data."""
         saved, damaged = load_checkpoint(self.folder / "checkpoint.pt")
         for line in damaged:
             then = f"resuming at step {saved['state']['step']}" if saved else "starting from the beginning"
             log.warning("%s; %s", line, then)
+        # An older checkpoint does not have them.
+        if saved and "files" in saved:
+            refuse_changed([File(**file) for file in saved["files"]], self.record.data.files)
         return saved
 
     def start(self, step: int, history: list[dict]) -> None:
@@ -166,7 +174,8 @@ class Run:
 
     def save(self, checkpoint: dict) -> None:
         """Writes a checkpoint, and the record as it would stand if the process died now."""
-        save_checkpoint(self.folder / "checkpoint.pt", checkpoint)
+        files = [file.model_dump() for file in self.record.data.files]
+        save_checkpoint(self.folder / "checkpoint.pt", checkpoint | {"files": files})
         self.write()
 
     def finish(self, outcome: dict) -> None:

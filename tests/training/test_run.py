@@ -1,6 +1,9 @@
 import errno
 import json
 import os
+import re
+import shutil
+import sys
 import time
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from longwave.train import command_of
 from longwave.training.errors import UserError
+from tests import stand_ins
 
 SMALL = (
     "task=adding", "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=4",
@@ -147,3 +151,90 @@ def test_fresh_keeps_what_was_there_and_is_not_part_of_the_command(fit_here):
     assert old["metrics"] == new["metrics"]
     assert (old["sessions"], new["sessions"]) == (1, 1)
     assert command_of(["task.T=6", "fresh=true"]) == "python train.py task.T=6"
+
+
+HAR = (
+    "task=har2", "model=lstm", "model.hidden=2", "training.batch_size=4", "training.steps=3", "training.epochs=null",
+    "training.checkpoint_seconds=0",
+)  # fmt: skip
+SIGNAL = "test/Inertial Signals/body_acc_x_test.txt"
+
+
+@pytest.fixture
+def own_har(fake_har, tmp_path):
+    """A data root, and a function that changes one number in it and gives the sums of the file before and after."""
+    root = shutil.copytree(fake_har, tmp_path / "data")
+
+    def change():
+        path = root / "UCI HAR Dataset" / SIGNAL
+        before = stand_ins.sha256(path)
+        path.write_bytes(path.read_bytes().replace(b"4", b"5", 1))
+        return before, stand_ins.sha256(path)
+
+    return root, change
+
+
+def refused(sums):
+    before, now = (f"sha256 {found}" for found in sums)
+    reason = f"{SIGNAL} is not what this run was trained on: it was {before}, and is now {now}; "
+    return pytest.raises(UserError, match=re.escape(reason) + ".*fresh=true")
+
+
+def test_a_finished_run_on_data_that_have_changed_is_not_reported(own_har, fit_here, caplog):
+    root, change = own_har
+    arguments = (*HAR, f"data.root={root}")
+    objective, folder = fit_here(*arguments)
+    assert fit_here(*arguments)[0] == objective
+    sums = change()
+    written = (folder / "record.json").read_bytes()
+    for _ in range(2):
+        with refused(sums):
+            fit_here(*arguments)
+    assert (folder / "record.json").read_bytes() == written
+    fit_here(*arguments, "fresh=true")
+    files = json.loads((folder / "record.json").read_text())["data"]["files"]
+    assert {"file": SIGNAL, "sha256": sums[1]} in files
+    # What is not there cannot be compared, and is not downloaded for it.
+    shutil.rmtree(root)
+    caplog.clear()
+    fit_here(*arguments)
+    assert "are not compared" in caplog.text
+    assert "is finished already" in caplog.text
+
+
+def test_a_run_does_not_resume_on_data_that_have_changed(own_har, fit_here, monkeypatch):
+    root, change = own_har
+    arguments = (*HAR, f"data.root={root}")
+    with monkeypatch.context() as m:
+        m.setattr("longwave.training.loop.Trainer._test", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            fit_here(*arguments)
+    sums = change()
+    for _ in range(2):
+        with refused(sums):
+            fit_here(*arguments)
+    fit_here(*arguments, "fresh=true")
+
+
+def test_a_checkpoint_without_checksums_is_accepted(own_har, fit_here):
+    root, change = own_har
+    _, folder = fit_here(*HAR, f"data.root={root}")
+    (folder / "record.json").unlink()
+    saved = torch.load(folder / "checkpoint.pt")
+    assert saved.pop("files")
+    torch.save(saved, folder / "checkpoint.pt")
+    change()
+    fit_here(*HAR, f"data.root={root}")
+
+
+def test_data_that_are_not_what_their_note_says(fit_here, fake_mnist_files, monkeypatch, tmp_path):
+    root, sums = fake_mnist_files
+    monkeypatch.setattr("longwave.tasks.mnist.SHA256", sums)
+    arguments = (
+        "task=smnist", "model=lstm", "model.hidden=1", "training.steps=1", "training.epochs=null",
+        "training.limit_evaluation=1", f"data.root={root}",
+    )  # fmt: skip
+    fit_here(*arguments)
+    monkeypatch.setattr("longwave.tasks.mnist.SHA256", dict.fromkeys(sums, "0" * 64))
+    with pytest.raises(UserError, match=rf"the data of this run have changed: .*sha256 is \w{{64}}, not {'0' * 64}"):
+        fit_here(*arguments)
