@@ -33,7 +33,7 @@ def folder_of(config: Config) -> Path:
     return home() / Path(config.output).expanduser() / "runs" / name
 
 
-def files_of(task: Task) -> list[File]:
+def files_of(task: "Task") -> list[File]:
     """The data files of a task, as a record has them."""
     return [File(file=name, sha256=sha256) for name, sha256 in task.files]
 
