@@ -273,7 +273,7 @@ def _reviews(root: Path) -> tuple[Path, str, Callable[[], Iterator[tuple[str, by
     if (root / source.path).exists() or not folder.is_dir():
         archive = fetch(source, root)
         return archive, digest(archive), lambda: _from_archive(archive)
-    names = _in_order((f"{part}/{path.name}" for part in PARTS for path in (folder / part).iterdir()), folder)
+    names = _in_order((f"{part}/{path.name}" for part in PARTS for path in (folder / part).glob("*.txt")), folder)
     status = "\n".join(f"{name} {_status(folder / name)}" for name in names)
     state = hashlib.sha256(status.encode()).hexdigest()
     return folder, state, lambda: ((name, content(folder / name)) for name in names)

@@ -307,6 +307,9 @@ def test_an_incomplete_folder_is_refused(tmp_path, fake_imdb):
     (tmp_path / "aclImdb" / "test" / "neg" / "7_2.txt").unlink()
     with pytest.raises(OSError, match=r"aclImdb: 30 in train/pos, .* 29 in test/neg, and 30 are expected"):
         read(tmp_path, "regex", False)
+    (tmp_path / "aclImdb" / "test" / "neg").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="0 in test/neg, and 30 are expected"):
+        read(tmp_path, "regex", False)
 
 
 def test_a_truncated_archive_is_refused(tmp_path, fake_imdb, monkeypatch):
