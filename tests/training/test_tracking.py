@@ -95,7 +95,7 @@ def offline_runs(output):
 @pytest.fixture
 def track_here(fit_here, tmp_path, monkeypatch):
     """Trains in this process with W&B as it is without an account; gives the folder of the run."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
+    for name in [name for name in os.environ if name.startswith("WANDB") and name != "WANDB_SERVICE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
