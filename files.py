@@ -23,7 +23,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Whatever stands in the way of the file is no reason to lose what went wrong.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def open_to_others(path: Path) -> str | None:

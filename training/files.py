@@ -17,7 +17,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         with replacing(path) as out:
             out.write(content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
+        where = error.filename2 or error.filename or path
+        raise UserError(f"cannot write {where}: {error.strerror or error}; what was there before is kept") from error
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -38,7 +39,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
         os.replace(fresh, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {previous(path)} is kept") from error
+        where = f"{path} and keep the one before as {previous(path)}"
+        raise UserError(f"cannot write {where}: {error.strerror or error}") from error
 
 
 def previous(path: Path) -> Path:

@@ -145,6 +145,8 @@ class Trainer:
                 for name, part in self.parts.items():
                     part.load_state_dict(saved[name])
                 self.state = State(**saved["state"])
+                if not 0 <= self.state.step <= self.total:
+                    raise ValueError(f"it is at step {self.state.step}, and the budget is {self.total} steps")
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 reason = str(error).partition("\n")[0]
                 message = f"checkpoint does not fit this code ({reason}); use fresh=true to start over"

@@ -49,6 +49,8 @@ class Target(_Part):
 
     key: str
     value: FiniteFloat | None = None
+    kind: str | None = None
+    source: str | None = None
 
 
 class Objective(_Part):

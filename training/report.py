@@ -29,7 +29,7 @@ def report(record: Record, folder: Path) -> float:
     if budget.steps_in_recipe is not None and budget.steps < budget.steps_in_recipe:
         log.info("reduced budget: %s of the recipe's %s", f"{budget.steps:,}", counted(budget.steps_in_recipe, "step"))
     training = record.config["training"]
-    if training["overfit"] or training["limit_evaluation"]:
+    if training.get("overfit") or training.get("limit_evaluation"):
         log.info("no result: trained on one batch, or tested on a part of the test set")
     log.info("record: %s", folder / "record.json")
     return record.objective.value

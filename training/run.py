@@ -1,8 +1,10 @@
 """A run is a folder: its configuration, checkpoint, history, log and record."""
 
+import contextlib
 import json
 import logging
 import os
+import sys
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from longwave import home
+from longwave.schema import one_line
 from longwave.training import record
 from longwave.training.config import Config
 from longwave.training.errors import Diverged, Pruned, Taken, UserError
@@ -47,6 +50,25 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:
+        # It is no file: whoever starts the run says so.
+        return False
+
+
+class _LogFile(logging.FileHandler):
+    """``log.txt``. A full disk must not end a run for its log, nor hide what did: it is said once, on the console."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            self.failed = True
+            log.error("cannot write %s: %s", self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        # What could not be written is flushed once more.
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class Run:
@@ -83,11 +105,15 @@ class Run:
     def earlier(self) -> Record | None:
         """The record that an earlier process left, or None."""
         try:
-            return record.read(self.folder)
+            found = record.read(self.folder)
+            if found.name != self.name:
+                raise ValueError(f"it is that of {one_line(found.name)}")
+            return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("%s cannot be read (%s); it will be written again", self.folder / "record.json", error)
+            reason = one_line(str(error), 150)
+            log.warning("%s cannot be read (%s); it will be written again", self.folder / "record.json", reason)
             return None
 
     def describe(self, task: "Task", model: "Network", device: "torch.device", steps_in_recipe: int | None) -> None:
@@ -112,12 +138,14 @@ class Run:
                 elif (found := self.earlier()) and found.status == FINISHED:
                     # Since this process last looked.
                     raise Taken(f"another process has just finished this run: {self.folder}")
-                log_file = logging.FileHandler(self.folder / "log.txt")
+                log_file = _LogFile(self.folder / "log.txt")
             except Timeout:
                 raise Taken(f"another process is training this run: {self.folder} is locked") from None
             except OSError as error:
                 where = f"output={self.config.output}"
-                raise UserError(f"{where}: cannot write to {self.folder} ({error.strerror})") from error
+                raise UserError(
+                    f"{where}: cannot write to {error.filename or self.folder} ({error.strerror})"
+                ) from error
             log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.addHandler(log_file)
             opened.callback(log_file.close)

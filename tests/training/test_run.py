@@ -11,6 +11,7 @@ import torch
 
 from longwave.train import command_of
 from longwave.training.errors import UserError
+from longwave.training.run import is_locked
 from tests import stand_ins
 
 SMALL = (
@@ -238,3 +239,60 @@ def test_data_that_are_not_what_their_note_says(fit_here, fake_mnist_files, monk
     monkeypatch.setattr("longwave.tasks.mnist.SHA256", dict.fromkeys(sums, "0" * 64))
     with pytest.raises(UserError, match=rf"the data of this run have changed: .*sha256 is \w{{64}}, not {'0' * 64}"):
         fit_here(*arguments)
+
+
+LEFT = ["checkpoint.pt", "checkpoint.pt.new", "checkpoint.previous.pt", "record.json", "history.jsonl", "config.yaml"]
+
+
+@pytest.mark.parametrize("name", [*LEFT, *(f"{name}.tmp" for name in LEFT), "log.txt", "lock"])
+def test_a_folder_where_a_file_should_be(name, fit_here, tmp_path, caplog):
+    """The run does without, or one line names the file."""
+    arguments = (*SMALL, "training.checkpoint_seconds=0")
+    _, folder = fit_here(*arguments)
+    (folder / "record.json").unlink()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name / "something").mkdir(parents=True)
+    assert not is_locked(folder)
+    found = ""
+    try:
+        fit_here(*arguments)
+    except UserError as error:
+        found = str(error)
+    if found:
+        assert re.search(re.escape(str(folder / name)) + "[: ]", found)
+        assert "\n" not in found
+    else:
+        assert json.loads((folder / "record.json").read_text())["status"] == "finished"
+    assert "Traceback" not in caplog.text
+
+
+def test_a_disk_that_is_full_for_the_log(fit_here, caplog, capsys):
+    """/dev/full refuses every write, and once more what is flushed when it is closed."""
+    objective, folder = fit_here(*SMALL)
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "log.txt").symlink_to("/dev/full")
+    assert fit_here(*SMALL)[0] == objective
+    assert caplog.text.count("log.txt: [Errno 28] No space left on device") == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_record_of_another_run_is_not_taken_for_this_one(fit_here, caplog):
+    objective, folder = fit_here(*SMALL)
+    _, other = fit_here(*SMALL, "seed=1")
+    shutil.copy(other / "record.json", folder)
+    assert fit_here(*SMALL)[0] == objective
+    assert f"record.json cannot be read (it is that of {other.name})" in caplog.text
+
+
+@pytest.mark.parametrize("step", [5, -1])
+def test_a_checkpoint_beyond_the_budget(step, fit_here):
+    _, folder = fit_here(*SMALL)
+    (folder / "record.json").unlink()
+    saved = torch.load(folder / "checkpoint.pt")
+    saved["state"]["step"] = step
+    torch.save(saved, folder / "checkpoint.pt")
+    with pytest.raises(
+        UserError, match=rf"^checkpoint does not fit .*at step {step}, and the budget is 4 .*fresh=true"
+    ):
+        fit_here(*SMALL)
