@@ -7,6 +7,7 @@ sequence and the final state.
 # ruff: noqa: F401
 from longwave.kernels.antisymmetric_rnn import antisymmetric_rnn
 from longwave.kernels.cornn import cornn
+from longwave.kernels.derivatives import transformed
 from longwave.kernels.dispatch import backend_for
 from longwave.kernels.gru import gru
 from longwave.kernels.indrnn import indrnn

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from longwave.kernels import library
+from longwave.kernels.derivatives import constant, refuse_transforms
 from longwave.kernels.linear import Input, linear
 from longwave.kernels.operation import OPERATIONS, SCALAR, Operation
 
@@ -47,14 +48,8 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
     raise RuntimeError(f"{name}: backend={backend!r} cannot run: {obstacle}")
 
 
-def _constant(function: Callable) -> Callable:
-    """``torch.compiler.assume_constant_result``, which spends seconds on importing torch._dynamo to do the same."""
-    function._dynamo_marked_constant = True
-    return function
-
-
 # Whether a backend can run is decided while torch.compile traces, and is a constant of the graph.
-@_constant
+@constant
 def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
     source = OPERATIONS[name].source
     if not source.path.exists():
@@ -64,7 +59,7 @@ def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
     return library.obstacle(source, dtype)
 
 
-@_constant
+@constant
 def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     folder = OPERATIONS[name].folder
     if not (library.FOLDER / folder / "triton.py").exists():
@@ -136,6 +131,7 @@ def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, par
             parameters = {k: v.float() if isinstance(v, Tensor) else v for k, v in parameters.items()}
         sequence, final = operation.reference(pre, **parameters, state=_packed(initial), **options)
         return sequence.to(dtype), final
+    refuse_transforms(name)
     values = [
         _per_unit(value, pre, hidden) if operation.parameters[key] == SCALAR else value
         for key, value in parameters.items()

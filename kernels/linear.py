@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longwave.kernels.derivatives import transformed
+
 # Up to this many channels a plain product is far slower than reading its operands: 32 ms for 25,000 x 512 and 2.
 NARROW = 16
 # Rows of a product in a batch of products.
@@ -27,7 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., G).
     """
     narrow = x.device.type == "cpu" and x.shape[-1] <= NARROW and not torch.is_autocast_enabled("cpu")
-    if narrow and torch.is_grad_enabled():
+    if narrow and torch.is_grad_enabled() and not transformed():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -82,6 +84,7 @@ class _Linear(torch.autograd.Function):
         if ctx.biased:
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # the bias is the weight of a 1
         whole = len(x) // ROWS * ROWS
-        left, right = (t[:whole].unflatten(0, (-1, ROWS)) for t in (x, gradient))
+        # Not unflatten, which has no rule for a batch of gradients.
+        left, right = (t[:whole].reshape(whole // ROWS, ROWS, t.shape[1]) for t in (x, gradient))
         both = torch.bmm(left.transpose(1, 2), right).sum(0) + x[whole:].T @ gradient[whole:]  # (D, G) or (D + 1, G)
         return (d_x, both[:-1].T, both[-1]) if ctx.biased else (d_x, both.T, None)

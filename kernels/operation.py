@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longwave.kernels import library
+from longwave.kernels.derivatives import refuse_second_derivatives
 from longwave.kernels.library import DeclarationError, Source
 from longwave.kernels.linear import Input
 
@@ -166,7 +167,9 @@ class Operation:
         kept = f"Tensor? y, {_tensors('final', states, '?')}, Tensor tape"
         given = f"Tensor? g_y, {_tensors('g_final', states, '?')}"
         schema = f"(Tensor? pre, {arguments}, {kept}, {given}, int anchor) -> ({_returns(3 + count)})"
-        operator(f"longwave::{self.name}_backward", self._backward, schema=schema).register_fake(self._gradients)
+        backward = operator(f"longwave::{self.name}_backward", self._backward, schema=schema)
+        backward.register_fake(self._gradients)
+        refuse_second_derivatives(self.name, backward)
 
     def _outputs(self, pre: Tensor, weight: Tensor | None, anchor: int) -> tuple[Tensor, ...]:
         steps, batch, width = pre.shape

@@ -41,8 +41,8 @@ class AntisymmetricRNN(Layer):
     the form of the paper's initialisation as remembered, not read.
     """
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
         self.hidden, self.gated, self.epsilon, self.gamma = hidden, config.gated, config.epsilon, config.gamma
         self.operation = "gated_antisymmetric_rnn" if self.gated else "antisymmetric_rnn"
@@ -58,4 +58,4 @@ class AntisymmetricRNN(Layer):
         """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
         w = self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
-        return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated)
+        return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated, backend=self.requested)

@@ -77,8 +77,8 @@ class CoRNN(Layer):
 
     operation = "cornn"
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
         self.inputs, self.hidden = inputs, hidden
         self.parametrisation, self.damping = config.parametrisation, config.damping
@@ -107,7 +107,8 @@ class CoRNN(Layer):
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z)."""
         v, bias, w_y, w_z = self.weights()
-        return kernels.cornn(kernels.Input(x, v, bias), w_y, w_z, *self.dynamics(), state, self.damping)
+        pre = kernels.Input(x, v, bias)
+        return kernels.cornn(pre, w_y, w_z, *self.dynamics(), state, self.damping, backend=self.requested)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V (hidden, inputs), b (hidden), W and W_z (hidden, hidden), which act on x, on y and on z."""

@@ -61,8 +61,8 @@ class ExpRNN(Layer):
 
     operation = "modrelu_rnn"
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
         self.hidden, self.period, self.projection_period = hidden, config.period, config.projection_period
         self.input = nn.Linear(inputs, hidden, bias=False)
@@ -91,7 +91,8 @@ class ExpRNN(Layer):
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states (T, B, hidden), and the final one (B, hidden)."""
         # The operation's h W^T is this h B.
-        return kernels.modrelu_rnn(kernels.Input(x, self.input.weight), self.B().T, self.bias, state)
+        pre = kernels.Input(x, self.input.weight)
+        return kernels.modrelu_rnn(pre, self.B().T, self.bias, state, backend=self.requested)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

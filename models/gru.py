@@ -35,4 +35,5 @@ class GRU(CuDNNLayer, nn.GRU):
         # The hidden bias of the gate m is multiplied by the reset gate; those of r and u are added as the input's are.
         b_r_u, b_m = self.bias_hh_l0.split([2 * self.hidden_size, self.hidden_size])
         bias = self.bias_ih_l0 + nn.functional.pad(b_r_u, (0, self.hidden_size))
-        return kernels.gru(kernels.Input(x, self.weight_ih_l0, bias), self.weight_hh_l0, b_m, state)
+        pre = kernels.Input(x, self.weight_ih_l0, bias)
+        return kernels.gru(pre, self.weight_hh_l0, b_m, state, backend=self.requested)

@@ -1,12 +1,14 @@
 """IndRNN: independent rectified units (Li et al., CVPR 2018)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer, normalised
+from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
@@ -60,13 +62,14 @@ class IndRNN(Stack):
     :meth:`after_step` has to be called after each step of the optimiser, for the bound of u.
     """
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
         config = Config(hidden=hidden, **settings)
         bound = config.magnitude ** (1 / config.steps)
         layers = []
         for index in range(config.layers):
             low = 1 / bound if config.long_memory and index == config.layers - 1 else 0.0
-            layers.append(IndRNNLayer(hidden if index else inputs, hidden, bound, low, config.norm))
+            width = hidden if index else inputs
+            layers.append(IndRNNLayer(width, hidden, bound, low, config.norm, backend))
         super().__init__(layers, config.dropout, batch_first=batch_first)
 
 
@@ -79,8 +82,10 @@ class IndRNNLayer(Layer):
 
     operation = "indrnn"
 
-    def __init__(self, inputs: int, hidden: int, bound: float, low: float = 0.0, norm: str = "none"):
-        super().__init__()
+    def __init__(
+        self, inputs: int, hidden: int, bound: float, low: float = 0.0, norm: str = "none", backend: str = "auto"
+    ):
+        super().__init__(requested=backend)
         self.bound, self.where = bound, norm
         self.affine = affine(inputs, hidden)
         self.u = nn.Parameter(torch.empty(hidden).uniform_(low, bound))
@@ -88,14 +93,23 @@ class IndRNNLayer(Layer):
 
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The output (T, B, hidden), and the final (output, h); of these, h is what the recurrence continues with."""
+        return self._normed(x, state, self._recurrence, -1)
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple[Tensor, Tensor] | None = None):
+        return self._normed(x, state, partial(packing.unroll, self._recurrence), packing.ends)
+
+    def _recurrence(self, pre: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        return kernels.indrnn(pre, self.u, h, backend=self.requested)
+
+    def _normed(self, x: Tensor, state: tuple[Tensor, Tensor] | None, recurrence: Callable, ends: int | Tensor):
         # Under autocast the product is in bfloat16, and the recurrence in the type of its weights.
         pre = kernels.linear(x, self.affine.weight, self.affine.bias).to(self.u.dtype)
         if self.where == "before":
             pre = normalised(pre, self.norm)
-        sequence, h = kernels.indrnn(pre, self.u, None if state is None else state[1])
+        sequence, h = recurrence(pre, None if state is None else state[1])
         if self.where == "after":
             sequence = normalised(sequence, self.norm)
-            return sequence, (sequence[-1], h)
+            return sequence, (sequence[ends], h)
         return sequence, (h, h)
 
     @torch.no_grad()

@@ -40,8 +40,8 @@ class LEM(Layer):
 
     operation = "lem"
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         self.dt = Config(hidden=hidden, **settings).dt
         self.x = nn.Linear(inputs, 4 * hidden)
         self.y = nn.Linear(hidden, 3 * hidden)
@@ -53,4 +53,5 @@ class LEM(Layer):
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """y for every step, (T, B, hidden), and the final (y, z)."""
         bias = self.x.bias + torch.cat([self.y.bias, self.z.bias])
-        return kernels.lem(kernels.Input(x, self.x.weight, bias), self.y.weight, self.z.weight, self.dt, state)
+        pre = kernels.Input(x, self.x.weight, bias)
+        return kernels.lem(pre, self.y.weight, self.z.weight, self.dt, state, backend=self.requested)

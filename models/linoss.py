@@ -1,14 +1,16 @@
 """LinOSS: stacked state-space layers of linear oscillators (Rusch & Rus, ICLR 2025)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longwave import kernels
-from longwave.models.layer import Layer, normalised
+from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf
 
@@ -44,13 +46,13 @@ class Config(ModelConfig):
 class LinOSS(Layer):
     """A linear encoder and a stack of blocks, (T, B, inputs) to (T, B, hidden)."""
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
         self.pooling = config.pooling
         # Drawn before the encoder.
         blocks = [
-            Block(hidden, config.state, config.discretisation, config.learned_step, config.dropout)
+            Block(hidden, config.state, config.discretisation, config.learned_step, config.dropout, backend)
             for _ in range(config.blocks)
         ]
         self.encoder = nn.Linear(inputs, hidden)
@@ -59,20 +61,41 @@ class LinOSS(Layer):
     def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """The sequence (T, B, hidden), and the state (read, steps, *oscillators).
 
-        ``read`` (B, hidden) is the mean over all steps so far, or the last step; ``steps`` () is their number; the
-        oscillators of each block are (B, 2, 2 state). In evaluation the parts of a sequence give what the whole gives;
-        in training each part has batch statistics of its own.
+        ``read`` (B, hidden) is the mean over all steps so far, or the last step; ``steps`` () is their number, (B, 1)
+        behind a packed sequence; the oscillators of each block are (B, 2, 2 state). In evaluation the parts of a
+        sequence give what the whole gives; in training each part has batch statistics of its own.
+        """
+
+        def read(sequence: Tensor) -> Tensor:
+            return sequence[-1] if self.pooling == "last" else sequence.sum(0)
+
+        return self._through(x, state, len(x), read, lambda unroll: unroll)
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        def read(frames: Tensor) -> Tensor:
+            if self.pooling == "last":
+                return frames[packing.ends]
+            return frames.new_zeros(len(packing.lengths), frames.shape[1]).index_add(0, packing.rows, frames)
+
+        lengths = packing.lengths[:, None]
+        return self._through(x, state, lengths, read, lambda unroll: partial(packing.unroll, unroll))
+
+    def _through(
+        self, x: Tensor, state: tuple | None, count: int | Tensor, read: Callable, over_time: Callable
+    ) -> tuple[Tensor, tuple]:
+        """The blocks, whose SSMs run by ``over_time(ssm)(x, state)``, on ``count`` steps.
+
+        ``read`` takes the frames to the last ones, or to their sums.
         """
         if state is None:
             state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * len(self.blocks))
         before, steps, *oscillators = state
         sequence, final = kernels.linear(x, self.encoder.weight, self.encoder.bias), []
         for block, initial in zip(self.blocks, oscillators, strict=True):
-            sequence, last = block(sequence, initial)
+            sequence, last = block(sequence, initial, over_time)
             final.append(last)
-        total = steps + len(x)
-        read = sequence[-1] if self.pooling == "last" else (before * steps + sequence.sum(0)) / total
-        return sequence, (read, total, *final)
+        total, end = steps + count, read(sequence)
+        return sequence, (end if self.pooling == "last" else (before * steps + end) / total, total, *final)
 
     def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "last":
@@ -87,21 +110,24 @@ class LinOSS(Layer):
 
 
 class Block(nn.Module):
-    """x + dropout(GLU(dropout(GELU(SSM(BatchNorm(x)))))), (T, B, hidden) to the same.
+    """x + dropout(GLU(dropout(GELU(SSM(BatchNorm(x)))))), (T, B, hidden), or frames (N, hidden), to the same.
 
-    BatchNorm, without affine parameters, takes its statistics over time and batch, padding and all.
+    BatchNorm, without affine parameters, takes its statistics over time and batch, padding and all (a packed sequence
+    has none).
     GLU(v) = (W1 v + b1) (.) sigmoid(W2 v + b2).
     """
 
-    def __init__(self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float):
+    def __init__(
+        self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float, backend: str = "auto"
+    ):
         super().__init__()
         self.norm = nn.BatchNorm1d(hidden, affine=False)
-        self.ssm = SSM(hidden, state, discretisation, learned_step)
+        self.ssm = SSM(hidden, state, discretisation, learned_step, backend)
         self.glu = nn.Linear(hidden, 2 * hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        v, final = self.ssm(normalised(x, self.norm), state)
+    def forward(self, x: Tensor, state: Tensor | None, over_time: Callable) -> tuple[Tensor, Tensor]:
+        v, final = over_time(self.ssm)(normalised(x, self.norm), state)
         v = self.dropout(F.gelu(v))
         return x + self.dropout(F.glu(self.glu(v))), final
 
@@ -121,9 +147,9 @@ class SSM(nn.Module):
     Initialisation: A_hat and s ~ U[0, 1), B ~ U(-k, k) with k = 1/sqrt(hidden), C with k = 1/sqrt(state), D ~ N(0, 1).
     """
 
-    def __init__(self, hidden: int, state: int, discretisation: str, learned_step: bool):
+    def __init__(self, hidden: int, state: int, discretisation: str, learned_step: bool, backend: str = "auto"):
         super().__init__()
-        self.discretisation = discretisation
+        self.discretisation, self.requested = discretisation, backend
         self.A_hat = nn.Parameter(torch.rand(state))
         self.s = nn.Parameter(torch.rand(state)) if learned_step else None
         self.B = nn.Parameter(torch.empty(2 * state, hidden).uniform_(-1, 1) / math.sqrt(hidden))
@@ -143,20 +169,22 @@ class SSM(nn.Module):
             state = drive.new_zeros(drive.shape[1], 2, drive.shape[-1])
         z, y = state.unbind(1)
         A, dt = self.oscillators()
-        if self.backend == "scan":
+        # The scan has no derivatives within torch.func.
+        if self.backend == "scan" and not kernels.transformed():
             M, g = step(A, dt, self.discretisation)
             x = scan(M.repeat(1, 1, 2), g.repeat(1, 2) * drive.unsqueeze(-2), state)
             y, final = x[..., 1, :], x[-1]
         else:
-            y, (last, z) = kernels.linoss(drive, A.repeat(2), dt.repeat(2), (y, z), self.discretisation)
+            A, dt = A.repeat(2), dt.repeat(2)
+            y, (last, z) = kernels.linoss(drive, A, dt, (y, z), self.discretisation, backend=self.requested)
             final = torch.stack([z, last], dim=1)
         return F.linear(y, self.C) + self.D * u, final
 
     @property
     def backend(self) -> str:
         """The kernel's, or "scan": without a kernel a scan has fewer steps than a loop."""
-        fused = kernels.backend_for("linoss", self.A_hat)
-        return "scan" if fused == "reference" else fused
+        found = kernels.backend_for("linoss", self.A_hat, self.requested)
+        return "scan" if self.requested == "auto" and found == "reference" else found
 
 
 def step(A: Tensor, dt: Tensor, discretisation: str) -> tuple[Tensor, Tensor]:
@@ -195,11 +223,10 @@ class _Scan(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         M, x, state = ctx.saved_tensors
         adjoint = M.transpose(0, 1)
-        grad_f = _scan(adjoint, grad.flip(0), torch.zeros_like(state)).flip(0)
+        grad_f = scan(adjoint, grad.flip(0), torch.zeros_like(state)).flip(0)
         before = torch.cat([state.unsqueeze(0), x[:-1]])
         grad_M = torch.stack([(grad_f * before[..., j : j + 1, :]).sum((0, 1)) for j in range(2)], dim=1)
         return grad_M, grad_f, _times(adjoint, grad_f[0])

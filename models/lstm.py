@@ -45,8 +45,8 @@ class LSTM(CuDNNLayer, nn.LSTM):
 
     operation = "lstm"
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(inputs, hidden, batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(inputs, hidden, batch_first=batch_first, backend=backend)
         config = Config(hidden=hidden, **settings)
         with torch.no_grad():
             # PyTorch adds two biases, each (4 hidden) in the order i, f, g, o: here the first has the value.
@@ -61,4 +61,4 @@ class LSTM(CuDNNLayer, nn.LSTM):
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The hidden states (T, B, hidden), and the final (h, c), each (B, hidden)."""
         pre = kernels.Input(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
-        return kernels.lstm(pre, self.weight_hh_l0, state)
+        return kernels.lstm(pre, self.weight_hh_l0, state, backend=self.requested)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longwave import kernels
 from longwave.models.layer import Layer
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
@@ -103,6 +104,8 @@ class NeuralRDE(Layer):
     ``readout_lr`` is none of the settings, but the optimiser's.
     """
 
+    stackable = False
+
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
         super().__init__(batch_first)
         config = Config(hidden=hidden, **settings)
@@ -126,6 +129,8 @@ class NeuralRDE(Layer):
             if self.repeat_last:
                 order += order[-1:]
             if self.adjoint:
+                if kernels.transformed():
+                    raise RuntimeError("nrde: no torch.func and no forward mode with adjoint=True; use adjoint=False")
                 states = Adjoint.apply(self.field, self.solver, order, h, x, *self.field.parameters())
             else:
                 states = _solve(self.field, self.solver, order, h, x)
@@ -197,8 +202,9 @@ class Adjoint(torch.autograd.Function):
         return sequence
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_sequence: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError("nrde: no second derivatives, nor create_graph=True; use adjoint=False")
         x, sequence, *_ = ctx.saved_tensors
         rows, weights = SOLVERS[ctx.solver]
         parameters = [*ctx.field.parameters()]

@@ -33,4 +33,4 @@ class RNN(CuDNNLayer, nn.RNN):
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states (T, B, hidden), and the final one (B, hidden)."""
         pre = kernels.Input(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
-        return kernels.rnn(pre, self.weight_hh_l0, state)
+        return kernels.rnn(pre, self.weight_hh_l0, state, backend=self.requested)

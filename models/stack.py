@@ -1,9 +1,12 @@
-"""Layers on top of each other, as UnICORNN and IndRNN stack theirs: Linear over time, recurrence, dropout."""
+"""Layers on top of each other: as UnICORNN and IndRNN stack theirs, and as ``torch.nn.LSTM`` does."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longwave.models.layer import Layer
+from longwave.models.layer import Layer, Packing, map_state
 
 
 class Stack(Layer):
@@ -30,19 +33,130 @@ class Stack(Layer):
 
         The first part of ``state`` is not read.
         """
+        return self._through(x, state, lambda layer, x, start: layer(x, start), lambda mask: mask)
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        def run(layer: Layer, x: Tensor, start: Any) -> tuple[Tensor, Any]:
+            return layer.unroll_packed(x, packing, start)
+
+        return self._through(x, state, run, lambda mask: mask[packing.rows])
+
+    def _through(self, x: Tensor, state: tuple | None, run: Callable, spread: Callable) -> tuple[Tensor, tuple]:
+        """The layers, each by ``run(layer, x, state)``; ``spread`` takes a mask (B, H) to the frames."""
         initial = [None] * len(self.layers) if state is None else state[1]
         finals, end = [], None
         for layer, start in zip(self.layers, initial, strict=True):
-            sequence, final = layer(x, start)
+            sequence, final = run(layer, x, start)
             below, end = end, final[0] if isinstance(final, tuple) else final
             if self.training and self.dropout:
                 mask = nn.functional.dropout(torch.ones_like(end), self.dropout)  # (B, H)
-                sequence, end = sequence * mask, end * mask
+                sequence, end = sequence * spread(mask), end * mask
             if self.residual and finals:
                 sequence, end = x + sequence, below + end
             x = sequence
             finals.append(final)
         return x, (end, tuple(finals))
+
+    def after_step(self, step: int) -> None:
+        for layer in self.layers:
+            layer.after_step(step)
+
+    @property
+    def backend(self) -> str:
+        return self.layers[0].backend
+
+
+class Stacked(Layer):
+    """Layers of one kind with the options, shapes and order of ``torch.nn.LSTM``: deep, and in both directions.
+
+        Stacked(CoRNN, 3, 128, num_layers=2, bidirectional=True, dropout=0.1, dt=0.05)
+
+    The sequence is (T, B, directions * hidden). Each part of the final state is (num_layers * directions, B, hidden),
+    of layer 0 forwards, layer 0 backwards, layer 1 forwards, ... The backward direction reads a sequence from its end;
+    where lengths differ it needs a ``PackedSequence``, since a padded one would begin with the padding.
+
+    Args:
+        kind: a layer, or a function of the number of inputs and of units that makes one.
+        num_layers: how many are on top of each other; from the second on, each reads all directions of the one below.
+        bidirectional: whether a second layer reads backwards, beside each that reads forwards.
+        dropout: in [0, 1), of every layer's output but the top one's, with a mask of its own at each step. A setting of
+            that name of ``kind`` itself is given by ``functools.partial``.
+        batch_first: as in ``torch.nn.LSTM``.
+        settings: of each layer.
+
+    Attributes:
+        layers: in the order of the states.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[..., Layer],
+        inputs: int,
+        hidden: int,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        *,
+        batch_first: bool = False,
+        **settings,
+    ):
+        super().__init__(batch_first)
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers}: must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: must be at least 0 and less than 1")
+        self.directions = 1 + bidirectional
+        widths = [inputs] * self.directions + [self.directions * hidden] * (self.directions * (num_layers - 1))
+        self.layers = nn.ModuleList([kind(width, hidden, **settings) for width in widths])
+        self.dropout = nn.Dropout(dropout)
+        if not all(layer.stackable for layer in self.layers) and len(widths) > 1:
+            name = type(self.layers[0]).__name__
+            raise ValueError(f"{name} cannot be stacked or reversed: it reads log-signatures, not sequences")
+
+    def forward(self, x, state: Any = None) -> tuple[Any, Any]:
+        if state is not None:
+            state = tuple(map_state(lambda part, i=i: part[i], state) for i in range(len(self.layers)))
+        sequence, finals = super().forward(x, state)
+        return sequence, map_state(lambda *parts: torch.stack(parts), *finals)
+
+    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """The sequence of the top layer, and the final states of all of them."""
+        return self._through(x, state, lambda layer, x, start: layer(x, start), lambda x: x.flip(0))
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        def run(layer: Layer, x: Tensor, start: Any) -> tuple[Tensor, Any]:
+            return layer.unroll_packed(x, packing, start)
+
+        return self._through(x, state, run, lambda x: x[packing.backwards])
+
+    def _through(self, x: Tensor, states: tuple | None, run: Callable, reverse: Callable) -> tuple[Tensor, tuple]:
+        """The layers, each by ``run(layer, x, state)``, those of the backward direction on what is reversed."""
+        outputs, finals = [], []
+        for index, layer in enumerate(self.layers):
+            backwards = index % self.directions
+            if index and not backwards:
+                x, outputs = self.dropout(torch.cat(outputs, -1)), []
+            start = None if states is None else states[index]
+            sequence, final = run(layer, reverse(x) if backwards else x, start)
+            outputs.append(reverse(sequence) if backwards else sequence)
+            finals.append(final)
+        return torch.cat(outputs, -1), tuple(finals)
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        if self.directions == 2:
+            raise ValueError("bidirectional=True: the backward direction needs the whole sequence, there is no step")
+        return super().step(x, state)
+
+    def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
+        """As each top layer reads out its direction: backwards, the last step is the first of the sequence."""
+        sequence, ends = self.exchanged(sequence), []
+        parts = sequence.chunk(self.directions, -1)
+        for layer, part, backwards in zip(self.layers[-self.directions :], parts, (False, True), strict=False):
+            if backwards:
+                places = (lengths - 1 - torch.arange(len(part), device=part.device)[:, None]).clamp(min=0)  # (T, B)
+                part = part.gather(0, places[..., None].expand_as(part))
+            ends.append(layer.ends(part, lengths))
+        return torch.cat(ends, -1)
 
     def after_step(self, step: int) -> None:
         for layer in self.layers:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer, normalised, start_wide
+from longwave.models.layer import Layer, Packing, normalised, start_wide
 from longwave.models.network import ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
 from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf, shown
@@ -85,8 +85,8 @@ class UnICORNNLayer(Layer):
 
     operation = "unicornn"
 
-    def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256):
-        super().__init__()
+    def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256, backend: str = "auto"):
+        super().__init__(requested=backend)
         self.dt, self.alpha, self.anchor = dt, alpha, anchor
         self.affine = affine(inputs, hidden)
         self.w = nn.Parameter(torch.empty(hidden).uniform_(0, 1))
@@ -104,7 +104,7 @@ class UnICORNNLayer(Layer):
     def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z)."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
-        return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor)
+        return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor, backend=self.requested)
 
     def stability(self) -> tuple[float, float]:
         """The least and the largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
@@ -165,17 +165,29 @@ class DeviationLayer(UnICORNNLayer):
 
     def unroll(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The deviations (T, B, hidden), and the final deviation, y and z (B, hidden), and y and z of the reference."""
+        self._update_mean(x)
+        return self._deviation(x, state)
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple[Tensor, ...] | None = None):
+        self._update_mean(x)
+        return packing.unroll(self._deviation, x, state)
+
+    @torch.no_grad()
+    def _update_mean(self, x: Tensor) -> None:
         if self.training:
-            with torch.no_grad():
-                self.batches += 1
-                share = (1 / self.batches).clamp(min=INPUT_MOMENTUM)
-                self.mean.lerp_(x.mean((0, 1)).to(self.mean.dtype), share)
+            self.batches += 1
+            share = (1 / self.batches).clamp(min=INPUT_MOMENTUM)
+            self.mean.lerp_(x.mean(tuple(range(x.dim() - 1))).to(self.mean.dtype), share)
+
+    def _deviation(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        batch, references = x.shape[1], 1 if state is None else len(state[-1])
         if state is not None:
             _, y, z, reference_y, reference_z = state
             state = torch.cat([y, reference_y]), torch.cat([z, reference_z])
-        reference = self.mean.to(x.dtype).expand(len(x), 1, -1)
+        reference = self.mean.to(x.dtype).expand(len(x), references, -1)
         sequence, (y, z) = super().unroll(torch.cat([x, reference], 1), state)
-        return sequence[:, :-1] - sequence[:, -1:], (y[:-1] - y[-1:], y[:-1], z[:-1], y[-1:], z[-1:])
+        driven, reference = sequence[:, :batch], sequence[:, batch:]
+        return driven - reference, (y[:batch] - y[batch:], y[:batch], z[:batch], y[batch:], z[batch:])
 
 
 class StandardisedLinear(nn.Linear):
@@ -196,12 +208,15 @@ class StandardisedLinear(nn.Linear):
 class UnICORNN(Stack):
     """A stack of :class:`UnICORNNLayer`."""
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
         config = Config(hidden=hidden, **settings)
         kind = DeviationLayer if config.output == "deviation" else UnICORNNLayer
         steps = config.dt if isinstance(config.dt, list) else [config.dt] * config.layers
         widths = [inputs] + [hidden] * (config.layers - 1)
-        layers = [kind(width, hidden, dt, config.alpha, config.anchor) for width, dt in zip(widths, steps, strict=True)]
+        layers = [
+            kind(width, hidden, dt, config.alpha, config.anchor, backend)
+            for width, dt in zip(widths, steps, strict=True)
+        ]
         super().__init__(layers, config.dropout, config.residual, batch_first=batch_first)
         self.start(config.dt_spread, config.input_initialisation)
 

@@ -32,9 +32,14 @@ def test_runs(snippet, tmp_path, monkeypatch):
 
 
 def test_every_layer_is_shown():
-    shown = re.search(r"from longwave import (.*)", HEAD)[1].split(", ")
+    shown = ", ".join(re.findall(r"from longwave import (.*)", HEAD)).split(", ")
     assert set(shown) == set(longwave.__all__) - {"home"}
-    for row in re.findall(r"^\| `(\w+\(.*?\))`", TEXT, re.MULTILINE):
+    rows = [
+        row for rows in re.findall(r"^\| (`\w+\(.*?) \|", TEXT, re.MULTILINE) for row in re.findall("`(.*?)`", rows)
+    ]
+    layers = set(shown) - {"Stacked", "detach", "kernels"}
+    assert {row.partition("(")[0] for row in rows} == layers
+    for row in rows:
         layer = eval(row, vars(longwave) | {name: getattr(longwave, name) for name in shown}).eval()
         sequence, state = layer(torch.randn(5, 2, int(re.search(r"\((\d+)", row)[1])))
         assert sequence.shape == (5, 2, int(re.search(r", (\d+)", row)[1]))

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longwave.kernels.cornn.reference import z_step
+from longwave.kernels.derivatives import refuse_second_derivatives
 from longwave.kernels.device import tanh
 
 # Rows are independent; tl.dot takes no fewer than 16, of rows or of terms.
@@ -252,6 +253,7 @@ def _differentiate(ctx, grad_y_all, grad_y_last, grad_z_last, _grad_z_all, _grad
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
+refuse_second_derivatives("cornn", backward)
 
 
 def cornn(pre, w_y, w_z, dt, gamma, epsilon, y_0, z_0, damping: str = "explicit") -> tuple[Tensor, Tensor, Tensor]:

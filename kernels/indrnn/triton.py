@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longwave.kernels.derivatives import refuse_second_derivatives
 from longwave.kernels.device import launch_columns, load_steps
 
 
@@ -132,6 +133,7 @@ def _differentiate(ctx, grad_h_all, grad_h_last):
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
+refuse_second_derivatives("indrnn", backward)
 
 
 def indrnn(pre: Tensor, u: Tensor, h_0: Tensor) -> tuple[Tensor, Tensor]:

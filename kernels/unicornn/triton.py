@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from longwave.kernels.derivatives import refuse_second_derivatives
 from longwave.kernels.device import launch_columns, load_steps, tanh
 
 
@@ -187,6 +188,7 @@ def _differentiate(ctx, grad_y_all, grad_y_end, grad_z_end):
 
 
 forward.register_autograd(_differentiate, setup_context=_save)
+refuse_second_derivatives("unicornn", backward)
 
 
 def unicornn(

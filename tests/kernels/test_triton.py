@@ -229,6 +229,16 @@ def test_twice_is_the_same_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
+def test_what_has_the_other_derivatives_is_named(name):
+    given = {key: value.requires_grad_() for key, value in single(arguments(name, 3, 2, 4)).items()}
+    (gradient,) = torch.autograd.grad(call(name, given, "triton")[0].sum(), given["pre"], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"^{name}: no second derivatives; use backend='reference'$"):
+        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match=f"^{name}: no derivatives by torch.func .*; use backend='reference'$"):
+        torch.func.jacrev(lambda pre: call(name, given | {"pre": pre}, "triton")[0])(given["pre"])
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_strides_do_not_matter(name):
     given = arguments(name, 9, 3, 5)
     dense = run(name, single(given), cotangents(name, given), "triton")

@@ -5,11 +5,13 @@ import shutil
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, unpack_sequence
 from torch.utils._pytree import tree_leaves as states
 
 from longwave import kernels
 from longwave.kernels import dispatch
 from longwave.models import antisymmetric_rnn, cornn, exprnn, indrnn, linoss, lstm, nrde, unicornn
+from longwave.models.layer import Layer
 from longwave.models.network import Network
 from longwave.training.config import choices, compose_run
 
@@ -32,15 +34,15 @@ NAMES = [*choices("model"), *VARIANTS]
 SETTINGS = {"cornn": ["model.dt=0.5"], "unicornn": ["model.dt=1"], "antisymmetric_rnn": ["model.epsilon=0.5"]}
 
 
-def build(name: str, seed: int = 0) -> Network:
-    """A model with 2 inputs, 12 units and 1 output."""
+def build(name: str, seed: int = 0, inputs: int = 2) -> Network:
+    """A model with 12 units and 1 output."""
     if name in VARIANTS:
         config = VARIANTS[name]
     else:
         overrides = ["task=adding", "recipe=none", "training.steps=1", "model.hidden=12", *SETTINGS.get(name, [])]
         config = compose_run([f"model={name}", *overrides])[0].model
     torch.manual_seed(seed)
-    return config.build(2, 1)
+    return config.build(inputs, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,6 +110,92 @@ def test_batch_first(name):
     assert layer.theory(x.transpose(0, 1)) == theory
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_sequence_without_a_batch(name, batch_first):
+    layer = build(name).layer.eval().double()
+    layer.batch_first = batch_first
+    x = torch.randn(9, 2, dtype=torch.float64)
+    expected, final = layer(x.unsqueeze(1 - batch_first))
+    first, state = layer(x[:4])
+    second, state = layer(x[4:], state)
+    assert first.shape == (4, 12)
+    torch.testing.assert_close(torch.cat([first, second]), expected.squeeze(1 - batch_first))
+    for a, b in zip(states(state), states(final), strict=True):
+        torch.testing.assert_close(a, b.squeeze(0))
+    torch.testing.assert_close(layer.step(x[0])[0], first[0])
+
+
+def test_a_sequence_of_another_shape_is_refused():
+    for shape in ((3,), (1, 2, 3, 2)):
+        with pytest.raises(ValueError, match=r"^x must be \(T, B, D\), or \(T, D\) for one sequence, got "):
+            build("lem").layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("lengths", [[4, 7, 1, 7, 2], [5], [3, 3], [6, 1, 1]], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_packed_sequence_is_each_sequence_alone(name, lengths):
+    """Outputs, final states and gradients; and from these states once more."""
+    layer = build(name).layer.eval().double()
+    sequences = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in lengths]
+    batch = pack_sequence(sequences, enforce_sorted=False)
+    first, state = layer(batch)
+    second, final = layer(batch, state)
+    found = zip(unpack_sequence(first), unpack_sequence(second), strict=True)
+    losses = [torch.stack([a.square().sum() + b.square().sum() for a, b in found]).sum(), 0.0]
+    for number, (x, a, b) in enumerate(zip(sequences, unpack_sequence(first), unpack_sequence(second), strict=True)):
+        expected, alone = layer(x.unsqueeze(1))
+        torch.testing.assert_close(a, expected.squeeze(1))
+        again, last = layer(x.unsqueeze(1), alone)
+        torch.testing.assert_close(b, again.squeeze(1))
+        for one, whole in ((alone, state), (last, final)):
+            for part, parts in zip(states(one), states(whole), strict=True):
+                torch.testing.assert_close(parts[number], part[0] if part.dim() else part.view(1))
+        losses[1] = losses[1] + expected.square().sum() + again.square().sum()
+    leaves = [p for p in [*layer.parameters(), *sequences] if p.requires_grad]
+    gradients = [torch.autograd.grad(loss, leaves, allow_unused=True) for loss in losses]
+    for a, b in zip(*gradients, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_packed_batch_of_one_length_trains_as_a_padded_one(name):
+    """With the same masks, statistics and running means."""
+    layer, other = build(name).layer.double(), build(name).layer.double()
+    x = torch.randn(6, 4, 2, dtype=torch.float64)
+    torch.manual_seed(1)
+    expected, final = layer(x)
+    torch.manual_seed(1)
+    # Frame by frame, dropout draws in the same order.
+    found, state = other(pack_padded_sequence(x, [6] * 4))
+    torch.testing.assert_close(found.data.view_as(expected), expected)
+    for a, b in zip(states(state), states(final), strict=True):
+        torch.testing.assert_close(a, b.expand_as(a))
+    for key, value in layer.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", ["indrnn after", "indrnn before", "linoss", "unicornn deviation"])
+def test_statistics_of_a_packed_batch_are_of_its_frames(name):
+    layer, whole = build(name).layer, build(name).layer
+    x = torch.randn(5, 2, 2)
+    layer(pack_padded_sequence(x, [5, 2]))
+    # The first that is normalised: its mean over 7 frames.
+    if name == "unicornn deviation":
+        torch.testing.assert_close(layer.layers[0].mean, torch.cat([x[:, 0], x[:2, 1]]).mean(0))
+        assert layer.layers[0].batches == 1
+        return
+    norms = [next(m for m in one.modules() if isinstance(m, torch.nn.BatchNorm1d)) for one in (layer, whole)]
+    assert norms[0].num_batches_tracked == 1
+    seen = []
+    norms[1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    whole.eval()(pack_padded_sequence(x, [5, 2]))
+    assert len(seen[0]) == 7
+    torch.testing.assert_close(norms[0].running_mean, 0.1 * seen[0].mean(0))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_load_across_backends(name, monkeypatch):
     model, other = build(name).eval(), build(name, seed=1).eval()
@@ -140,6 +228,88 @@ def test_torch_compile_gives_the_same_loss(name):
     torch.testing.assert_close(loss, expected)
     for a, b in zip(found, gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# NeuralRDE is PyTorch throughout, but for the adjoint equation.
+ON_KERNELS = [name for name in NAMES if not name.startswith("nrde")]
+OF_TORCH = [name for name in NAMES if name.startswith("nrde") and name != "nrde adjoint"]
+
+
+def on_the_reference(layer: Layer) -> Layer:
+    for module in layer.modules():
+        if isinstance(module, Layer | linoss.SSM):
+            module.requested = "reference"
+    return layer
+
+
+def gradients_of_gradients(layer: Layer, x: torch.Tensor):
+    (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), x)
+
+
+@pytest.mark.parametrize("inputs", [2, 20])
+@pytest.mark.parametrize("name", [*ON_KERNELS, *OF_TORCH])
+def test_vmap(name, inputs):
+    """On every backend; of the kernels by PyTorch, call by call."""
+    layer = build(name, inputs=inputs).layer.eval()
+    x = torch.randn(3, 5, 2, inputs)
+    found = torch.func.vmap(lambda x: layer(x)[0])(x)
+    torch.testing.assert_close(found, torch.stack([layer(one)[0] for one in x]))
+
+
+@pytest.mark.parametrize("inputs", [2, 20])
+@pytest.mark.parametrize("name", [*ON_KERNELS, *OF_TORCH])
+def test_the_reference_has_every_derivative(name, inputs):
+    layer = on_the_reference(build(name, inputs=inputs).layer.eval().double())
+    x = torch.randn(3, 2, inputs, dtype=torch.float64)
+
+    def function(x):
+        return layer(x)[0]
+
+    expected = torch.autograd.functional.jacobian(function, x)
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(function)(x), expected)
+    squared = torch.func.vmap(torch.func.grad(lambda x: layer(x)[0].square().sum()))(x.unsqueeze(0))
+    torch.testing.assert_close(squared[0], 2 * (expected * function(x)[..., None, None, None]).sum((0, 1, 2)))
+    # Of |g|^2 by reverse over reverse, and as 2 H g by forward over reverse.
+    gradient = torch.func.grad(lambda x: layer(x)[0].square().sum())
+    _, product = torch.func.jvp(gradient, (x,), (gradient(x),))
+    torch.testing.assert_close(gradients_of_gradients(layer, x.requires_grad_())[0], 2 * product)
+
+
+@pytest.mark.parametrize("name", [*ON_KERNELS, "nrde adjoint"])
+def test_a_kernel_says_what_has_the_other_derivatives(name):
+    layer, x = build(name).layer.eval(), torch.randn(3, 2, 2)
+    use = "use adjoint=False" if name == "nrde adjoint" else "use backend='reference'"
+    if layer.backend not in ("cpu", "torch"):
+        pytest.skip("it has no C kernel")
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(RuntimeError, match=rf"^\w+: no .*torch.func .* forward mode.*; {use}$"):
+            transform(lambda x: layer(x)[0])(x)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=rf"forward mode.*; {use}$"):
+        layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+    with pytest.raises(RuntimeError, match=rf"^\w+: no second derivatives.*; {use}$"):
+        gradients_of_gradients(layer, x.requires_grad_())
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_a_batch_of_gradients(name):
+    """As in ``torch.autograd.functional.jacobian(vectorize=True)``."""
+    layer, x = build(name).layer.eval(), torch.randn(3, 2, 2)
+    expected = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x)
+    found = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x, vectorize=True)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_the_backend_is_an_argument(name, monkeypatch):
+    layer = build(name).layer
+    same = type(layer)(2, 12, backend="reference").eval()
+    assert same.backend == "reference"
+    monkeypatch.setattr(dispatch, "_cpu_obstacle", None)  # it is not asked for
+    assert same(torch.randn(3, 2, 2))[0].shape == (3, 2, 12)
+    with pytest.raises(ValueError, match=r"^\w+: backend='fast': must be one of auto, reference, cpu, triton$"):
+        type(layer)(2, 12, backend="fast")(torch.randn(3, 2, 2))
 
 
 @pytest.mark.slow

@@ -1,7 +1,15 @@
-import torch
+import re
+from functools import partial
 
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
+from torch.utils._pytree import tree_leaves
+
+from longwave import GRU, LEM, LSTM, RNN, AntisymmetricRNN, CoRNN, ExpRNN, IndRNN, LinOSS, NeuralRDE, UnICORNN
 from longwave.models.layer import Layer
-from longwave.models.stack import Stack
+from longwave.models.stack import Stack, Stacked
 
 
 class Plain(Layer):
@@ -104,3 +112,149 @@ def test_the_layers_hear_of_the_update():
     stack.after_step(7)
     assert stack.layers[1].seen == 7
     assert stack.backend == "plain"
+
+
+TORCHS = {"lstm": (LSTM, nn.LSTM), "gru": (GRU, nn.GRU), "rnn": (RNN, nn.RNN)}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("given", ["batch", "one", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("name", TORCHS)
+def test_stacked_is_torchs(name, num_layers, bidirectional, given, batch_first):
+    """With the same weights: outputs, final states and gradients, from zeros and from a state."""
+    torch.manual_seed(0)
+    kind, torchs = TORCHS[name]
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first}
+    ours, theirs = Stacked(kind, 3, 5, **options).double(), torchs(3, 5, **options).double()
+    names = [
+        f"_l{layer}{direction}" for layer in range(num_layers) for direction in ("", "_reverse")[: 1 + bidirectional]
+    ]
+    for layer, suffix in zip(ours.layers, names, strict=True):
+        layer.load_state_dict({key: getattr(theirs, key.removesuffix("_l0") + suffix) for key in layer.state_dict()})
+    x = torch.randn(7, 4, 3, dtype=torch.float64).transpose(0, int(batch_first))
+    x = x.select(int(not batch_first), 0) if given == "one" else x
+    if given == "packed":
+        x = pack_padded_sequence(x, torch.tensor([3, 7, 1, 3]), batch_first, enforce_sorted=False)
+    first, state = theirs(x)
+    found, final = ours(x)
+    expected, last = theirs(x, state)
+    again, end = ours(x, final)
+    for a, b in ((found, first), (again, expected)):
+        assert type(a) is type(b)
+        torch.testing.assert_close(a.data, b.data)
+    for a, b in zip(tree_leaves((final, end)), tree_leaves((state, last)), strict=True):
+        torch.testing.assert_close(a, b)
+    for output in (again, expected):
+        (output.data if given == "packed" else output).square().sum().backward()
+    for layer, suffix in zip(ours.layers, names, strict=True):
+        for key, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.grad, getattr(theirs, key.removesuffix("_l0") + suffix).grad)
+
+
+# Every layer, with settings under which it moves.
+KINDS = {
+    "antisymmetric_rnn": partial(AntisymmetricRNN, epsilon=0.5),
+    "cornn": partial(CoRNN, dt=0.5),
+    "exprnn": ExpRNN,
+    "gru": GRU,
+    "indrnn": partial(IndRNN, norm="after"),
+    "lem": LEM,
+    "linoss": LinOSS,
+    "linoss last": partial(LinOSS, pooling="last"),
+    "lstm": LSTM,
+    "rnn": RNN,
+    "unicornn": partial(UnICORNN, layers=2, dt=1.0),
+    "unicornn deviation": partial(UnICORNN, layers=2, dt=1.0, output="deviation"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stacked_is_its_layers_one_after_the_other(name):
+    """Both directions, by hand for each sequence alone, from zeros; packed, in a batch and by itself."""
+    torch.manual_seed(0)
+    stacked = Stacked(KINDS[name], 3, 6, num_layers=2, bidirectional=True, dropout=0.5).double().eval()
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in (4, 6, 1)]
+    packed, state = stacked(pack_sequence(sequences, enforce_sorted=False))
+    padded, lengths = pad_packed_sequence(packed)
+    ends = stacked.ends(padded, lengths)
+    for number, (x, output) in enumerate(zip(sequences, unpack_sequence(packed), strict=True)):
+        sequence, finals = x.unsqueeze(1), []
+        for forwards, backwards in (stacked.layers[:2], stacked.layers[2:]):
+            (right, final), (left, other) = forwards(sequence), backwards(sequence.flip(0))
+            sequence, finals = torch.cat([right, left.flip(0)], -1), [*finals, final, other]
+        assert output.shape == (len(x), 12)
+        torch.testing.assert_close(output, sequence.squeeze(1))
+        alone, one = stacked(x)
+        torch.testing.assert_close(alone, output)
+        for parts, single, *by_hand in zip(
+            tree_leaves(state), tree_leaves(one), *map(tree_leaves, finals), strict=True
+        ):
+            assert len(parts) == 4
+            for part, last, end in zip(parts, single, by_hand, strict=True):
+                torch.testing.assert_close(part[number], end[0] if end.dim() else end.view(1))
+                torch.testing.assert_close(last, end[0] if end.dim() else end)
+        # What a readout gets begins the states of the top layer.
+        torch.testing.assert_close(ends[number], torch.cat([tree_leaves(final)[0][0] for final in finals[2:]]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stacked_steps_and_goes_on(name):
+    torch.manual_seed(0)
+    stacked = Stacked(KINDS[name], 3, 6, num_layers=2, batch_first=True).double().eval()
+    x, state = torch.randn(2, 5, 3, dtype=torch.float64), None
+    whole, final = stacked(x)
+    outputs = []
+    for step in x.unbind(1):
+        output, state = stacked.step(step, state)
+        outputs.append(output)
+    torch.testing.assert_close(torch.stack(outputs, 1), whole)
+    for a, b in zip(tree_leaves(state), tree_leaves(final), strict=True):
+        torch.testing.assert_close(a, b)
+    both = Stacked(KINDS[name], 3, 6, bidirectional=True)
+    with pytest.raises(ValueError, match=r"^bidirectional=True: the backward direction needs the whole sequence"):
+        both.step(torch.randn(2, 3))
+
+
+def test_stacked_drops_between_the_layers_only_and_at_each_step():
+    torch.manual_seed(0)
+    stacked = Stacked(lambda inputs, hidden: Plain(), 40, 40, num_layers=2, dropout=0.25)
+    sequence, _ = stacked(torch.zeros(5, 50, 40))
+    # 0 -> 1 -> mask -> mask + 1.
+    torch.testing.assert_close(sequence.unique(), torch.tensor([1.0, 1 + 4 / 3]))
+    assert abs((sequence > 1).float().mean() - 0.75) < 0.02
+    assert not torch.equal(sequence[0], sequence[1])
+    assert torch.equal(stacked.eval()(torch.zeros(5, 50, 40))[0], torch.full((5, 50, 40), 2.0))
+
+
+def test_stacked_hears_of_the_update():
+    stacked = Stacked(partial(IndRNN, magnitude=0.5), 3, 4, num_layers=2)
+    with torch.no_grad():
+        for layer in stacked.layers:
+            layer.layers[0].u.fill_(2.0)
+    stacked.after_step(1)
+    assert all((layer.layers[0].u == 0.5).all() for layer in stacked.layers)
+    assert stacked.backend == stacked.layers[0].layers[0].backend
+    assert Stacked(CoRNN, 3, 4, backend="reference").backend == "reference"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_layers": 0}, "num_layers=0: must be at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0: must be at least 0 and less than 1"),
+        ({"dt": -1.0}, "dt=-1.0: must be greater than 0"),
+    ],
+)
+def test_what_stacked_refuses(wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Stacked(CoRNN, 3, 4, **wrong)
+
+
+def test_log_signatures_are_not_stacked():
+    message = r"^NeuralRDE cannot be stacked or reversed: it reads log-signatures, not sequences$"
+    for options in ({"num_layers": 2}, {"bidirectional": True}):
+        with pytest.raises(ValueError, match=message):
+            Stacked(NeuralRDE, 3, 4, **options)
+    assert Stacked(NeuralRDE, 3, 4)(torch.randn(5, 3))[0].shape == (5, 4)
