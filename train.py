@@ -111,7 +111,7 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
     """
     from longwave.results import published
     from longwave.results.tables import verdict_of
-    from longwave.training import environment
+    from longwave.training import environment, memory
     from longwave.training.build import build, compare_data
     from longwave.training.loop import Signals, Trainer
     from longwave.training.record import FINISHED
@@ -135,9 +135,10 @@ def train(config: configuration.Config, recipe: str | None, command: str, on_sco
         return report(earlier, run.folder)
     device = environment.pick_device(config.device)
     environment.set_up_process(config.threads)
-    task, model = build(config)
+    with memory.in_one_line():
+        task, model = build(config, device)
     run.describe(task, model, device, steps_in_recipe=whole.training.total_steps(task) if recipe else None)
-    with run:
+    with run, memory.in_one_line():
         signals = run.enter(Signals())
         environment.reset_peak_memory()
         trainer = Trainer(config, task, model, device, run, signals)

@@ -6,6 +6,7 @@ from longwave.models.network import Network
 from longwave.tasks.base import Task, data_root, start_readout
 from longwave.tasks.data import Absent, no_downloads
 from longwave.tasks.randomness import counted_seed
+from longwave.training import memory
 from longwave.training.config import Config
 from longwave.training.errors import UserError
 from longwave.training.progress import log
@@ -28,11 +29,12 @@ def compare_data(config: Config, earlier: Record) -> None:
         refuse_changed(earlier.data.files, files_of(task))
 
 
-def build(config: Config) -> tuple[Task, Network]:
+def build(config: Config, device: torch.device | None = None) -> tuple[Task, Network]:
     """Builds the task, with its transform, and the model, whose initialisation depends on the seed alone.
 
     Raises:
-        UserError: where data are missing or damaged, or settings do not go with the task or the model.
+        UserError: where data are missing or damaged, settings do not go with the task or the model, or the run
+            cannot fit into the memory of ``device``, where that is given.
     """
     root = data_root(config.data.root)
     try:
@@ -45,6 +47,8 @@ def build(config: Config) -> tuple[Task, Network]:
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
     config.training.check(task)
+    if device is not None:
+        memory.check(config, task, device)
     torch.manual_seed(counted_seed(config.seed, "init"))
     model = config.model.build(task.inputs, task.outputs)
     model.reads, model.embedding = task.read, task.embedding()

@@ -51,6 +51,12 @@ class Optimizer(Section):
         given = {key: getattr(self, key) for key in ("betas", "eps", "alpha", "momentum")}
         return {key: value for key, value in given.items() if value is not None}
 
+    @property
+    def moments(self) -> int:
+        """Numbers that are kept of each weight beside its gradient."""
+        own = {"adam": 2, "adamw": 2, "rmsprop": 1, "sgd": 0}[self.name]
+        return own + bool(self.momentum)
+
     def _class(self) -> "type[torch.optim.Optimizer]":
         import torch
 
