@@ -92,26 +92,32 @@ def kill_in_the_middle(train_process, arguments, rng) -> str | None:
     return out
 
 
+# Of the four slow tests together.
+KILLS = int(os.environ.get("LONGWAVE_KILLS", "20"))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "checkpoint_seconds"),
+    ("arguments", "checkpoint_seconds", "kills"),
     # After every step, and rarely: then the steps since the last checkpoint are run again.
     [
-        pytest.param(ADDING, 0, id="adding", marks=pytest.mark.slow),
-        pytest.param(ADDING, 0.5, id="adding, rare checkpoints", marks=pytest.mark.slow),
-        pytest.param(GROWING, 0, id="curriculum"),
-        pytest.param(GROWING, 0.5, id="curriculum, rare checkpoints", marks=pytest.mark.slow),
-        pytest.param(PSMNIST, 0, id="psmnist", marks=pytest.mark.slow),
+        pytest.param(GROWING, 0, 2, id="curriculum"),
+        pytest.param(ADDING, 0, KILLS // 4, id="adding", marks=pytest.mark.slow),
+        pytest.param(ADDING, 0.5, KILLS // 4, id="adding, rare checkpoints", marks=pytest.mark.slow),
+        pytest.param(GROWING, 0.5, KILLS // 4, id="curriculum, rare checkpoints", marks=pytest.mark.slow),
+        pytest.param(PSMNIST, 0, KILLS // 4, id="psmnist", marks=pytest.mark.slow),
     ],
 )
-def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train_process, fit_here, tmp_path, request):
+def test_killed_and_resumed_is_never_killed(
+    arguments, checkpoint_seconds, kills, train_process, fit_here, tmp_path, request
+):
     if arguments is PSMNIST:
         arguments = (*arguments, f"data.root={request.getfixturevalue('mnist_root')}")
-    if checkpoint_seconds:
-        # Without a checkpoint at every step a run would end before it is killed.
-        arguments = (*arguments, "training.steps=1200")
+    # It must not end before the last kill: without a checkpoint at every step it takes more steps between two.
+    steps = (400 if checkpoint_seconds else 130) * (1 + kills)
+    arguments = (*arguments, f"training.steps={steps}")
     arguments = (*arguments, f"training.checkpoint_seconds={checkpoint_seconds}", "tracking=none")
     rng = random.Random(f"{arguments}")
-    for _ in range(2):
+    for _ in range(kills):
         kill_in_the_middle(train_process, arguments, rng)
         record = json.loads((train_process.runs()[0] / "record.json").read_text())
         assert record["status"] == "interrupted"
@@ -120,7 +126,7 @@ def test_killed_and_resumed_is_never_killed(arguments, checkpoint_seconds, train
     assert "resuming at step" in done.stdout
     (folder,) = train_process.runs()
     killed = outcome(folder)
-    assert json.loads((folder / "record.json").read_text())["sessions"] == 3
+    assert json.loads((folder / "record.json").read_text())["sessions"] == kills + 1
 
     _, whole = fit_here(*arguments, "threads=1", output=tmp_path / "whole")
     assert_same(outcome(whole), killed)
