@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": "longwave.train",
     "sweep": "longwave.sweep",
+    "new": "longwave.new",
     "download": "longwave.tasks.download",
     "show": "longwave.tasks.show",
     "collect": "longwave.results.collect",
