@@ -53,10 +53,14 @@ def test_a_grid(launcher, train_process):
     assert {record["status"] for record in records} == {"finished"}
     assert records[0]["command"].startswith("python train.py ")
     assert "model=cornn" in records[0]["command"]
-    # The table, last.
-    _, told, shown = done.stdout.rpartition("adding, T = 6: mse")
+    # The table, last, and the comparison of its rows.
+    _, told, shown = done.stdout.partition("adding, T = 6: mse")
     assert told
-    assert [line.split()[0] for line in shown.splitlines() if "/adding" in line] == ["cornn/adding", "lstm/adding"]
+    shown, told, compared = shown.partition("Compared")
+    assert told
+    for part in (shown, compared):
+        rows = [line.split()[0] for line in part.splitlines() if "/adding " in line]
+        assert rows == ["cornn/adding", "lstm/adding"]
     assert shown.count("(2)") == 2
 
 
@@ -108,12 +112,12 @@ def test_the_table_of_a_multirun_has_its_runs_alone(train_here, capsys):
     # One of them is finished already, and one is asked for twice.
     train_here("-m", "model=cornn", "seed=1,0,1", *SMALL)
     shown = capsys.readouterr().out.rpartition("adding, T = 6: mse")[2]
-    (line,) = [line for line in shown.splitlines() if "/adding" in line]
+    (line,) = [line for line in shown.partition("Compared")[0].splitlines() if "/adding " in line]
     assert line.startswith("cornn/adding ")
     assert "(2)" in line
     train_here("-m", "model=cornn,lstm", "seed=0", *SMALL)
-    shown = capsys.readouterr().out.rpartition("adding, T = 6: mse")[2]
-    assert [line.split()[0] for line in shown.splitlines() if "/adding" in line] == ["cornn/adding", "lstm/adding"]
+    shown = capsys.readouterr().out.rpartition("adding, T = 6: mse")[2].partition("Compared")[0]
+    assert [line.split()[0] for line in shown.splitlines() if "/adding " in line] == ["cornn/adding", "lstm/adding"]
 
 
 def test_what_hydra_shows_has_no_table():
