@@ -69,7 +69,7 @@ def files(kind: str, names: list[str], root: Path = PACKAGE) -> dict[Path, str]:
                 raise UserError(f"{names[0]}: its class {camel(names[0])} would clash with another in the file")
             # The first line says whose it is.
             _, head, text = text.split('"""', 2)
-            head = f'"""{camel(names[0])}: to be written.\n\nIt starts as {rename(head)}\n"""'
+            head = f'"""{camel(names[0])}: to be written.\n\nIt starts as {head}\n"""'
         text = head + rename(text)
         target = root / rename(path)
         if target.exists():
