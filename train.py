@@ -85,7 +85,8 @@ def job(cfg: DictConfig, on_score: Callable | None = None) -> float:
         # Several bars on one terminal write over each other.
         progress.plain = True
     try:
-        config = configuration.resolve(cfg, about.runtime.choices)
+        with configuration.in_one_line(about.overrides.task):
+            config = configuration.resolve(cfg, about.runtime.choices)
         recipe = configuration.recipe_of(about.runtime.choices)
         log.info(command_line.choice_of(config, recipe, about.overrides.task))
         return train(config, recipe, command_of(about.overrides.task), on_score)

@@ -9,7 +9,31 @@ from torch import Tensor, nn
 from longwave.models.layer import Layer, Packing, map_state
 
 
-class Stack(Layer):
+class Layers(Layer):
+    """A layer that is made of ``layers``, run one by one by :meth:`through`."""
+
+    layers: nn.ModuleList
+
+    def through(self, x: Tensor, state: tuple | None, run: Callable, packing: Packing | None) -> tuple[Tensor, tuple]:
+        """The output and the final state; each layer by ``run(layer, x, state)``, of frames if there is a packing."""
+        raise NotImplementedError
+
+    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        return self.through(x, state, lambda layer, x, start: layer(x, start), None)
+
+    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        return self.through(x, state, lambda layer, x, start: layer.unroll_packed(x, packing, start), packing)
+
+    def after_step(self, step: int) -> None:
+        for layer in self.layers:
+            layer.after_step(step)
+
+    @property
+    def backend(self) -> str:
+        return self.layers[0].backend
+
+
+class Stack(Layers):
     """Recurrent layers on top of each other, (T, B, inputs) to (T, B, hidden), with time-shared dropout behind each.
 
     In training, a mask is drawn for every layer, the top one too: one number for each sequence and unit, the same at
@@ -28,21 +52,11 @@ class Stack(Layer):
         self.layers = nn.ModuleList(layers)
         self.dropout, self.residual = dropout, residual
 
-    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+    def through(self, x: Tensor, state: tuple | None, run: Callable, packing: Packing | None) -> tuple[Tensor, tuple]:
         """The sequence of the top layer, and (its end, the final states of all layers).
 
         The first part of ``state`` is not read.
         """
-        return self._through(x, state, lambda layer, x, start: layer(x, start), lambda mask: mask)
-
-    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        def run(layer: Layer, x: Tensor, start: Any) -> tuple[Tensor, Any]:
-            return layer.unroll_packed(x, packing, start)
-
-        return self._through(x, state, run, lambda mask: mask[packing.rows])
-
-    def _through(self, x: Tensor, state: tuple | None, run: Callable, spread: Callable) -> tuple[Tensor, tuple]:
-        """The layers, each by ``run(layer, x, state)``; ``spread`` takes a mask (B, H) to the frames."""
         initial = [None] * len(self.layers) if state is None else state[1]
         finals, end = [], None
         for layer, start in zip(self.layers, initial, strict=True):
@@ -50,23 +64,16 @@ class Stack(Layer):
             below, end = end, final[0] if isinstance(final, tuple) else final
             if self.training and self.dropout:
                 mask = nn.functional.dropout(torch.ones_like(end), self.dropout)  # (B, H)
-                sequence, end = sequence * spread(mask), end * mask
+                sequence = sequence * (mask if packing is None else mask[packing.rows])
+                end = end * mask
             if self.residual and finals:
                 sequence, end = x + sequence, below + end
             x = sequence
             finals.append(final)
         return x, (end, tuple(finals))
 
-    def after_step(self, step: int) -> None:
-        for layer in self.layers:
-            layer.after_step(step)
 
-    @property
-    def backend(self) -> str:
-        return self.layers[0].backend
-
-
-class Stacked(Layer):
+class Stacked(Layers):
     """Layers of one kind with the options, shapes and order of ``torch.nn.LSTM``: deep, and in both directions.
 
         Stacked(CoRNN, 3, 128, num_layers=2, bidirectional=True, dropout=0.1, dt=0.05)
@@ -119,24 +126,18 @@ class Stacked(Layer):
         sequence, finals = super().forward(x, state)
         return sequence, map_state(lambda *parts: torch.stack(parts), *finals)
 
-    def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+    def through(self, x: Tensor, state: tuple | None, run: Callable, packing: Packing | None) -> tuple[Tensor, tuple]:
         """The sequence of the top layer, and the final states of all of them."""
-        return self._through(x, state, lambda layer, x, start: layer(x, start), lambda x: x.flip(0))
 
-    def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        def run(layer: Layer, x: Tensor, start: Any) -> tuple[Tensor, Any]:
-            return layer.unroll_packed(x, packing, start)
+        def reverse(x: Tensor) -> Tensor:
+            return x.flip(0) if packing is None else x[packing.backwards]
 
-        return self._through(x, state, run, lambda x: x[packing.backwards])
-
-    def _through(self, x: Tensor, states: tuple | None, run: Callable, reverse: Callable) -> tuple[Tensor, tuple]:
-        """The layers, each by ``run(layer, x, state)``, those of the backward direction on what is reversed."""
         outputs, finals = [], []
         for index, layer in enumerate(self.layers):
             backwards = index % self.directions
             if index and not backwards:
                 x, outputs = self.dropout(torch.cat(outputs, -1)), []
-            start = None if states is None else states[index]
+            start = None if state is None else state[index]
             sequence, final = run(layer, reverse(x) if backwards else x, start)
             outputs.append(reverse(sequence) if backwards else sequence)
             finals.append(final)
@@ -157,14 +158,6 @@ class Stacked(Layer):
                 part = part.gather(0, places[..., None].expand_as(part))
             ends.append(layer.ends(part, lengths))
         return torch.cat(ends, -1)
-
-    def after_step(self, step: int) -> None:
-        for layer in self.layers:
-            layer.after_step(step)
-
-    @property
-    def backend(self) -> str:
-        return self.layers[0].backend
 
 
 def affine(inputs: int, hidden: int) -> nn.Linear:

@@ -78,8 +78,7 @@ def arguments(given: list[str]) -> tuple[list[str], Sweep | None, str | None]:
     if parsed.help:
         print(help_of("sweep", own))
         sys.exit()
-    hydra_shows = parsed.hydra_help or parsed.info or parsed.cfg
-    sweep = None if hydra_shows else compose_object("sweep", own)
+    sweep = None if parsed.shown_by_hydra else compose_object("sweep", own)
     table = next((text.partition("=")[2] for text in own if key_of(text) == "table"), None)
     return [text for text in given if text not in parsed.overrides] + own, sweep, table
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-import sys
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +17,12 @@ from longwave.schema import one_line
 from longwave.training import record
 from longwave.training.config import CONF, Config, compose_run, recipe_overrides
 from longwave.training.errors import UserError
-from longwave.training.overrides import MOST_RUNS, choices, read
+from longwave.training.overrides import MOST_RUNS, check_count, choices, no_choice, read
 from longwave.training.record import FINISHED, Record
 from longwave.training.run import folder_of, is_locked
 
 # States of a run beside those of its record.
 RUNNING, MISSING = "running", "missing"
-
-# Runs that take seconds to check: their number is said first.
-MANY = 20
 
 # What a run costs beside its steps, before a sweep has measured it: composition, building, the last record. Seen on two
 # cores that had other work: 0.5 s in one process, 5 s in a process of its own. The sweep measures.
@@ -60,7 +57,7 @@ class Row:
         if self.model is not None or self.task is not None:
             raise UserError(f"recipe={self.recipe}: chooses model and task itself; omit them")
         if self.recipe not in choices("recipe"):
-            raise UserError(f"recipe={self.recipe}: no such choice; there are {', '.join(choices('recipe'))}")
+            raise UserError(no_choice("recipe", self.recipe, choices("recipe")))
         return recipe_overrides(self.recipe)
 
 
@@ -148,7 +145,7 @@ def merge(*lists: Sequence[str]) -> list[str]:
 def _chosen(override: str) -> list[str]:
     """Keys that ``optimizer=sgd`` or ``debug=fast`` sets: to Hydra, a key beats a choice wherever it stands."""
     group, path = key_of(override), CONF / key_of(override) / f"{override.partition('=')[2]}.yaml"
-    if "." in group or not path.is_file():
+    if "." in group or not os.path.isfile(path):
         return []
     if "@package _global_" not in path.read_text(encoding="utf-8"):
         return [group]
@@ -182,12 +179,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
         with _named(name, index, row):
             seeds_in.append(common if seeds is not None or row.seeds is None else seeds_of(row.seeds))
     count = len(lengths) * sum(map(len, seeds_in))
-    if count > MOST_RUNS:
-        raise UserError(
-            f"table={name}: {count} runs; at most {MOST_RUNS} can be started at once; use fewer seeds or lengths"
-        )
-    if count > MANY:
-        print(f"checking {count} runs", file=sys.stderr, flush=True)
+    check_count(count, f"table={name}: {count} runs", "seeds or lengths")
     found: dict[str, Planned] = {}
     for index, (row, numbers) in enumerate(zip(table.rows, seeds_in, strict=True), start=1):
         with _named(name, index, row):

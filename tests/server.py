@@ -31,13 +31,34 @@ class Page:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Server:
+class LocalServer:
+    """A web server in a thread of this process, at ``address``; ``closing`` ends what its handler waits for."""
+
+    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler]):
+        handler.log_message = lambda *_: None
+        self.closing = threading.Event()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Refuses every connection from now on; does nothing the second time."""
+        if self.closing.is_set():
+            return
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Server(LocalServer):
     """Page ``server.pages["a.zip"]`` is at ``server.url("a.zip")``; ``server.requests`` lists the requests."""
 
     def __init__(self):
         self.pages: dict[str, Page] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.closing = threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -80,23 +101,11 @@ class Server:
                 if broken and page.stalls:
                     outer.closing.wait(30)
 
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+        super().__init__(Handler)
 
     def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/{name}"
+        return f"{self.address}/{name}"
 
     def asked(self, name: str) -> list[str | None]:
         """The Range header of every request for ``name``."""
         return [headers.get("Range") for n, headers in self.requests if n == name]
-
-    def close(self) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -143,6 +143,8 @@ def test_seeds_and_merging():
     earlier = ["optimizer.lr=1", "training.steps=9", "training.batch_size=2", "model.dt=1"]
     later = ["debug=fast", "optimizer.lr=2", "optimizer=sgd"]
     assert merge(earlier, later) == ["training.batch_size=2", "model.dt=1", *later]
+    # No name of a file can be as long.
+    assert merge(["output=" + "x" * 1000]) == ["output=" + "x" * 1000]
     for wrong in (0, -1, [], [-1], "x", 1.5, True, None):
         with pytest.raises(UserError, match=r"^seeds=.*: must be how many"):
             seeds_of(wrong)

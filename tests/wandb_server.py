@@ -3,13 +3,14 @@
 import gzip
 import http.server
 import json
-import threading
 from contextlib import contextmanager
+
+from tests.server import LocalServer
 
 PROJECT = {"id": "project", "name": "longwave", "entity": {"id": "entity", "name": "me"}}
 
 
-class WandbServer:
+class WandbServer(LocalServer):
     """What it was told is in ``runs`` (variables of UpsertBucket), ``history``, ``exits`` (codes) and ``preempted``.
 
     ``fault`` may be set at any time: None, "stall" (no answer), "500", "drop" (the connection is closed), "deny" (401).
@@ -17,8 +18,6 @@ class WandbServer:
 
     def __init__(self, fault: str | None = None):
         self.fault, self.runs, self.history, self.exits, self.preempted = fault, [], [], [], False
-        # Ends what stalls.
-        self._closed = threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -27,7 +26,7 @@ class WandbServer:
             def answer(self):
                 body = self.body()
                 if outer.fault == "stall":
-                    outer._closed.wait()
+                    outer.closing.wait()
                 if outer.fault in ("stall", "drop"):
                     self.close_connection = True
                     return
@@ -45,14 +44,8 @@ class WandbServer:
                 found = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 return gzip.decompress(found) if self.headers.get("Content-Encoding") == "gzip" else found
 
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__(Handler)
+        self.url = self.address
 
     def told(self, path: str, body: bytes) -> dict:
         if path.endswith("/file_stream"):
@@ -79,15 +72,6 @@ class WandbServer:
                 files = [{"name": name, "uploadUrl": f"{self.url}/{name}"} for name in asked["variables"]["files"]]
                 return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
         return {"data": {}}
-
-    def close(self) -> None:
-        """Refuses every connection from now on; does nothing the second time."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @contextmanager

@@ -5,8 +5,9 @@ What is wrong ends in one line that names the key, the value and what is allowed
 
 import argparse
 import itertools
+import math
+import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from longwave import CONF, PACKAGE
 from longwave.schema import one_line
 from longwave.training.config import Config, compose_run, keys_of_a_run, recipe_overrides
 from longwave.training.errors import UserError
-from longwave.training.overrides import MOST_RUNS, alternatives, check, choices
+from longwave.training.overrides import MOST_RUNS, alternatives, check, check_count, choices
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags of a command line, and in ``overrides`` the rest.
+    """The flags of a command line, in ``overrides`` the rest, and whether it asks for what is ``shown_by_hydra``.
 
     Raises:
         UserError: for a flag that does not exist or lacks its value.
@@ -48,7 +49,8 @@ def flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shell-completion", "-sc", action="store_true")
     parser.add_argument("overrides", nargs="*")
     found = parser.parse_intermixed_args(arguments)
-    if found.config_dir is not None and not Path(found.config_dir).is_dir():
+    found.shown_by_hydra = bool(found.cfg or found.info or found.hydra_help or found.shell_completion)
+    if found.config_dir is not None and not os.path.isdir(found.config_dir):
         raise UserError(f"--config-dir={one_line(found.config_dir)}: no such folder")
     return found
 
@@ -60,7 +62,6 @@ class Command:
     Args:
         arguments: for Hydra, flags in front: it takes no overrides on both sides of a flag.
         overrides: those among them.
-        runs: how many it asks for, where no sweeper decides.
         configs: of a multirun's, where no sweeper decides.
         config: of its one run; None where Hydra has to do something else: several runs, ...
         recipe: of that run.
@@ -69,7 +70,6 @@ class Command:
 
     arguments: list[str]
     overrides: list[str]
-    runs: int = 1
     configs: list[Config] = field(default_factory=list)
     config: Config | None = None
     recipe: str | None = None
@@ -95,20 +95,16 @@ def parse(arguments: Sequence[str]) -> Command:
     if sweeps and not given.multirun:
         raise UserError(f"{one_line(sweeps[0].input_line)}: several values make several runs; add -m")
     values = {override.key_or_group: list(alternatives(override)) for override in parsed}
-    for texts in values.values():
-        command.runs *= max(1, len(texts))
-        if command.runs > MOST_RUNS:
-            raise UserError(f"more than {MOST_RUNS} runs: at most {MOST_RUNS} can be started at once; use fewer values")
-    if command.runs > 20:
-        print(f"checking {command.runs} runs", file=sys.stderr, flush=True)
+    # Of each key, no more values than that are expanded.
+    count = math.prod(max(1, len(texts)) for texts in values.values())
+    check_count(count, f"more than {MOST_RUNS} runs", "values")
     if given.config_dir is not None:
         values["hydra.searchpath"] = [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"]
     # Seeds that are numbers differ in nothing else: one of them is checked.
     seeds = values.get("seed", [])
     values["seed"] = [text for text in seeds if not re.fullmatch(r"seed=\d{1,18}", text)] or seeds[:1]
     runs = [compose_run(list(job)) for job in itertools.product(*(texts for texts in values.values() if texts))]
-    hydra_shows = given.cfg or given.info or given.hydra_help or given.shell_completion
-    if given.multirun and not hydra_shows and all(override.is_discrete_sweep() for override in sweeps):
+    if given.multirun and not given.shown_by_hydra and all(override.is_discrete_sweep() for override in sweeps):
         numbers = [int(text.partition("=")[2]) for text in seeds if text not in values["seed"]]
         configs = [config for config, _ in runs]
         command.configs = configs + [replace(config, seed=number) for config in configs for number in numbers]

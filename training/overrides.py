@@ -5,8 +5,10 @@ Hydra refuses some in words of its own, of several lines, and misunderstands oth
 
 import difflib
 import itertools
+import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +19,10 @@ from longwave import CONF
 from longwave.schema import one_line
 from longwave.training.errors import UserError
 
+# More can only be a slip, and each is composed before the first starts.
 MOST_RUNS = 1000
+# Runs that take seconds to check: their number is said first.
+MANY = 20
 LONGEST = 2000
 DEEPEST = 8
 
@@ -72,7 +77,8 @@ def check(text: str, known: list[str]) -> Override:
     if override.is_add() or override.is_force_add():
         # Every key is there already; and Hydra leaves out the recipe of a model that is added, without a word.
         raise UserError(f"{short}: write it without +")
-    if (CONF / key).is_dir():
+    # pathlib raises an error for a name that is too long.
+    if os.path.isdir(CONF / key):
         _check_choices(override, key)
     elif not override.is_sweep_override() and override.value() == "???":
         raise UserError(f"{one_line(key)}=???: must be a value")
@@ -118,6 +124,19 @@ def alternatives(override: Override) -> Iterator[str]:
             yield from (f"{key}={v}" for v in itertools.islice(override.sweep_string_iterator(), MOST_RUNS + 1))
         except (HydraException, ValueError) as error:
             raise UserError(f"{one_line(override.input_line)}: is no range or list of values") from error
+
+
+def check_count(runs: int, text: str, fewer: str) -> None:
+    """Say how many runs are about to be checked, where that takes a while; UserError where they are too many.
+
+    Args:
+        text: what a message says of them.
+        fewer: what to use less of.
+    """
+    if runs > MOST_RUNS:
+        raise UserError(f"{text}; at most {MOST_RUNS} can be started at once; use fewer {fewer}")
+    if runs > MANY:
+        print(f"checking {runs} runs", file=sys.stderr, flush=True)
 
 
 def listing(names: list[str]) -> str:

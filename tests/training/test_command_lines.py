@@ -107,6 +107,9 @@ def every(examples: int):
             (([], "optimizer"), "", "", "../model/cornn", []),
             (([], "model.hidden"), "", "", "${model.hidden}", []),
             (([], "hydra/launcher"), "", "", "[[[[1]]]]", []),
+            # Longer than a name of a file can be.
+            (([], "transform"), "", "", "x" * 1000, ["--config-dir"]),
+            (([], "model/" + "x" * 1000), "", "", "1", []),
         ):
             test = example(line)(test)
         phases = [Phase.explicit, Phase.generate]
@@ -161,10 +164,11 @@ def test_the_number_of_runs_is_bounded(line, runs):
         with pytest.raises(UserError, match=f"more than {MOST_RUNS} runs"):
             parse(["-m", *line.split()])
     else:
-        assert parse(["-m", *line.split()]).runs == runs
+        assert len(parse(["-m", *line.split()]).configs) == runs
 
 
 def test_a_pattern_of_choices():
-    assert parse(["-m", "model=glob(l*)", "training.steps=1"]).runs == len([c for c in choices("model") if c[0] == "l"])
+    found = parse(["-m", "model=glob(l*)", "training.steps=1"]).configs
+    assert [config.model.name for config in found] == [name for name in choices("model") if name[0] == "l"]
     with pytest.raises(UserError, match=r"^model=glob\(x\*\): matches none of antisymmetric_rnn, cornn"):
         parse(["-m", "model=glob(x*)"])

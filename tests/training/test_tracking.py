@@ -18,7 +18,7 @@ from longwave.training.errors import Interrupted, Pruned, UserError
 from tests.wandb_server import wandb_server
 
 SMALL = (
-    "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
+    "task=adding", "task.T=6", "model.hidden=3", "training.batch_size=2", "task.test_samples=10", "training.steps=6",
     "training.log_every=1", "training.evaluate_every=2", "training.target=null",
 )  # fmt: skip
 
