@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import logging
 import sys
 
@@ -59,7 +60,8 @@ def test_a_grid(launcher, train_process):
     shown, told, compared = shown.partition("Compared")
     assert told
     for part in (shown, compared):
-        rows = [line.split()[0] for line in part.splitlines() if "/adding " in line]
+        # Ray passes on what its workers print, each line behind their name, even below the table.
+        rows = re.findall(r"^(\w+/adding) ", part, re.MULTILINE)
         assert rows == ["cornn/adding", "lstm/adding"]
     assert shown.count("(2)") == 2
 
