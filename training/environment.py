@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import gc
 import importlib.metadata
 import platform
@@ -53,16 +52,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(available[0] if name == "auto" else name)
 
 
-@functools.cache
-def _set_imports_apart() -> None:
-    # torch's modules are a million objects, which every later collection would look at: 0.2 s a job.
-    gc.collect()
-    gc.freeze()
-
-
 def set_up_process(threads: int | None) -> None:
     """Prepare the process for a run, before torch starts its threads, which inherit the setting of denormals."""
-    _set_imports_apart()
     # Vanishing gradients become denormal numbers, on which a CPU computes many times slower.
     torch.set_flush_denormal(True)
     if threads is not None:
