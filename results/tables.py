@@ -232,6 +232,10 @@ def _row(group: Group) -> Row:
         flaws = run.forced or records.flaws(run)
         odd += [("collected by force (%s)" if run.forced else "%s") % ", ".join(flaws)] if flaws else []
     odd = [f"{counted(count, 'run')} {what}" for what, count in Counter(odd).items()]
+    read = {frozenset((one.file, one.sha256) for one in run.data.files) for run in group.runs if run.data}
+    if len(read) > 1:
+        names = sorted({file for file, _ in frozenset.union(*read) - frozenset.intersection(*read)})
+        odd.append(f"runs not trained on the same data: {', '.join(names)}")
     row.notes = [*row.verdict.notes, *odd]
     return row
 

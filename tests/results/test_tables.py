@@ -230,6 +230,19 @@ def test_steps_until_a_bound():
     assert "1 of 3 did" in table.cells[0]
 
 
+def test_seeds_of_other_data_are_named():
+    def data(sha256):
+        return {"split_id": "one", "files": [{"file": "a.gz", "sha256": "0" * 64}, {"file": "b.gz", "sha256": sha256}]}
+
+    same, other = (
+        [make_record(seed=0, data=data("1" * 64)), make_record(seed=1, data=data(sha256))]
+        for sha256 in ("1" * 64, "2" * 64)
+    )
+    note = "runs not trained on the same data: b.gz"
+    assert note not in row_of(rows_of(same), "cornn/psmnist").notes
+    assert note in row_of(rows_of(other), "cornn/psmnist").notes
+
+
 def test_what_was_forced_or_failed_is_said():
     made = seeds(0.97, 0.97, 0.97)
     made[0]["forced"] = ["from a dirty tree"]
