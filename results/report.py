@@ -98,17 +98,17 @@ def page(rows: list[Row], damaged: Iterable[str] = (), mine: bool = False) -> st
 
 
 class Style:
-    """A colour, a dash and a marker for each model and each of its settings, the same in all charts."""
+    """A colour for each model, the same in all charts; a shade, a dash and a marker for each of its settings in one."""
 
     def __init__(self, rows: list[Row]):
         run = sorted({row.model for row in rows if row.runs})
         aims = {row.model for row in rows}
         aims |= {record.model for record in published.by_key().values() if record.trajectory}
         self.models = [*run, *sorted(aims - set(run))]
-        self._settings: dict[str, dict[str, int]] = {}
+        self._settings: dict[tuple[str, str], dict[str, int]] = {}
         for row in rows:
             if row.runs:
-                of_model = self._settings.setdefault(row.model, {})
+                of_model = self._settings.setdefault((row.model, row.title), {})
                 of_model.setdefault(self._key(row), len(of_model))
 
     @staticmethod
@@ -117,16 +117,16 @@ class Style:
         return json.dumps([row.label, row.changed, bool(tables.lengths(row))], sort_keys=True, default=str)
 
     def of(self, row: Row) -> tuple[str, int]:
-        """The model of a row, and the number of its settings among those of the model."""
-        return row.model, self._settings[row.model][self._key(row)]
+        """The model of a row, and the number of its settings among those of the model in this chart."""
+        return row.model, self._settings[row.model, row.title][self._key(row)]
 
     def colour(self, model: str, setting: int = 0) -> str:
-        """The model's own for its first settings, beside it in hue and lightness for the others."""
+        """The model's own for its first settings, darker or lighter for the others."""
         base = _COLOURS[self.models.index(model) % len(_COLOURS)]
         red, green, blue = (int(base[i : i + 2], 16) / 255 for i in (1, 3, 5))
         hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-        lightness = lightness if setting == 0 else (0.36, 0.72, 0.54)[(setting - 1) % 3]
-        made = colorsys.hls_to_rgb(hue + 0.045 * setting, lightness, saturation)
+        lightness = lightness if setting == 0 else (0.3, 0.8, 0.42, 0.68, 0.18)[(setting - 1) % 5]
+        made = colorsys.hls_to_rgb(hue + 0.06 * (setting // 6), lightness, saturation)
         return "#" + "".join(f"{round(255 * part):02x}" for part in made)
 
     def line(self, model: str, setting: int = 0, **more) -> dict:
