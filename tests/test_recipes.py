@@ -418,6 +418,13 @@ def test_a_variant_sets_model_and_task():
     assert config.training.epochs == 120
 
 
+def test_the_laptop_recipe_is_a_shorter_one_that_aims_at_nothing():
+    short, whole = (compose_run([f"recipe=cornn/{name}"])[0] for name in ("smnist_laptop", "smnist_128"))
+    assert (short.model, short.task) == (whole.model, whole.task)
+    assert (short.training.epochs, whole.training.epochs) == (10, 120)
+    assert short.published is None
+
+
 def test_no_recipe():
     config, recipe = compose_run(["model=cornn", "task=psmnist", "recipe=none", "training.epochs=1"])
     assert recipe is None

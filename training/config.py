@@ -386,6 +386,10 @@ def _one_line(error: Exception, overrides: list[str]) -> str:
     expected = re.search(r"Value '(.*?)' (?:of type .* could not be converted to|is not a valid) (\w+)", message)
     if expected:
         return f"{key}={one_line(expected[1])}: must be {_TYPES.get(expected[2], expected[2])}"
+    found = re.match(r"(?:In ')?([^':]+)'?: (?:Could not override '(\w+)'|.*\(override (\w+)=)", message)
+    if found:
+        group = found[2] or found[3]
+        return f"conf/{found[1]}.yaml: cannot choose another {group}; set its keys there ({group}.name, ...)"
     if mine or overrides:
         return f"{one_line((mine or overrides)[0])}: no such value"
     return one_line(message, 250)

@@ -326,6 +326,18 @@ def authors_recipe(tmp_path, monkeypatch):
     (conf / "recipe" / "lem" / "copying.yaml").write_text(text)
     for module in ("training.config", "training.overrides", "sweeps.plan", "results.tables"):
         monkeypatch.setattr(f"longwave.{module}.CONF", conf)
+    return conf / "recipe" / "lem" / "copying.yaml"
+
+
+def test_a_recipe_that_chooses_another_group_is_named(authors_recipe):
+    text = "# @package _global_\ndefaults:\n  - override /scheduler: cosine\n"
+    authors_recipe.write_text(text)
+    with pytest.raises(UserError, match=r"^conf/recipe/lem/copying\.yaml: cannot choose another scheduler; set"):
+        compose_run(["model=lem", "task=copying"])
+    variant = authors_recipe.with_name("copying_two.yaml")
+    variant.write_text(f"{text}  - override /model: lem\n  - override /task: copying\n")
+    with pytest.raises(UserError, match=r"^conf/recipe/lem/copying_two\.yaml: cannot choose another scheduler; set"):
+        compose_run(["recipe=lem/copying_two"])
 
 
 def test_a_recipe_without_a_published_value_aims_at_none(authors_recipe, fit_here):
