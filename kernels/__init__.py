@@ -16,5 +16,6 @@ from longwave.kernels.linear import Input, linear
 from longwave.kernels.linoss import linoss
 from longwave.kernels.lstm import lstm
 from longwave.kernels.modrelu_rnn import modrelu_rnn
+from longwave.kernels.nrde import nrde
 from longwave.kernels.rnn import rnn
 from longwave.kernels.unicornn import unicornn

@@ -25,10 +25,10 @@ def _differentiated() -> bool:
     return forward_ad._current_level >= 0 or any(level.key() != vmap for level in levels)
 
 
-def refuse_transforms(name: str) -> None:
+def refuse_transforms(name: str, instead: str = "backend='reference'") -> None:
     """Raise RuntimeError within a transform that differentiates, where torch would fail at length, or give zeros."""
     if _differentiated():
-        raise RuntimeError(f"{name}: no derivatives by torch.func or in forward mode; use backend='reference'")
+        raise RuntimeError(f"{name}: no derivatives by torch.func or in forward mode; use {instead}")
 
 
 def refuse_second_derivatives(name: str, gradient) -> None:

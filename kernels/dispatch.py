@@ -24,6 +24,8 @@ from longwave.kernels.operation import OPERATIONS, SCALAR, Operation
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 HALF = (torch.bfloat16, torch.float16)
+# Of functions that are no Operation, the C file; triton.py is beside it.
+SOURCES: dict[str, library.Source] = {}
 
 
 def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
@@ -51,7 +53,7 @@ def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
 # Whether a backend can run is decided while torch.compile traces, and is a constant of the graph.
 @constant
 def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
-    source = OPERATIONS[name].source
+    source = _source(name)
     if not source.path.exists():
         return "there is no C kernel for it"
     if dtype not in library.REAL:
@@ -61,8 +63,8 @@ def _cpu_obstacle(name: str, dtype: torch.dtype) -> str | None:
 
 @constant
 def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
-    folder = OPERATIONS[name].folder
-    if not (library.FOLDER / folder / "triton.py").exists():
+    folder = _source(name).path.parent
+    if not (folder / "triton.py").exists():
         return "there is no Triton kernel for it"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -71,8 +73,12 @@ def _triton_obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the Triton kernels compute in float32, pre is float64"
     # Here, where torch.compile does not trace: it refuses to trace an import_module.
-    importlib.import_module(f"longwave.kernels.{folder}.triton")
+    importlib.import_module(f"longwave.kernels.{folder.name}.triton")
     return None
+
+
+def _source(name: str) -> library.Source:
+    return SOURCES[name] if name in SOURCES else OPERATIONS[name].source
 
 
 def public(operation: Operation, **variants: Operation) -> Callable:

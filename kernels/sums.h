@@ -5,8 +5,6 @@
 #pragma once
 #include "vector.h"
 
-#define SPAN 64
-
 typedef struct {
     real *span, *total;
     long width;  // of a row: UNITS * H

@@ -12,6 +12,8 @@
 #define VECTOR_BYTES 16
 #endif
 #define LANES (VECTOR_BYTES / REAL_BYTES)
+// Terms that are summed in one go: long sums lose digits.
+#define SPAN 64
 #define INLINE static inline __attribute__((always_inline))
 
 typedef REAL real;

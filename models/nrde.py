@@ -10,17 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
+from longwave.kernels.nrde.reference import SOLVERS, field
 from longwave.models.layer import Layer
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
-
-# Explicit Runge-Kutta methods: for each stage the weights of the slopes before it, and the weights of all slopes. rk4
-# is the 3/8 rule, as in torchdiffeq.
-SOLVERS = {
-    "euler": (((),), (1.0,)),
-    "heun": (((), (1.0,)), (1 / 2, 1 / 2)),
-    "rk4": (((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
-}
 
 
 @dataclass
@@ -106,34 +99,34 @@ class NeuralRDE(Layer):
 
     stackable = False
 
-    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, **settings):
-        super().__init__(batch_first)
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
         self.channels = channels_of(inputs, config.depth)
         self.solver, self.adjoint, self.repeat_last = config.solver, config.adjoint, config.repeat_last
         self.initial = nn.Linear(self.channels, hidden)
         self.field = VectorField(inputs, hidden, config.multiplier * hidden, config.layers, config.tied)
 
+    @property
+    def backend(self) -> str:
+        return kernels.backend_for("nrde", self.initial.weight, self.requested)
+
     def unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
-        # A compiler would unroll the loop over the blocks. As a decorator, disable would import it with this module.
-        solve = torch.compiler.disable(self._unroll) if torch.compiler.is_compiling() else self._unroll
+        # A compiler would unroll the reference's loop over the blocks. As a decorator, disable would import it with
+        # this module.
+        eager = torch.compiler.is_compiling() and self.backend == "reference"
+        solve = torch.compiler.disable(self._unroll) if eager else self._unroll
         return solve(x, state)
 
     def _unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None):
         with torch.autocast(x.device.type, enabled=False):
+            blocks = x[1:] if state is None else x
             if state is None:
                 h = self.initial(x[0, :, : self.channels])
             else:
                 h = state[1] if isinstance(state, tuple) else state
-            order = [*range(1 if state is None else 0, len(x))]
-            if self.repeat_last:
-                order += order[-1:]
-            if self.adjoint:
-                if kernels.transformed():
-                    raise RuntimeError("nrde: no torch.func and no forward mode with adjoint=True; use adjoint=False")
-                states = Adjoint.apply(self.field, self.solver, order, h, x, *self.field.parameters())
-            else:
-                states = _solve(self.field, self.solver, order, h, x)
+            options = {"solver": self.solver, "adjoint": self.adjoint, "repeat_last": self.repeat_last}
+            states = kernels.nrde(blocks, h, *self.field.layers(), **options, backend=self.requested)
             if state is None:
                 states = torch.cat([h.unsqueeze(0), states])
             sequence = states[: len(x)]
@@ -155,78 +148,10 @@ class VectorField(nn.Module):
         self.repeats = layers - 1 if tied else 1
         self.last = nn.Linear(width, hidden * inputs)
 
+    def layers(self) -> tuple[list[Tensor], list[Tensor], int]:
+        """Weights and biases of all layers, and how often the inner ones are applied."""
+        layers = (self.first, *self.inner, self.last)
+        return [layer.weight for layer in layers], [layer.bias for layer in layers], self.repeats
+
     def forward(self, h: Tensor, logsig: Tensor) -> Tensor:
-        z = self.first(h)
-        for _ in range(self.repeats):
-            for layer in self.inner:
-                z = layer(z.relu())
-        matrix = self.last(z.tanh()).unflatten(1, (h.shape[1], logsig.shape[1]))  # (B, hidden, inputs)
-        return torch.bmm(matrix, logsig.unsqueeze(-1)).squeeze(-1)
-
-
-def _solve(field: nn.Module, solver: str, order: list[int], h: Tensor, x: Tensor) -> Tensor:
-    """h after each of the blocks x[k], k in ``order``: (len(order), B, hidden)."""
-    rows, weights = SOLVERS[solver]
-    blocks = x.unbind()
-    sequence = []
-    for k in order:
-        slopes = []
-        for row in rows:
-            slopes.append(field(_plus(h, row, slopes), blocks[k]))
-        h = _plus(h, weights, slopes)
-        sequence.append(h)
-    return torch.stack(sequence) if sequence else h.new_zeros(0, *h.shape)
-
-
-def _plus(h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    for weight, slope in zip(weights, slopes, strict=True):
-        h = h + weight * slope
-    return h
-
-
-class Adjoint(torch.autograd.Function):
-    """:func:`_solve`, with gradients by the adjoint method (Chen et al., NeurIPS 2018).
-
-    For a(t) = dL/dh(t) and f = F(h) logsig, da/dt = -a df/dh, and the gradients of all that f depends on are the
-    integrals of a df/dtheta and a df/dlogsig. Backwards in time, these and h are solved with the method and the steps
-    of the forward pass. Each block starts from the h that the forward pass found at its end, so that errors do not add
-    up: these h are all that is kept.
-    """
-
-    @staticmethod
-    def forward(ctx, field: nn.Module, solver: str, order: list[int], h: Tensor, x: Tensor, *parameters: Tensor):
-        sequence = _solve(field, solver, order, h, x)
-        ctx.field, ctx.solver, ctx.order = field, solver, order
-        # The parameters too, so that a change of them before the backward pass is noticed.
-        ctx.save_for_backward(x, sequence, *parameters)
-        return sequence
-
-    @staticmethod
-    def backward(ctx, grad_sequence: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError("nrde: no second derivatives, nor create_graph=True; use adjoint=False")
-        x, sequence, *_ = ctx.saved_tensors
-        rows, weights = SOLVERS[ctx.solver]
-        parameters = [*ctx.field.parameters()]
-        grads = [torch.zeros_like(p) for p in parameters]
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[4] else None
-        a = grad_sequence.new_zeros(grad_sequence.shape[1:])
-        for i, k in reversed([*enumerate(ctx.order)]):
-            a = a + grad_sequence[i]
-            slopes_h, slopes_a = [], []
-            for row, weight in zip(rows, weights, strict=True):
-                with torch.enable_grad():
-                    h = _plus(sequence[i], row, slopes_h).detach().requires_grad_()
-                    logsig = x[k].detach().requires_grad_(grad_x is not None)
-                    f = ctx.field(h, logsig)
-                of, totals = [*parameters], [*grads]
-                if grad_x is not None:
-                    of.append(logsig)
-                    totals.append(grad_x[k])
-                slope_a, *parts = torch.autograd.grad(f, [h, *of], _plus(a, row, slopes_a))
-                for total, part in zip(totals, parts, strict=True):
-                    total += weight * part
-                slopes_h.append(-f.detach())
-                slopes_a.append(slope_a)
-            a = _plus(a, weights, slopes_a)
-        return None, None, None, a, grad_x, *grads
+        return field(h, logsig, *self.layers())
