@@ -21,6 +21,17 @@ SIZES = [
     *((255, 3, 32), (256, 1, 128), (257, 3, 5), (257, 50, 32), (1000, 3, 1), (1000, 1, 32)),
 ]
 
+# Of the Neural RDE: T, B, H, D, and the options that each is tried with.
+NRDE_SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 1, 16, 28), (70, 8, 6, 4), (2, 30, 33, 14), (3, 17, 70, 3)]
+NRDE_OPTIONS = [
+    {},
+    {"adjoint": True},
+    {"solver": "heun", "inner": 0, "repeat_last": True},
+    {"solver": "euler", "inner": 2, "repeats": 2, "adjoint": True, "repeat_last": True},
+    {"solver": "heun", "inner": 1, "repeats": 3},
+    {"inner": 2, "width": 3},
+]
+
 
 @dataclass
 class Case:
@@ -133,6 +144,29 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
     else:
         raise KeyError(f"benchmarks/cases.py has no example of {name}")
     return Case(getattr(kernels, FUNCTIONS[name]), inputs, constants).changed(exact)
+
+
+def nrde_case(
+    steps: int, batch: int, hidden: int, channels: int = 5, inner: int = 1, width: int | None = None, **options
+) -> Case:
+    """The Neural RDE as :func:`case` has the others: ``steps`` blocks of ``channels``; outputs are all h and the last.
+
+    ``width`` is 2 H - 1 where not given; ``options`` are arguments of :func:`longwave.kernels.nrde`.
+    """
+    generator, width = torch.Generator().manual_seed(0), width or 2 * hidden - 1
+    inputs = {"x": torch.randn(steps, batch, channels, generator=generator) / channels**0.5}
+    inputs["state_h"] = torch.randn(batch, hidden, generator=generator)
+    shapes = [(width, hidden), *[(width, width)] * inner, (hidden * channels, width)]
+    for i, (outputs, terms) in enumerate(shapes):
+        inputs[f"weight {i}"] = torch.randn(outputs, terms, generator=generator) / terms**0.5
+        inputs[f"bias {i}"] = torch.randn(outputs, generator=generator) / 2
+
+    def operation(x: Tensor, state: Tensor, backend: str, **parameters: Tensor):
+        kinds = ([value for key, value in parameters.items() if key.startswith(kind)] for kind in ("weight", "bias"))
+        sequence = kernels.nrde(x, state, *kinds, **options, backend=backend)
+        return sequence, sequence[-1]
+
+    return Case(operation, inputs, {}).to(torch.float64)
 
 
 def case_by_unit(name: str, steps: int, batch: int, hidden: int) -> Case:

@@ -5,16 +5,19 @@ measured, one contender after the other in each round; the figures are medians:
 
 - fused: what ``backend="auto"`` picks;
 - reference: the loop in plain PyTorch;
-- torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one; for LinOSS the associative scan of its model;
+- torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN``, where there is one; for LinOSS the associative scan of its model; for
+  the Neural RDE torchcde, backpropagated, where it is installed;
 - compiled: ``torch.compile`` of the reference, where it compiles within a minute; where there is no time, the reason;
 - bound: the operations of the matrix products over the sgemm rate, or the bytes over the copy rate, as measured now.
 
 Dense cells are measured with their input product, from the inputs to the last state: a training step less its readout
-and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` and with a gradient for every step.
+and optimiser. Diagonal cells are measured as a layer in a stack, from ``pre`` and with a gradient for every step. The
+Neural RDE is measured from log-signatures of 28 components to the gradients of the last state, with rk4.
 """
 
 import argparse
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -38,6 +41,10 @@ from longwave.kernels.operation import OPERATIONS
 from longwave.models import linoss
 from longwave.training.environment import device_name, git, set_up_process
 
+# The Neural RDE's, which is no requirement of this package.
+TORCHCDE = "torch" if importlib.util.find_spec("torchcde") else "reference"
+# Log-signatures of depth 2 of 7 channels, as of EigenWorms; its vector field's layers are as many times the state wide.
+COMPONENTS, MULTIPLIER = 28, 3
 # The cost of a time step is measured at these.
 LENGTHS = (250, 1_000, 4_000, 16_000)
 
@@ -69,11 +76,15 @@ SIZES = [
     Size("rnn", 500, 50, 128, rival="torch"),
     Size("indrnn", 784, 32, 128, 12),
     Size("linoss", 17_984, 4, 128, rival="torch"),  # EigenWorms: 64 complex oscillators
+    Size("nrde", 154, 8, 16, 5, TORCHCDE),
+    Size("nrde", 70, 181, 32, 1.5, TORCHCDE),  # EigenWorms' whole training set
 ]
 
 
 def contenders(size: Size) -> dict[str, Callable[[], object]]:
     """By name, what runs forward and backward once."""
+    if size.name == "nrde":
+        return nrde_contenders(size)
     torch.manual_seed(0)
     example = cases.case(size.name, 2, size.batch, size.hidden).to(torch.float32)
     gates = OPERATIONS[size.name].gates
@@ -122,6 +133,43 @@ def contenders(size: Size) -> dict[str, Callable[[], object]]:
     return result
 
 
+def nrde_case(size: Size) -> cases.Case:
+    width = MULTIPLIER * size.hidden
+    return cases.nrde_case(size.steps, size.batch, size.hidden, COMPONENTS, width=width).to(torch.float32)
+
+
+def nrde_contenders(size: Size) -> dict[str, Callable[[], object]]:
+    example = nrde_case(size)
+    example.inputs["x"].requires_grad_(False)
+    x, state, *leaves = example.inputs.values()
+    cotangent = torch.randn(size.batch, size.hidden, generator=torch.Generator().manual_seed(1))
+
+    def step(backend: str):
+        _, last = example.run(backend)
+        return torch.autograd.grad(last, [state, *leaves], cotangent)
+
+    result = {"fused": lambda: step("auto"), "reference": lambda: step("reference")}
+    if TORCHCDE == "torch":
+        import torchcde
+
+        class Matrix(torch.nn.Module):
+            def forward(self, t: Tensor, h: Tensor) -> Tensor:
+                linear, (first, b_first, inner, b_inner, last, b_last) = torch.nn.functional.linear, leaves
+                z = linear(linear(h, first, b_first).relu(), inner, b_inner)
+                return linear(z.tanh(), last, b_last).unflatten(1, (size.hidden, COMPONENTS))
+
+        # The path whose increments are the log-signatures, from one whole number to the next.
+        path = torch.cat([torch.zeros_like(x[:1]), x]).cumsum(0).transpose(0, 1)
+        control, method = torchcde.LinearInterpolation(path), {"method": "rk4", "options": {"step_size": 1.0}}
+
+        def torchcde_step():
+            last = torchcde.cdeint(control, Matrix(), state, control.interval, adjoint=False, **method)[:, -1]
+            return torch.autograd.grad(last, [state, *leaves], cotangent)
+
+        result["torch"] = torchcde_step
+    return result
+
+
 def once(function: Callable) -> float:
     begin = time.perf_counter()
     function()
@@ -139,6 +187,10 @@ def rates() -> tuple[float, float]:
 
 def bound(size: Size, sgemm: float, copy: float) -> float:
     """Seconds that forward and backward take at least."""
+    if size.name == "nrde":
+        weights = sum(p.numel() for key, p in nrde_case(replace(size, steps=1)).inputs.items() if "weight" in key)
+        # Four stages.
+        return 3 * 2 * 4 * size.steps * size.batch * weights / sgemm
     if not OPERATIONS[size.name].dense:
         # Forward: pre, y. Backward: pre or y (LinOSS: both), the gradient of y, the gradient of pre.
         return (6 if size.name == "linoss" else 5) * 4 * size.steps * size.batch * size.hidden / copy
@@ -217,6 +269,13 @@ def one_compiled(size: Size):
 def disagreements(name: str) -> list[str]:
     """Values and gradients of an operation and of its options that are not the reference's, at several sizes."""
     found = []
+    if name == "nrde":
+        for size, options in itertools.product(cases.NRDE_SIZES, cases.NRDE_OPTIONS):
+            example = cases.nrde_case(*size, **options)
+            wrong = cases.differences(example, "auto")
+            # How a single number is rounded is luck.
+            wrong += [] if size == (1, 1, 1, 1) else cases.excess_errors(example, "auto")
+            found += [f"{options}, (T, B, H, D) = {size}: {reason}" for reason in wrong]
     for equation, size in itertools.product(cases.FUNCTIONS, cases.SIZES):
         if cases.FUNCTIONS[equation] == name:
             wrong = cases.differences(cases.case(equation, *size), "auto")
@@ -271,6 +330,8 @@ def main():
         times = {key: milliseconds(row.get(key)) for key in ("fused", "reference", "torch", "compiled", "bound")}
         if row["no_compiled"]:
             times["compiled"] = footnote(row["no_compiled"])
+        if size.name == "nrde" and size.rival == "reference":
+            times["torch"] = footnote("torchcde is not installed: the speed-up is that over the reference")
         goal = f"{size.target:g}x" if size.target else ""
         goal += " torch" if size.rival == "torch" else ""
         table.add_row(*shape, *times.values(), f"{row['speedup']:.1f}x", goal, f"{row['bound'] / row['fused']:.0%}")

@@ -145,7 +145,7 @@ class VectorField(nn.Module):
         self.first = nn.Linear(hidden, width)
         own = min(layers - 1, 1) if tied else layers - 1
         self.inner = nn.ModuleList([nn.Linear(width, width) for _ in range(own)])
-        self.repeats = layers - 1 if tied else 1
+        self.repeats = max(layers - 1, 1) if tied else 1
         self.last = nn.Linear(width, hidden * inputs)
 
     def layers(self) -> tuple[list[Tensor], list[Tensor], int]:

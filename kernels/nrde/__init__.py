@@ -76,8 +76,8 @@ def _check(x, state, weights: Sequence[Tensor], biases: Sequence[Tensor], repeat
     """The number of inner layers; ValueError or TypeError in one line where an argument is wrong."""
     if solver not in SOLVERS:
         raise ValueError(f"nrde: solver={solver!r}: must be one of {', '.join(SOLVERS)}")
-    if not isinstance(repeats, int) or repeats < 0:
-        raise ValueError(f"nrde: repeats={repeats!r}: must be a whole number, 0 or more")
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"nrde: repeats={repeats!r}: must be a whole number, 1 or more")
     if len(weights) < 2 or len(biases) != len(weights):
         raise ValueError(f"nrde: {len(weights)} weights and {len(biases)} biases: must be as many, two or more")
     given = {"x": x, "state": state}

@@ -47,7 +47,7 @@ def nrde(
         weights: of the linear layers: (W, H), any number of inner (W, W), and (H * D, W), whose rows are those of
             F(h) one after the other.
         biases: (W,), as many (W,) as there are inner layers, and (H * D,).
-        repeats: times that the inner layers are applied, one after the other; 0 or more.
+        repeats: times that the inner layers are applied, one after the other; 1 or more.
         solver: euler, heun or rk4 (the 3/8 rule), one step a block.
         adjoint: gradients by the adjoint equation, solved backwards with the same solver, for which only the result is
             stored; else by backpropagation through the steps.
@@ -125,8 +125,7 @@ class Adjoint(torch.autograd.Function):
                 if grad_x is not None:
                     of.append(block)
                     totals.append(grad_x[k])
-                # Without repeats, nothing depends on the inner layers.
-                slope_a, *parts = torch.autograd.grad(f, [h, *of], _plus(a, row, slopes_a), materialize_grads=True)
+                slope_a, *parts = torch.autograd.grad(f, [h, *of], _plus(a, row, slopes_a))
                 for total, part in zip(totals, parts, strict=True):
                     total += weight * part
                 slopes_h.append(-f.detach())

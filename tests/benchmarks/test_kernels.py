@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torchdiffeq
 
 from longwave.benchmarks import cases
 from longwave.benchmarks import kernels as benchmark
@@ -135,3 +136,53 @@ def test_torch_compile_is_timed(monkeypatch, capsys):
     compile_seconds, seconds = map(float, capsys.readouterr().out.split())
     assert seconds > 0
     assert abs(compile_seconds) < 10
+
+
+class Linear(torch.nn.Module):
+    """torchcde.LinearInterpolation, whose derivative at a whole number is that before it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.slopes = path.diff(dim=1)
+        self.interval = torch.tensor([0.0, path.shape[1] - 1])
+
+    def derivative(self, t):
+        return self.slopes[:, int(t)]
+
+
+def cdeint(X, func, z0, t, adjoint, method, options):
+    def field(t, z):
+        return (func(t, z) @ X.derivative(t).unsqueeze(-1)).squeeze(-1)
+
+    assert isinstance(func, torch.nn.Module)
+    assert not adjoint
+    # Just inside of a step, where torchcde's takes the block before it: to have the same numbers here.
+    options = options | {"perturb": True}
+    return torchdiffeq.odeint(field, z0, t, method=method, options=options).permute(1, 0, 2)
+
+
+def test_torchcde_solves_the_same_equation(monkeypatch):
+    monkeypatch.setattr(benchmark, "TORCHCDE", "torch")
+    stand_in = SimpleNamespace(LinearInterpolation=Linear, cdeint=cdeint)
+    monkeypatch.setitem(sys.modules, "torchcde", stand_in)
+    contenders = benchmark.contenders(benchmark.Size("nrde", 3, 2, 4))
+    assert list(contenders) == ["fused", "reference", "torch"]
+    fused, *others = (contender() for contender in contenders.values())
+    assert len(fused) == 7
+    for gradients in others:
+        torch.testing.assert_close(gradients, fused)
+
+
+def test_without_torchcde_the_rival_is_said_to_be_another(run, monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", [benchmark.Size("nrde", 3, 2, 4, 5, "reference")])
+    monkeypatch.setattr(cases, "NRDE_SIZES", [(2, 3, 5, 7)])
+    printed, written = run("--compile", "0")
+    (row,) = written["rows"]
+    assert row["green"]
+    assert row["speedup"] == row["reference"] / row["fused"] > 0
+    assert "torchcde is not installed: the speed-up is that over the reference" in printed
+    monkeypatch.setattr(cases, "excess_errors", lambda example, backend: ["output 0: wrong"])
+    benchmark.disagreements.cache_clear()
+    printed, written = run("--compile", "0")
+    assert written["rows"][0]["green"] is False
+    assert "disagrees with the reference: {}, (T, B, H, D) = (2, 3, 5, 7): output 0: wrong" in printed
