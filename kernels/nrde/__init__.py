@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -47,10 +47,12 @@ def nrde(x, state, weights, biases, repeats=1, *, solver="rk4", adjoint=False, r
         return reference.nrde(x, state, weights, biases, **options)
     refuse_transforms("nrde", _instead(adjoint))
     parameters = torch.cat([p.flatten() for layer in zip(weights, biases, strict=True) for p in layer])
-    leaves = (x, state, parameters)
+    # A Triton kernel computes on what is float16 or bfloat16 in float32.
+    leaves = [leaf.float() if chosen == "triton" else leaf for leaf in (x, state, parameters)]
     keep = not adjoint and torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     numbers = (len(weights[0]), inner, repeats, solver, adjoint, repeat_last)
-    return torch.ops.longwave.nrde(*leaves, *numbers, keep)[0]
+    operator = torch.ops.longwave.nrde if chosen == "cpu" else torch.ops.longwave.nrde_triton
+    return operator(*leaves, *numbers, keep)[0].to(x.dtype)
 
 
 def _document():
@@ -58,7 +60,8 @@ def _document():
     backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
     nrde.__signature__ = signature.replace(parameters=[*signature.parameters.values(), backend])
     text = """
-    backend: "auto" (the C kernel for CPU tensors, else the reference), "reference" or "cpu".
+    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
+        "triton".
 
 Returns:"""
     nrde.__doc__ = inspect.getdoc(reference.nrde).replace("\n\nReturns:", text)
@@ -113,7 +116,9 @@ def _steps(x: Tensor, repeat_last: bool) -> int:
     return len(x) + (repeat_last and len(x) > 0)
 
 
-def _outputs(x, state, parameters, width, inner, repeats, solver, adjoint, repeat_last, keep) -> tuple[Tensor, Tensor]:
+def outputs_like(
+    x, state, parameters, width, inner, repeats, solver, adjoint, repeat_last, keep
+) -> tuple[Tensor, Tensor]:
     """Sequence and tape; without ``keep`` that is empty."""
     steps, (batch, hidden) = _steps(x, repeat_last), state.shape
     record = hidden + (1 + inner * repeats) * width
@@ -123,24 +128,11 @@ def _outputs(x, state, parameters, width, inner, repeats, solver, adjoint, repea
 
 def _forward(x, state, parameters, width, inner, repeats, solver, adjoint, repeat_last, keep) -> tuple[Tensor, Tensor]:
     x, state, parameters = (tensor.contiguous() for tensor in (x, state, parameters))
-    outputs = _outputs(x, state, parameters, width, inner, repeats, solver, adjoint, repeat_last, keep)
-    sequence, tape = outputs
+    numbers = (width, inner, repeats, solver, adjoint, repeat_last)
+    outputs = sequence, tape = outputs_like(x, state, parameters, *numbers, keep)
     kept = tape if keep else None
     _call("forward", x, sequence, width, inner, repeats, solver, x, state, parameters, sequence, kept)
     return outputs
-
-
-def _keep(ctx, inputs, output):
-    x, _, parameters, *ctx.numbers, _ = inputs
-    sequence, tape = output
-    ctx.mark_non_differentiable(tape)
-    ctx.save_for_backward(x, parameters, sequence, tape)
-
-
-def _differentiate(ctx, gradient, _):
-    operator, wanted = torch.ops.longwave.nrde_backward, ctx.needs_input_grad[0]
-    d_x, d_state, d_parameters = operator(*ctx.saved_tensors, gradient, *ctx.numbers, wanted)
-    return d_x if wanted else None, d_state, d_parameters, *[None] * 7
 
 
 def _gradients(x, parameters, sequence, tape, gradient, *numbers) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,25 +163,47 @@ def _call(function: str, x: Tensor, sequence: Tensor, width, inner, repeats, sol
         raise MemoryError(f"nrde: no memory for the working space of the {function} pass")
 
 
-def _register():
+def register(name: str, devices: str | None, forward: Callable, backward: Callable) -> None:
+    """Makes a backend the operator ``longwave::<name>``, on tensors of the ``devices``, None for all.
+
+    Args:
+        forward: ``forward(x, state, parameters, width, inner, repeats, solver, adjoint, repeat_last, keep)`` gives the
+            sequence and a tape for the backward pass, which is empty without ``keep``.
+        backward: ``backward(x, parameters, sequence, tape, gradient, width, inner, repeats, solver, adjoint,
+            repeat_last, wanted)`` gives the gradients of x, empty where it is not ``wanted``, state and parameters.
+    """
     numbers = "int width, int inner, int repeats, str solver, bool adjoint, bool repeat_last, bool"
-    schema = f"(Tensor x, Tensor state, Tensor parameters, {numbers} keep) -> (Tensor, Tensor)"
-    operator = functools.partial(torch.library.custom_op, mutates_args=(), device_types="cpu")
-    forward = operator("longwave::nrde", _forward, schema=schema)
-    forward.register_fake(_outputs)
-    forward.register_autograd(_differentiate, setup_context=_keep)
-    kept = "Tensor x, Tensor parameters, Tensor sequence, Tensor tape, Tensor gradient"
-    schema = f"({kept}, {numbers} wanted) -> (Tensor, Tensor, Tensor)"
-    backward = operator("longwave::nrde_backward", _backward, schema=schema)
-    backward.register_fake(_gradients)
+    operator = functools.partial(torch.library.custom_op, mutates_args=(), device_types=devices)
+
+    def keep(ctx, inputs, output):
+        x, _, parameters, *ctx.numbers, kept = inputs
+        sequence, tape = output
+        ctx.empty = not kept and not inputs[7]
+        ctx.mark_non_differentiable(tape)
+        ctx.save_for_backward(x, parameters, sequence, tape)
+
+    def differentiate(ctx, gradient, _):
+        wanted = ctx.needs_input_grad[0]
+        if ctx.empty:
+            raise RuntimeError("nrde: nothing was kept for the backward pass")
+        d_x, d_state, d_parameters = of(*ctx.saved_tensors, gradient, *ctx.numbers, wanted)
+        return d_x if wanted else None, d_state, d_parameters, *[None] * 7
 
     def remember(ctx, inputs, output):
         ctx.adjoint = inputs[9]
 
-    def fail(ctx, *gradients):
+    def refuse(ctx, *gradients):
         raise RuntimeError(f"nrde: no second derivatives; use {_instead(ctx.adjoint)}")
 
-    backward.register_autograd(fail, setup_context=remember)
+    schema = f"(Tensor x, Tensor state, Tensor parameters, {numbers} keep) -> (Tensor, Tensor)"
+    function = operator(f"longwave::{name}", forward, schema=schema)
+    function.register_fake(outputs_like)
+    function.register_autograd(differentiate, setup_context=keep)
+    kept = "Tensor x, Tensor parameters, Tensor sequence, Tensor tape, Tensor gradient"
+    schema = f"({kept}, {numbers} wanted) -> (Tensor, Tensor, Tensor)"
+    of = operator(f"longwave::{name}_backward", backward, schema=schema)
+    of.register_fake(_gradients)
+    of.register_autograd(refuse, setup_context=remember)
 
 
-_register()
+register("nrde", "cpu", _forward, _backward)

@@ -107,6 +107,10 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for():
     assert [*torch.ops.longwave.nrde(*values[:2], parameters, 7, 1, 1, "rk4", False, False, False)[1].shape] == [0]
     with torch.no_grad():
         assert torch.equal(example.run("cpu")[0], nrde_case(3, 2, 4).run("cpu")[0])
+    leaf = parameters.requires_grad_()
+    sequence, _ = torch.ops.longwave.nrde(*values[:2], leaf, 7, 1, 1, "rk4", False, False, False)
+    with pytest.raises(RuntimeError, match=r"^nrde: nothing was kept for the backward pass$"):
+        sequence.sum().backward()
 
 
 def test_any_strides():
