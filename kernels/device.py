@@ -13,13 +13,19 @@ BLOCK = 32
 AHEAD = 8
 
 
-def launch_columns(kernel, like: Tensor, tensors: Sequence[Tensor], *numbers: int) -> None:
-    """Runs a kernel of a diagonal cell: one thread for each (batch, unit) column of ``like`` (T, B, H)."""
+def launch_columns(
+    kernel, like: Tensor, tensors: Sequence[Tensor], *numbers: int, constants: Sequence[bool] = (), parts: int = 1
+) -> None:
+    """Runs a kernel of a diagonal cell: one thread for each (batch, unit) column of ``like`` (T, B, H).
+
+    ``constants`` are the kernel's constexprs behind BLOCK and AHEAD. There are ``parts`` threads for each column.
+    """
     steps, batch, hidden = like.shape
     columns = batch * hidden
     # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device_of(like):
-        kernel[(triton.cdiv(columns, BLOCK),)](*tensors, steps, columns, hidden, *numbers, BLOCK, AHEAD, num_warps=1)
+        grid = (triton.cdiv(columns, BLOCK), parts)
+        kernel[grid](*tensors, steps, columns, hidden, *numbers, BLOCK, AHEAD, *constants, num_warps=1)
 
 
 @triton.jit

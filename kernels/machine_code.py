@@ -24,6 +24,7 @@ from triton.runtime import JITFunction
 from longwave.kernels.cornn import triton as cornn
 from longwave.kernels.device import AHEAD, BLOCK
 from longwave.kernels.indrnn import triton as indrnn
+from longwave.kernels.linoss import triton as linoss
 from longwave.kernels.unicornn import triton as unicornn
 
 COMMAND = "python -m longwave.kernels.machine_code"
@@ -59,7 +60,7 @@ class Case(NamedTuple):
     options: dict  # of the launch, as num_warps
     columns: int  # (batch, unit) columns of a program
     rounds: tuple[float, ...]  # of each nested loop, outermost first, the rounds in one time step
-    bytes: int  # that one column reads from and writes to the HBM in one step
+    bytes: float  # that one column reads from and writes to the HBM in one step
     specialised: bool = False  # compiled for a width that 16 divides
 
 
@@ -71,6 +72,7 @@ def cases() -> Iterator[Case]:
                 kernel = getattr(module, f"{name}_{direction}_kernel")
                 launch = ({"BLOCK": BLOCK, "AHEAD": AHEAD}, {"num_warps": 1}, BLOCK, rounds, count * size)
                 yield Case(f"{name} {direction}, {dtype}", kernel, dtype, *launch)
+    yield from linoss_cases()
     for hidden in (32, 64, 128, 256):
         launch = cornn.tiling(hidden)
         constants = {key: value for key, value in launch.items() if key.isupper()}
@@ -85,13 +87,31 @@ def cases() -> Iterator[Case]:
             yield Case(f"cornn {label}, H = {hidden}", kernel, "fp32", constants | extra, *rest, count * 4, True)
 
 
+def linoss_cases() -> Iterator[Case]:
+    constants, options = {"BLOCK": BLOCK, "AHEAD": AHEAD}, {"num_warps": 1}
+    forward, scan = linoss.linoss_forward_kernel, "linoss scan,"
+    for dtype, size in (("fp32", 4), ("bf16", 2)):
+        # The states that are kept are 8 bytes every AHEAD steps.
+        for label, kernel, extra, count in (
+            ("linoss forward", forward, {"SEQUENCE": True}, 2 * size + 8 / AHEAD),
+            ("linoss backward", linoss.linoss_backward_kernel, {}, 3 * size + 8 / AHEAD),
+            (f"{scan} ends of the segments", forward, {"SEQUENCE": False}, size),
+            (f"{scan} gradients at their starts", linoss.linoss_adjoint_kernel, {}, size),
+        ):
+            yield Case(f"{label}, {dtype}", kernel, dtype, constants | extra, options, BLOCK, (1 / AHEAD,), count)
+    for label, backward in (("forward", False), ("backward", True)):
+        # The power is made once.
+        rest = (constants | {"BACKWARD": backward}, options, BLOCK, (0, 1 / AHEAD), 16)
+        yield Case(f"{scan} {label}, joining a segment", linoss.linoss_join_kernel, "fp32", *rest)
+
+
 def compiled(case: Case, gpu: GPU):
     """The kernel of ``case``, compiled as the launcher would have it compiled on ``gpu``."""
     signature, attributes = {}, {}
     for index, name in enumerate(case.kernel.arg_names):
         if name in case.constants:
             signature[name] = "constexpr"
-        elif name in ("steps", "batch", "columns", "hidden", "segment"):
+        elif name in ("steps", "batch", "columns", "hidden", "segment", "segments"):
             signature[name] = "i32"
         else:
             sequence = name in ("pre", "grad_pre") or name.endswith("_all")

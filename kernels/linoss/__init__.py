@@ -18,6 +18,7 @@ linoss = public(
         parameters={"a": (1,), "dt": SCALAR},
         states=("y", "z"),
         options={"discretisation": (lambda value: value in ("im", "imex"), "one of im, imex")},
+        half=True,
         units=3,
         incremental=True,
         cpu=cpu,

@@ -25,6 +25,7 @@ DIAGONAL = [*EACH, (17, 3, 127), (255, 1, 32), (256, 3, 5), (9, 2, 128), (9, 2, 
 SIZES = {
     "unicornn": DIAGONAL,
     "indrnn": DIAGONAL,
+    "linoss": DIAGONAL,
     # Two blocks of rows and more, several tiles of units and of terms, and widths that fill none.
     "cornn": [*EACH, (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (2, 50, 128)],
 }
@@ -72,6 +73,7 @@ def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch
             "alpha": uniform(0, 10),
         },
         "indrnn": lambda: {"u": uniform(-1, 1.01)},
+        "linoss": lambda: {"a": uniform(0, 2), "dt": uniform(0.1, 0.9)},
         "cornn": lambda: {
             "w_y": normal(hidden, hidden, scale=hidden**-0.5),
             "w_z": normal(hidden, hidden, scale=hidden**-0.5),
@@ -352,8 +354,11 @@ def test_operator_registration(name):
         # The operator takes a step for z of its own.
         given["dt_z"] = given["dt"].clone()
         given = {key: given[key] for key in ("pre", "w_y", "w_z", "dt", "dt_z", "gamma", "epsilon", "y", "z")}
+    if name == "linoss":
+        # The operator takes the damping, and the steps of a segment.
+        given = {"pre": given.pop("pre"), "s": given["a"].neg().exp(), **given}
     leaves = [value.requires_grad_() for value in given.values()]
-    options = [2] if name == "unicornn" else []
+    options = {"unicornn": [2], "linoss": [8]}.get(name, [])
     torch.library.opcheck(importlib.import_module(f"longwave.kernels.{name}.triton").forward, (*leaves, *options))
 
 
