@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-ray signatory bench lint format clean
+.PHONY: help setup train test test-slow test-ray signatory bench gpu lint format clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,9 @@ signatory: setup  ## A second log-signature library, to compare with: built agai
 
 bench: setup  ## The speed of the kernels, on an idle machine; some minutes
 	@$(BIN)/python -m longwave.benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))
+
+gpu: setup  ## The Triton kernels on a GPU: values, speed, training; 8 minutes
+	@$(BIN)/python -m longwave.benchmarks.gpu $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
 lint: setup  ## Style and formatting, checked
 	@$(BIN)/ruff check .

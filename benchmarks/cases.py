@@ -105,7 +105,7 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         x, width = exact(normal(steps, batch, 3)), example.inputs.pop("pre").shape[2]
 
         def operation(weight: Tensor, bias: Tensor, **rest):
-            return getattr(kernels, FUNCTIONS[name])(kernels.Input(x.to(weight.dtype), weight, bias), **rest)
+            return getattr(kernels, FUNCTIONS[name])(kernels.Input(x.to(weight), weight, bias), **rest)
 
         affine = {"weight": normal(width, 3), "bias": normal(width)}
         return Case(operation, affine | example.inputs, example.constants).changed(exact)
