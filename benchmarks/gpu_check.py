@@ -155,7 +155,8 @@ def train_two_steps(device: torch.device, name: str, compiled: bool) -> Iterator
         optimizer.step()
         model.after_step(number)
         losses.append(loss.item())
-    torch._dynamo.reset()
+    if compiled:
+        torch._dynamo.reset()
     finite = all(p.isfinite().all() for p in model.parameters()) and all(map(math.isfinite, losses))
     moved = any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     yield {"ok": finite and moved, "backend": model.layer.backend, "losses": losses}

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from longwave.files import replacing
 
 # Seconds that a result may take beyond the end of its part.
 GRACE = 5
+# And beyond that, before it counts as stuck: no signal interrupts the wait for a kernel that does not end.
+STUCK = 30
 
 
 class Item(NamedTuple):
@@ -70,8 +73,12 @@ class Report:
             if left < 0:
                 self.skip(what, "no time left")
                 continue
+            limit = share * left + GRACE
+            stuck = threading.Timer(limit + STUCK, self._end, [what])
+            stuck.daemon = True
+            stuck.start()
             try:
-                with alarm(share * left + GRACE):
+                with alarm(limit):
                     for result in run():
                         self.add({"what": what} | result)
             except OutOfTime:
@@ -83,8 +90,14 @@ class Report:
             except Exception as error:
                 # The others are worth having.
                 self.add({"what": what, "ok": False, "failed": one_line(error)})
+            finally:
+                stuck.cancel()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _end(self, what: str) -> None:
+        self.skip(what, "stuck, which ended the process")
+        os._exit(1)
 
     def add(self, result: dict) -> None:
         self.content[self.part]["results"].append(result)
@@ -159,10 +172,10 @@ def clocks(device: torch.device) -> dict[str, str]:
     if device.type != "cuda":
         return {}
     keys = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.limit"]
-    card = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", "-i", card, f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
     try:
+        card = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        command = ["nvidia-smi", "-i", card, f"--query-gpu={','.join(keys)}", "--format=csv,noheader"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
+    except (AttributeError, OSError, subprocess.SubprocessError) as error:
         return {"clocks": one_line(error)}
     return dict(zip(keys, (value.strip() for value in found.split(",")), strict=False))

@@ -1,6 +1,7 @@
 """The benchmark on a GPU, at small sizes on the CPU."""
 
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +162,44 @@ def test_every_result_is_in_the_file_at_once_and_a_long_one_ends(tmp_path, monke
     assert time.monotonic() - began < 5
     assert written()["results"] == [{"what": "long", "number": 1}, {"what": "short", "number": 2}]
     assert written()["skipped"] == [{"what": "long", "reason": "took too long"}]
+
+
+def test_a_kernel_that_never_ends_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_report, "GRACE", 0.1)
+    monkeypatch.setattr(gpu_report, "STUCK", 0.1)
+    codes = []
+    monkeypatch.setattr(gpu_report.os, "_exit", codes.append)
+    report = gpu_report.Report(tmp_path / "gpu.json", torch.device("cpu"))
+    report.start("check", time.monotonic() + 0.1)
+
+    def busy():
+        # Some seconds that no signal interrupts.
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
+        yield {}
+
+    report.each([gpu_report.Item("busy", busy)])
+    assert codes == [1]
+    reasons = [entry["reason"] for entry in report.content["check"]["skipped"]]
+    assert reasons == ["stuck, which ended the process", "took too long"]
+
+
+def test_the_card_is_described(monkeypatch):
+    card = SimpleNamespace(name="Card", major=9, minor=0, multi_processor_count=132, total_memory=8, uuid="12-34")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+
+    def process(command, **options):
+        if command[0] == "git":
+            raise OSError
+        assert command[:3] == ["nvidia-smi", "-i", "GPU-12-34"]
+        assert command[3].startswith("--query-gpu=driver_version,clocks.sm,")
+        return subprocess.CompletedProcess(command, 0, "580.1, 345 MHz, 1980 MHz, 1593 MHz, 2619 MHz, 700.00 W\n")
+
+    monkeypatch.setattr(gpu_report.subprocess, "run", process)
+    found = gpu_report.environment(torch.device("cuda"))
+    assert (found["device"], found["architecture"], found["multiprocessors"]) == ("Card", "sm_90", 132)
+    assert (found["driver_version"], found["clocks.sm"], found["clocks.max.sm"]) == ("580.1", "345 MHz", "1980 MHz")
+    assert "triton" in found
+    assert "commit" not in found
 
 
 def test_every_operation_with_a_triton_kernel_and_every_model_is_checked(monkeypatch):
