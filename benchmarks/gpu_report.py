@@ -156,9 +156,12 @@ def environment(device: torch.device) -> dict:
     for name in ("torch", "triton"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    # An installed wheel may lie in the repository of something else.
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=40"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        if (PACKAGE / ".git").exists():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+            found["commit"] = done.stdout.strip()
     if device.type != "cuda":
         return found | {"device": device.type, "interpreted": True}
     card = torch.cuda.get_device_properties(device)

@@ -110,6 +110,8 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
                         contenders |= {f"graphed {key}": graphed(run) for key, run in eager.items()}
                     except RuntimeError as problem:
                         absent["graphed"] = one_line(problem)
+            if equation == "linoss" and mode.name == "fp32":
+                contenders |= {f"scan {key}": run for key, run in scan_passes(example, size).items()}
             if equation in CUDNN and report.device.type == "cuda":
                 contenders |= {f"cudnn {key}": run for key, run in cudnn_passes(equation, size, mode).items()}
             times = interleaved(contenders, 0.25, report.device)
@@ -117,6 +119,24 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
         shares = {f"share of the bound, {key}": bound / times[f"fused {key}"] for key, bound in least.items()}
         step = {"microseconds a step": 1e3 * times["fused both"] / steps}
         yield {"mode": mode.name} | times | step | shares | {f"no {key}": why for key, why in absent.items()}
+
+
+def scan_passes(example: Case, size: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    """The associative scan of the model, which it takes where there is no kernel."""
+    from longwave.models.linoss import scan, step
+
+    pre, a, dt = (example.inputs[key] for key in ("pre", "a", "dt"))
+    cotangent = torch.randn(size, device=pre.device)
+
+    def forward() -> torch.Tensor:
+        M, g = step(a, dt.expand_as(a), "im")
+        return scan(M, g * pre.unsqueeze(-2), pre.new_zeros(size[1], 2, size[2]))[..., 1, :]
+
+    def without_gradient():
+        with torch.no_grad():
+            forward()
+
+    return {"forward": without_gradient, "both": lambda: torch.autograd.grad(forward(), [pre, a, dt], cotangent)}
 
 
 def cudnn_passes(equation: str, size: tuple[int, int, int], mode: Mode) -> dict[str, Callable[[], object]]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from longwave import CONF, PACKAGE, home
-from longwave.benchmarks import gpu, gpu_cases, gpu_check, gpu_report, gpu_speed, gpu_train
+from longwave.benchmarks import cases, gpu, gpu_cases, gpu_check, gpu_report, gpu_speed, gpu_train
 from longwave.kernels import library
 from longwave.kernels.operation import OPERATIONS
 
@@ -55,8 +55,7 @@ def test_check_and_speed(run):
         assert set(row["errors"]) == {*("output 0", "output 1"), *(f"gradient of {k}" for k in ("pre", "u", "state_h"))}
     assert [row["what"] for row in speed["results"]] == ["rates", *["indrnn 9 x 2 x 5"] * 2, "indrnn compiled"]
     row = speed["results"][1]
-    for contender in ("fused", "eager"):
-        assert 0 < row[f"{contender} forward"] < row[f"{contender} both"]
+    assert all(row[f"{who} {what}"] > 0 for who in ("fused", "eager") for what in ("forward", "both"))
     assert row["microseconds a step"] == 1e3 * row["fused both"] / 9
     # pre and y; and y, with the gradients of y and pre.
     for key, sequences in (("forward", 2), ("both", 5)):
@@ -111,6 +110,18 @@ def test_what_is_wrong_is_found(run, monkeypatch, damage):
     assert (row["what"], row["mode"], row["ok"]) == ("indrnn 9 x 2 x 5", "fp32", False)
     assert row["same_bits"] == (damage not in (noisy, unwritten))
     assert "FAILED indrnn 9 x 2 x 5 fp32" in printed
+
+
+def test_the_rival_of_linoss_is_the_same_function():
+    size = (9, 2, 5)
+    example = cases.case("linoss", *size).to(torch.float32)
+    zeros = {key: torch.zeros_like(value) for key, value in example.inputs.items() if key.startswith("state_")}
+    example.inputs |= zeros
+    torch.manual_seed(0)
+    found = gpu_speed.scan_passes(example, size)["both"]()
+    torch.manual_seed(0)
+    cotangent, leaves = torch.randn(size), [example.inputs[key] for key in ("pre", "a", "dt")]
+    torch.testing.assert_close(found, torch.autograd.grad(example.run("reference")[0], leaves, cotangent))
 
 
 def test_what_is_wrong_is_not_timed():
