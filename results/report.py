@@ -24,7 +24,7 @@ from longwave import home
 from longwave.results import published, records, tables
 from longwave.results.published import METRICS
 from longwave.results.tables import Row
-from longwave.results.verdict import NOT_RUN
+from longwave.results.verdict import NOT_RUN, OUT_OF_REACH
 from longwave.schema import counted
 from longwave.training.diagnostics import FLOOR, PREFIX, png
 from longwave.training.errors import UserError
@@ -81,14 +81,14 @@ def page(rows: list[Row], damaged: Iterable[str] = (), mine: bool = False) -> st
     drawn = {row.model for row in rows} | {trace.meta["model"] for _, _, figure in charts for trace in figure.data}
     environment = Environment(loader=FileSystemLoader(PAGE.parent), autoescape=True, undefined=StrictUndefined)
     return environment.get_template(PAGE.name).render(
-        summary=f"{counted(sum(len(row.runs) for row in rows), 'run')}. Rows of the tables: {tables.summary(rows)}.",
+        summary=f"{counted(sum(len(row.runs) for row in rows), 'run')}. {tables.in_a_line(rows)}.",
         any_run=any(row.runs for row in rows),
         mine=mine,
         damaged=list(damaged),
         models=[{"name": model, "colour": style.colour(model)} for model in style.models if model in drawn],
         tasks=sorted({row.task for row in rows} | {task for task, _, _ in charts}),
         tables=tables.tables(rows),
-        not_run=NOT_RUN,
+        not_run=(NOT_RUN, OUT_OF_REACH),
         pieces=lambda text: re.split(r"(?<=[/=])|(?<=\.)(?=\D)|(?=_)", text),
         # No "<" at all: neither </script> nor <!-- ends or hides a script.
         charts=json.dumps([json.loads(figure.to_json()) for _, _, figure in charts]).replace("<", "\\u003c"),

@@ -1,7 +1,8 @@
 """The tables of our results beside the published ones, and of your runs beside both: ``python -m results.tables``.
 
 A row is a group of runs that differ in the seed only, or a recipe that nobody has run. ``results/TABLES.md``, which
-``--publish`` writes, has the committed records alone.
+``--publish`` writes, has the committed records alone, below a summary. Cells that were out of reach of the machines on
+which these were made are in a table of their own (``results/out_of_reach.yaml``).
 """
 
 import argparse
@@ -15,25 +16,50 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from longwave import home
 from longwave.results import published, records
 from longwave.results.compare import compare
 from longwave.results.published import METRICS, Published
 from longwave.results.records import Group
-from longwave.results.verdict import NO_NUMBER, NOT_FINISHED, NOT_RUN, OTHER_PROTOCOL, Verdict, amount, judge
+from longwave.results.verdict import (
+    EXCEEDS,
+    INSIDE,
+    JUDGED,
+    NO_NUMBER,
+    NOT_FINISHED,
+    NOT_RUN,
+    OTHER_PROTOCOL,
+    OUT_OF_REACH,
+    OUTSIDE,
+    REACHED_EARLY,
+    REDUCED_BUDGET,
+    REPRODUCED,
+    SHORT,
+    TOO_FEW_SEEDS,
+    UNDECIDED,
+    Verdict,
+    amount,
+    judge,
+)
 from longwave.schema import MODEL, counted, marked, one_line
-from longwave.training.config import CONF, choices, numbers, schemas
+from longwave.training.config import CONF, choices, numbers, recipe_overrides, schemas
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
 
 PATH = home() / "results" / "TABLES.md"
+REACH = Path(__file__).parent / "out_of_reach.yaml"
 COMMAND = "python -m results.tables"
 
 # Settings of a run that make it another protocol than its recipe's.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
 _PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
+# The order of the summary.
+_VERDICTS = (REPRODUCED, EXCEEDS, SHORT, INSIDE, OUTSIDE, UNDECIDED, REACHED_EARLY, REDUCED_BUDGET, OTHER_PROTOCOL,
+             TOO_FEW_SEEDS, NOT_FINISHED, NOT_RUN, OUT_OF_REACH)  # fmt: skip
+_THREADS = re.compile(r"(\d+) threads?\)$")
 _SETTING = re.compile(r"\$\{([a-z_]+)\.([a-z_]+)\}")
 
 
@@ -79,6 +105,15 @@ class Row:
     @property
     def label(self) -> str:
         return self.name + ("" if self.recipe else " (no recipe)") + (" (yours)" if self.mine else "")
+
+    @property
+    def core_hours(self) -> float:
+        """Wall time of all finished runs, times their CPU threads; a GPU counts as one core."""
+        threads = [_THREADS.search(run.device or "") for run in self.runs]
+        seconds = [
+            run.wall_seconds * (int(found[1]) if found else 1) for run, found in zip(self.runs, threads, strict=True)
+        ]
+        return sum(seconds) / 3600
 
 
 @dataclass
@@ -146,10 +181,26 @@ def rows(ours: list[Record], mine: Iterable[Record] = (), open_cells: bool = Tru
             continue
         title = _title(record.task, _recipe(recipe).get("task") or {})
         if (recipe, key, title) not in tried:
-            found.append(Row(title, record.model, record.task, record.metric, recipe, key=key, published=record))
+            why = out_of_reach(recipe, record)
+            verdict = Verdict(OUT_OF_REACH, reason=why) if why else Verdict(NOT_RUN)
+            row = Row(
+                title, record.model, record.task, record.metric, recipe, key=key, published=record, verdict=verdict
+            )
+            found.append(row)
     # Sorted twice, as sorting is stable: the user's own stand behind those of the same settings.
     found.sort(key=lambda row: row.mine)
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
+
+
+def out_of_reach(recipe: str, aim: Published) -> str:
+    """Why a cell is not run for ``results/runs``; empty where it could be."""
+    listed = published.parse(REACH.read_text(encoding="utf-8"))
+    reasons = []
+    if aim.task in listed["data"]:
+        reasons.append(f"data: {listed['data'][aim.task]}")
+    if recipe in listed["compute"]:
+        reasons.append(f"compute: about {listed['compute'][recipe]} core hours a run")
+    return "; ".join(reasons)
 
 
 def verdict_of(record: Record) -> Verdict:
@@ -299,8 +350,21 @@ def budget(runs: list[Record]) -> float | None:
 
 
 def tables(found: list[Row]) -> list[Table]:
-    """The rows as text, a table a task; without the columns that are empty."""
-    return [_table(group) for group in by_title(found)]
+    """The rows as text, a table a task; without the columns that are empty. Cells out of reach have the last table."""
+    beyond = [row for row in found if row.verdict.name == OUT_OF_REACH]
+    groups = by_title(row for row in found if row.verdict.name != OUT_OF_REACH)
+    return [*map(_table, groups), *([_beyond(beyond)] if beyond else [])]
+
+
+def _beyond(rows: list[Row]) -> Table:
+    columns = {
+        "task": [f"{row.title}: {row.metric}" for row in rows],
+        "recipe": [row.label for row in rows],
+        "published": [_published_value(row.published) for row in rows],
+        "reason": [row.verdict.reason for row in rows],
+        "command": [f"python train.py {' '.join(recipe_overrides(row.recipe))}" for row in rows],
+    }
+    return _as_table("Out of reach", columns, rows, [])
 
 
 def parts(found: Iterable[Table]) -> list[Table]:
@@ -460,10 +524,20 @@ def _natural(text: str) -> list:
     return [head, int(number or 0)]
 
 
-def summary(found: list[Row]) -> str:
-    """Number of rows with each verdict."""
-    counts = Counter(row.verdict.name for row in found)
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+def summary(found: list[Row]) -> list[tuple[str, int, float]]:
+    """Of each verdict, the rows that have it and their core hours; first of those that are judged, last of all."""
+    groups = {name: [row for row in found if row.verdict.name == name] for name in (*_VERDICTS, NO_NUMBER)}
+    groups = {"judged": [row for row in found if row.verdict.name in JUDGED], **groups, "in all": found}
+    return [(name, len(rows), sum(row.core_hours for row in rows)) for name, rows in groups.items() if rows]
+
+
+def in_a_line(found: list[Row]) -> str:
+    """The summary as a sentence."""
+    counts = {name: number for name, number, _ in summary(found)}
+    hours = sum(row.core_hours for row in found)
+    listed = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("judged", "in all"))
+    cells = sum(row.verdict.name != NO_NUMBER for row in found)
+    return f"{counts.get('judged', 0)} of {counted(cells, 'cell')} judged, {hours:,.1f} core hours: {listed}"
 
 
 def as_markdown(found: list[Table], committed: bool = True) -> str:
@@ -475,13 +549,24 @@ def as_markdown(found: list[Table], committed: bool = True) -> str:
         "# Results",
         "",
         *([f"`{COMMAND} --publish` makes this page of the records in `results/runs`.", ""] if committed else []),
-        "Ours is the mean on the test set over n seeds, ± their sample standard deviation. Differences are positive",
-        "where ours is better, ± their standard error. Below a table its rows are compared with each other: an",
-        "interval is of one difference over the seeds, the ranks allow for the number of pairs.",
-        "[docs/results.md](../docs/results.md) has more.",
+        "Ours is the mean on the test set over n seeds, ± their sample standard deviation. A difference is positive",
+        "where ours is better; behind it stands its 90 % interval. Below a table its rows are compared with each",
+        "other: an interval is of one difference over the seeds, the ranks allow for the number of pairs.",
+        "[docs/results.md](../docs/results.md#verdicts) says what each verdict means.",
     ]
     if everything:
-        lines += ["", f"In all: {summary(everything)}."]
+        counts = [[name, f"{number}", f"{hours:,.1f}" if hours else ""] for name, number, hours in summary(everything)]
+        lines += ["", "## Summary", ""]
+        lines += [tabulate(counts, ["verdict", "rows", "core hours"], tablefmt="pipe", disable_numparse=True)]
+        lines += [
+            "",
+            "A row is a cell of a published table, except those with *no published number*. Judged are rows of",
+        ]
+        lines += ["three seeds or more, at the full budget and under the published protocol."]
+        if any(name == OUT_OF_REACH for name, _, _ in counts):
+            most = published.parse(REACH.read_text(encoding="utf-8"))["most_core_hours"]
+            lines += ["*Out of reach* are cells whose data were not at hand where the records were made, or of which a"]
+            lines += [f"run takes more than {most} core hours; the last table says which."]
     for table in found:
         for part in parts([table]):
             cells = [[cell.replace("|", "\\|") for cell in cells] for cells in part.cells]
@@ -508,7 +593,8 @@ def as_latex(found: list[Table]) -> str:
 CSV = (
     "task", "title", "model", "recipe", "changed", "metric", "n", "mean", "deviation", "published_key", "published",
     "published_deviation", "published_deviation_kind", "published_kind", "published_n", "verdict", "difference",
-    "standard_error", "reason", "steps", "steps_in_recipe", "stopped", "seconds", "parameters", "yours",
+    "standard_error", "low", "high", "margin", "reason", "steps", "steps_in_recipe", "stopped", "seconds", "parameters",
+    "yours",
 )  # fmt: skip
 
 
@@ -524,8 +610,9 @@ def as_csv(found: list[Row]) -> str:
                 row.task, row.title, row.model, row.recipe, json.dumps(row.changed), row.metric, n,
                 statistics.fmean(row.values) if n else None, statistics.stdev(row.values) if n > 1 else None, row.key,
                 *(getattr(record, name, None) for name in ("value", "deviation", "deviation_kind", "kind", "n")),
-                verdict.name, verdict.difference, verdict.standard_error, verdict.reason, row.steps,
-                row.steps_in_recipe, row.stopped, row.seconds, row.parameters, row.mine,
+                verdict.name, verdict.difference, verdict.standard_error, *(verdict.interval or (None, None)),
+                verdict.margin, verdict.reason, row.steps, row.steps_in_recipe, row.stopped, row.seconds,
+                row.parameters, row.mine,
             ]
         )  # fmt: skip
     return out.getvalue()
