@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from longwave import kernels
 from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf
+from longwave.schema import LATER, MODEL, Annotated, Ge, Le, Lt, OneOf
 
 
 @dataclass
@@ -28,6 +28,9 @@ class Config(ModelConfig):
         dropout: of each block, twice.
         pooling: what is read out: the mean over time, as in the released code, or the last step, as in the paper; over
             or at a sequence's own steps where lengths differ.
+        block: ``released``: as in the released code, which normalises by running averages (momentum 0.99) in training,
+            too, takes GELU's tanh form, and drops the same values of all sequences of a batch; or ``standard``: the
+            statistics of each batch, GELU itself, and each sequence by itself.
     """
 
     name: str = "linoss"
@@ -38,6 +41,7 @@ class Config(ModelConfig):
     learned_step: Annotated[bool, MODEL] = True
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
     pooling: Annotated[str, OneOf("mean", "last"), MODEL] = "mean"
+    block: Annotated[str, OneOf("standard", "released"), MODEL, LATER] = "standard"
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(LinOSS(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
@@ -51,8 +55,9 @@ class LinOSS(Layer):
         config = Config(hidden=hidden, **settings)
         self.pooling = config.pooling
         # Drawn before the encoder.
+        kind = ReleasedBlock if config.block == "released" else Block
         blocks = [
-            Block(hidden, config.state, config.discretisation, config.learned_step, config.dropout, backend)
+            kind(hidden, config.state, config.discretisation, config.learned_step, config.dropout, backend)
             for _ in range(config.blocks)
         ]
         self.encoder = nn.Linear(inputs, hidden)
@@ -69,7 +74,7 @@ class LinOSS(Layer):
         def read(sequence: Tensor) -> Tensor:
             return sequence[-1] if self.pooling == "last" else sequence.sum(0)
 
-        return self._through(x, state, len(x), read, lambda unroll: unroll)
+        return self._through(x, state, len(x), read, lambda unroll: unroll, None)
 
     def unroll_packed(self, x: Tensor, packing: Packing, state: tuple | None = None) -> tuple[Tensor, tuple]:
         def read(frames: Tensor) -> Tensor:
@@ -78,21 +83,29 @@ class LinOSS(Layer):
             return frames.new_zeros(len(packing.lengths), frames.shape[1]).index_add(0, packing.rows, frames)
 
         lengths = packing.lengths[:, None]
-        return self._through(x, state, lengths, read, lambda unroll: partial(packing.unroll, unroll))
+        steps = torch.arange(len(packing.sizes)).repeat_interleave(torch.tensor(packing.sizes)).to(x.device)
+        return self._through(x, state, lengths, read, lambda unroll: partial(packing.unroll, unroll), steps)
 
     def _through(
-        self, x: Tensor, state: tuple | None, count: int | Tensor, read: Callable, over_time: Callable
+        self,
+        x: Tensor,
+        state: tuple | None,
+        count: int | Tensor,
+        read: Callable,
+        over_time: Callable,
+        steps_of: Tensor | None,
     ) -> tuple[Tensor, tuple]:
         """The blocks, whose SSMs run by ``over_time(ssm)(x, state)``, on ``count`` steps.
 
-        ``read`` takes the frames to the last ones, or to their sums.
+        ``read`` takes the frames to the last ones, or to their sums; ``steps_of`` (N,) are their steps, None for a
+        sequence.
         """
         if state is None:
             state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * len(self.blocks))
         before, steps, *oscillators = state
         sequence, final = kernels.linear(x, self.encoder.weight, self.encoder.bias), []
         for block, initial in zip(self.blocks, oscillators, strict=True):
-            sequence, last = block(sequence, initial, over_time)
+            sequence, last = block(sequence, initial, over_time, steps_of)
             final.append(last)
         total, end = steps + count, read(sequence)
         return sequence, (end if self.pooling == "last" else (before * steps + end) / total, total, *final)
@@ -126,10 +139,64 @@ class Block(nn.Module):
         self.glu = nn.Linear(hidden, 2 * hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: Tensor | None, over_time: Callable) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None, over_time: Callable, steps: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``steps`` (N,) are those of frames."""
         v, final = over_time(self.ssm)(normalised(x, self.norm), state)
         v = self.dropout(F.gelu(v))
         return x + self.dropout(F.glu(self.glu(v))), final
+
+
+class ReleasedBlock(Block):
+    """:class:`Block` as in tk-rusch/linoss: running averages, GELU's tanh form, one dropout mask (T, hidden)."""
+
+    def __init__(
+        self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float, backend: str = "auto"
+    ):
+        super().__init__(hidden, state, discretisation, learned_step, dropout, backend)
+        self.norm = RunningNorm(hidden)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, over_time: Callable, steps: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        v, final = over_time(self.ssm)(self.norm(x), state)
+        v = self._dropped(F.gelu(v, approximate="tanh"), steps)
+        return x + self._dropped(F.glu(self.glu(v)), steps), final
+
+    def _dropped(self, v: Tensor, steps: Tensor | None) -> Tensor:
+        if not self.training or not self.dropout.p:
+            return v
+        count = len(v) if steps is None else int(steps[-1]) + 1
+        mask = self.dropout(v.new_ones(count, v.shape[-1]))
+        return v * (mask[:, None] if steps is None else mask[steps])
+
+
+class RunningNorm(nn.BatchNorm1d):
+    """Batch normalisation of (..., features) by running averages that have taken in the training batch before.
+
+    mean <- 0.99 mean + 0.01 mean of the batch, and so the variance (divided by the number of rows); the first batch's
+    own to begin with. The gradient goes through the batch's part. As ``equinox.nn.BatchNorm`` was before version 0.12.
+    """
+
+    def __init__(self, features: int):
+        super().__init__(features, momentum=0.01, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            rows = x.flatten(0, -2).to(mean.dtype)
+            first = self.num_batches_tracked == 0
+            own = rows.mean(0), rows.var(0, correction=0)
+            mean, var = (
+                torch.where(first, new, torch.lerp(old, new, self.momentum))
+                for old, new in zip((mean, var), own, strict=True)
+            )
+            with torch.no_grad():
+                self.running_mean.copy_(mean)
+                self.running_var.copy_(var)
+                self.num_batches_tracked.add_(1)
+        return (x - mean) / (var + self.eps).sqrt()
 
 
 class SSM(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longwave.schema import Annotated, OneOf, Section
+from longwave.schema import LATER, Annotated, OneOf, Section
 from longwave.tasks import series
 from longwave.tasks.series import SeriesTask
 from longwave.tasks.splits import train_test
@@ -32,12 +32,16 @@ class Config(Section):
             from seeds 2345, 3456, ...: the sizes are equal, the series are not. Only ``nrde`` normalises.
         stratified: whether validation and test set have the same fraction of each class; in no paper.
         time: adds the time in [0, 1] as the first channel (an option of LinOSS; a log-signature has its own).
+        clock: the time of step n of L: ``ends``, n / (L - 1), or ``steps``, n / L (LinOSS, Log-NCDE).
+        drop_last: whether the batch at the end of an epoch that is not full is left out (LinOSS, Log-NCDE).
     """
 
     name: str = "eigenworms"
     protocol: Annotated[str, OneOf("nrde", "lem", "dedup")] = "nrde"
     stratified: bool = False
     time: bool = False
+    clock: Annotated[str, OneOf("ends", "steps"), LATER] = "ends"
+    drop_last: Annotated[bool, LATER] = False
 
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, "EigenWorms", SOURCES["eigenworms"], FALLBACKS["eigenworms"])
@@ -54,7 +58,10 @@ class Config(Section):
             kept = seventy_fifteen_fifteen(len(first), seed, None if labels is None else labels[first])
             splits = {part: first[indices] for part, indices in kept.items()}
         protocol = f"eigenworms/{self.protocol}{'/stratified' if self.stratified else ''}"
-        task = SeriesTask(data, splits, protocol, seed, normalise=self.protocol == "nrde", time=self.time)
+        task = SeriesTask(
+            data, splits, protocol, seed, normalise=self.protocol == "nrde", time=self.time,
+            clock=self.clock, drop_last=self.drop_last,
+        )  # fmt: skip
         log.info(
             "EigenWorms: %d of %d series are exact copies of others; %d of %d test series have one in the training set",
             task.notes["exact_copies"],

@@ -165,6 +165,8 @@ class SeriesTask(ArrayTask):
         loss: of a regression: mse, or batch_rmse: sqrt(mean squared error + 1e-6) of the batch.
         metric: of a regression: rmse, or batch_rmse: its mean over batches of 512 weighted by their size, a little
             below the RMSE.
+        clock: the time of step n of L: ends, n / (L - 1), or steps, n / L.
+        drop_last: whether the batch at the end of an epoch that is not full is left out.
     """
 
     def __init__(
@@ -177,6 +179,8 @@ class SeriesTask(ArrayTask):
         time: bool = False,
         loss: str = "mse",
         metric: str = "rmse",
+        clock: str = "ends",
+        drop_last: bool = False,
     ):
         if not all(len(splits[part]) for part in ("train", "test")):
             files = " and ".join(name for name, _ in data.files)
@@ -186,6 +190,7 @@ class SeriesTask(ArrayTask):
         super().__init__(values, data.targets, indices, seed)
         self.split_id = f"{protocol}/{fingerprint(splits)}"
         self.lengths, self.time, self.files = data.lengths, time, data.files
+        self.clock, self.drop_last = clock, drop_last
         self.ragged = bool((data.lengths != data.lengths[0]).any())
         self.classes = data.classes
         self.inputs = data.values.shape[2] + time
@@ -211,11 +216,14 @@ class SeriesTask(ArrayTask):
             "test_series_with_a_copy_in_train": int(held.sum()),
         }
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return len(self.splits["train"]) // batch_size if self.drop_last else super().steps_per_epoch(batch_size)
+
     def prepare(self, samples: Tensor) -> Tensor:
         x = samples.transpose(0, 1)
         if self.time:
             steps = self.samples.shape[1]
-            clock = torch.arange(len(x), dtype=x.dtype) / max(steps - 1, 1)
+            clock = torch.arange(len(x), dtype=x.dtype) / (max(steps - 1, 1) if self.clock == "ends" else steps)
             x = torch.cat([clock[:, None, None].expand(-1, x.shape[1], 1), x], dim=-1)
         return x.contiguous()
 

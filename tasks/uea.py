@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from longwave.schema import Annotated, Ge, Le, Lt, OneOf, Section, shown
+from longwave.schema import LATER, Annotated, Ge, Le, Lt, OneOf, Section, shown
 from longwave.tasks import series
 from longwave.tasks.checks import DataError
 from longwave.tasks.series import SeriesTask
@@ -47,6 +47,8 @@ class Config(Section):
         stratified: whether the same fraction of each class is held out.
         normalise: z-score every channel by the training series.
         time: adds the time in [0, 1] as the first channel.
+        clock: the time of step n of L: ``ends``, n / (L - 1), or ``steps``, n / L (LinOSS, Log-NCDE).
+        drop_last: whether the batch at the end of an epoch that is not full is left out (LinOSS, Log-NCDE).
         missing: ``refuse`` missing values, or ``interpolate`` them.
         zenodo: number of the record on Zenodo with the two ``.ts`` files, for a set without a zip file on
             timeseriesclassification.com; null is the known one.
@@ -61,6 +63,8 @@ class Config(Section):
     time: bool = False
     missing: Annotated[str, OneOf("refuse", "interpolate")] = "refuse"
     zenodo: Annotated[int | None, Ge(1), Le(10**9)] = None
+    clock: Annotated[str, OneOf("ends", "steps"), LATER] = "ends"
+    drop_last: Annotated[bool, LATER] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +85,9 @@ class Config(Section):
         else:
             splits = seventy_fifteen_fifteen(total, seed, labels)
         protocol = f"uea/{self.dataset}/{self.protocol}{'/stratified' if self.stratified else ''}"
-        return SeriesTask(data, splits, protocol, seed, self.normalise, self.time)
+        return SeriesTask(
+            data, splits, protocol, seed, self.normalise, self.time, clock=self.clock, drop_last=self.drop_last
+        )
 
 
 def sources(name: str, record: int | None):
@@ -93,6 +99,6 @@ def sources(name: str, record: int | None):
 
 
 def seventy_fifteen_fifteen(total: int, seed: int, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Training set, validation and test set of 70, 15 and 15 %, by the seed."""
-    counts = [int(0.7 * total), int(0.15 * total)]
+    """Training set, validation and test set of 70, 15 and 15 %, by the seed; bounds are rounded down, as LinOSS's."""
+    counts = [int(total * 0.7), int(total * 0.85) - int(total * 0.7)]
     return dict(zip(("train", "validation", "test"), by_seed(np.arange(total), counts, seed, labels), strict=True))

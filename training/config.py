@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
-from longwave.schema import NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
+from longwave.schema import LATER, NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
 from longwave.tasks import transforms
 from longwave.training.budget import Diagnostics, Training
 from longwave.training.curriculum import Curriculum
@@ -119,8 +119,19 @@ class Config(Section):
 def numbers(config: dict) -> dict:
     """The settings of a configuration, as ``Config.as_dict`` gives them, that can change a number of the run.
 
-    Left out are those marked NEUTRAL, and sections that are None: an older record has no curriculum.
+    Left out are those marked NEUTRAL, sections that are None (an older record has no curriculum), and those marked
+    LATER that have their default.
     """
+    found = _numbers(config)
+    for section, value in found.items():
+        later = _later(section) if isinstance(value, dict) else {}
+        if later:
+            found[section] = {k: v for k, v in value.items() if k not in later or v != later[k]}
+    return found
+
+
+def _numbers(config: dict) -> dict:
+    """:func:`numbers` with the settings marked LATER."""
     found = {}
     for section, value in config.items():
         if section in marked(Config, NEUTRAL) or value is None:
@@ -134,6 +145,16 @@ def numbers(config: dict) -> dict:
 def _neutral(section: str) -> frozenset[str]:
     """The keys of a section that are marked NEUTRAL in any of its schemas."""
     return frozenset().union(*(marked(schema, NEUTRAL) for _, schema in schemas(section)))
+
+
+@functools.cache
+def _later(section: str) -> dict[str, Any]:
+    """The keys of a section that are marked LATER in any of its schemas, with their defaults."""
+    found = {}
+    for _, schema in schemas(section):
+        defaults = {field.name: field.default for field in dataclasses.fields(schema)}
+        found |= {key: defaults[key] for key in marked(schema, LATER)}
+    return found
 
 
 def schemas(group: str) -> list[tuple[str, type]]:
@@ -218,7 +239,7 @@ def changed_from_recipe(config: Config, recipe: Config, interpolated: dict[str, 
         interpolated: settings that follow others, ``{"training.steps": "${task.T}"}``: they are compared with what
             they would be in ``config``.
     """
-    own, theirs = numbers(config.as_dict()), numbers(recipe.as_dict())
+    own, theirs = _numbers(config.as_dict()), _numbers(recipe.as_dict())
     # A curriculum where the recipe has none is named by what is not as the group has it.
     theirs.setdefault("curriculum", dataclasses.asdict(Curriculum()))
     for name, text in interpolated.items():

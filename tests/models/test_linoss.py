@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from longwave import kernels
-from longwave.models.linoss import SSM, Config, scan, step
+from longwave.models.linoss import SSM, Config, ReleasedBlock, RunningNorm, scan, step
 from longwave.tasks.adding import Config as Adding
 from longwave.training.optimizers import Optimizer
 
@@ -316,3 +316,59 @@ def test_without_a_kernel_it_scans():
 def test_what_is_refused(setting, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         Config(**setting)
+
+
+def test_the_released_block_equals_a_transcription():
+    """Three training batches, then evaluation: running averages with momentum 0.99, GELU's tanh form."""
+    torch.manual_seed(0)
+    config = Config(hidden=6, state=3, blocks=1, dropout=0.0, block="released")
+    model = config.build(2, 4).double()
+    (block,) = model.layer.blocks
+    rng = np.random.default_rng(0)
+    mean = var = None
+    for batch in range(4):
+        model.train(batch < 3)
+        x = rng.normal(size=(9, 3, 2)) + batch
+        h = linear(model.layer.encoder, x)
+        if model.training:
+            own = h.mean((0, 1)), h.var((0, 1))
+            mean, var = own if mean is None else (0.99 * a + 0.01 * b for a, b in zip((mean, var), own, strict=True))
+        v = oscillators(block.ssm, (h - mean) / np.sqrt(var + 1e-5))
+        v = 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+        v = linear(block.glu, v)
+        h = h + v[..., :6] / (1 + np.exp(-v[..., 6:]))
+        expected = linear(model.readout, h.mean(0))
+        np.testing.assert_allclose(model(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_of_the_running_averages():
+    """Through the hundredth part that a batch has in them; through all of the first."""
+    torch.manual_seed(0)
+    norm = RunningNorm(2).double()
+    x = torch.randn(5, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def out(tracked: int):
+        def function(value):
+            with torch.no_grad():
+                norm.running_mean.fill_(0.3)
+                norm.running_var.fill_(1.7)
+                norm.num_batches_tracked.fill_(tracked)
+            return norm(value)
+
+        return function
+
+    for tracked in (0, 5):
+        assert torch.autograd.gradcheck(out(tracked), (x,))
+
+
+def test_the_released_block_drops_the_same_of_all_sequences():
+    torch.manual_seed(0)
+    block = ReleasedBlock(4, 3, "im", True, dropout=0.5)
+    mask = block._dropped(torch.ones(7, 5, 4), None)
+    assert set(mask.unique().tolist()) == {0.0, 2.0}
+    assert (mask == mask[:, :1]).all()
+    # Two sequences of 3 and 2 steps as frames.
+    frames = block._dropped(torch.ones(5, 4), torch.tensor([0, 0, 1, 1, 2]))
+    assert (frames[0] == frames[1]).all()
+    assert (frames[2] == frames[3]).all()
+    assert (block.eval()._dropped(torch.ones(7, 5, 4), None) == 1).all()

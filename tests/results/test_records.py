@@ -1,11 +1,13 @@
 import argparse
 import json
 import re
+import shlex
 import shutil
 
 import pytest
 
 from longwave.results import collect, records, report, tables
+from longwave.training.config import compose_run, numbers
 from longwave.training.errors import UserError
 from tests.results.cases import make_record, make_run
 
@@ -127,3 +129,11 @@ def test_the_report_marks_them(output, tmp_path, capsys):
     assert page.count("<figure") > 2
     assert 'value="lstm"' in page
     assert 'value="lstm"' not in mine
+
+
+def test_every_committed_record_is_found_by_its_command():
+    """What came later than a record (settings, defaults, recipes) leaves its identity as it is."""
+    for record in records.load()[0]:
+        config, recipe = compose_run(shlex.split(record.command)[2:])
+        assert (config.identity(), recipe) == (record.identity, record.recipe), record.name
+        assert numbers(config.as_dict()) == numbers(record.config), record.name

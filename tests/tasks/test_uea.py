@@ -11,7 +11,7 @@ from longwave.models.cornn import Config as CoRNN
 from longwave.tasks import formats, series
 from longwave.tasks.data import Source
 from longwave.tasks.series import SeriesTask
-from longwave.tasks.uea import Config, sources
+from longwave.tasks.uea import Config, seventy_fifteen_fifteen, sources
 from tests.archives import read_plainly, write_arff, write_ts, zipped
 from tests.server import Page, Server
 
@@ -227,7 +227,31 @@ def test_time_is_the_first_channel(ragged):
     assert x[:, :, 0].tolist() == [[0] * 4]
 
 
+def test_the_clock_of_linoss(ragged):
+    x, *_ = next(build(ragged, time=True, clock="steps").evaluation("test"))
+    for i in range(4):
+        assert x[:, i, 0].tolist() == pytest.approx([t / 8 for t in range(8)])
+
+
+def test_a_batch_that_is_not_full_may_be_left_out(ragged):
+    """Seven series of the training set, three a batch: what is left of one epoch's order is not seen in it."""
+    whole, dropped = (build(ragged, validation=0.125, drop_last=drop) for drop in (False, True))
+    assert (whole.steps_per_epoch(3), dropped.steps_per_epoch(3)) == (3, 2)
+    for step in range(2):
+        assert torch.equal(dropped.batch(step, 3)[0], whole.batch(step, 3)[0])
+    assert torch.equal(dropped.batch(2, 3)[0], whole.batch(3, 3)[0])
+
+
 # Splits
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes"),
+    [(524, [366, 79, 79]), (378, [264, 57, 57]), (561, [392, 84, 85]), (236, [165, 35, 36])],
+)
+def test_bounds_are_rounded_down_as_in_the_released_code(total, sizes):
+    """EthanolConcentration, MotorImagery, SelfRegulationSCP1, and EigenWorms without its copies."""
+    assert [len(part) for part in seventy_fifteen_fifteen(total, 0).values()] == sizes
 
 
 def test_official_split(ragged):

@@ -19,6 +19,7 @@ from longwave.training.config import (
     choices,
     compose_recipe,
     compose_run,
+    numbers,
 )
 from longwave.training.errors import UserError
 
@@ -291,6 +292,20 @@ def test_a_transform_is_part_of_the_identity_where_there_is_one():
     depths = [identity(*other, f"transform.depth={depth}") for depth in (1, 2)]
     assert len({config.identity(), *depths}) == 3
     assert identity(*other, "transform.backend=torch") == depths[0]
+
+
+def test_a_later_setting_changes_the_identity_where_it_is_not_its_default():
+    """Records are older than the setting; a recipe may have another than the default."""
+    own = ("model=linoss", "task=adding")
+    config = compose_run(list(own))[0].as_dict()
+    assert config["model"]["block"] == "standard"
+    assert "block" not in numbers(config)["model"]
+    del config["model"]["block"]
+    older = compose_run(list(own))[0].as_dict()
+    assert numbers(config) == numbers(older)
+    assert identity(*own, "model.block=standard") == identity(*own) != identity(*own, "model.block=released")
+    assert changed(*own, "model.block=released") == {"model.block": "released"}
+    assert changed("model=linoss", "task=eigenworms", "model.block=standard") == {"model.block": "standard"}
 
 
 def test_a_model_may_choose_the_transform_that_it_needs():
