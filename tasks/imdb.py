@@ -60,7 +60,8 @@ VECTORS = {f"glove.6B.{width}d": width for width in (50, 100, 200, 300)}
 class Config(Section):
     """Classify film reviews as favourable or not, word by word.
 
-    The defaults are the protocol of coRNN and UnICORNN except for the tokenizer, which was spaCy's of 2020.
+    The defaults are the protocol of coRNN and UnICORNN except for ``bucketing``, which their recipes switch off, and
+    the tokenizer, which was spaCy's of 2020.
 
     Args:
         tokenizer: ``regex``: words, their endings as in "n't" and "'s", and signs; or ``spacy``: that of a blank
@@ -73,7 +74,9 @@ class Config(Section):
             N(0, 1), <unk> and <pad> from zeros. All are trained except <pad>.
         lengths: ``ignored``: the network runs over the padding, up to the longest review of the batch, and the last
             step is read out; ``respected``: the last word is.
-        bucketing: whether pools of 100 batches are sorted by length before they are cut into batches.
+        bucketing: whether pools of 100 batches are sorted by length before they are cut into batches, which leaves
+            some 16 steps of padding a review in the mean; false is the released protocol, batches of random reviews
+            with some 800.
         evaluation_batch: reviews in a batch of validation and test; it matters if lengths are ignored.
         average: of the accuracy: over ``batches``, regardless of their sizes, or over ``samples``.
         dropout: probability that all occurrences of a word are dropped in a training step (0.65 in UnICORNN).
