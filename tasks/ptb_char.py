@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longwave.schema import Annotated, Ge, Le, OneOf, Section, one_line
+from longwave.schema import LATER, Annotated, Ge, Le, OneOf, Section, one_line
 from longwave.tasks.base import READOUTS, Task
 from longwave.tasks.checks import DataError, decoded, lines
 from longwave.tasks.data import Source, cached, content, fetch, unpack
@@ -44,6 +44,7 @@ class Config(Section):
         T: characters in a chunk: 150 or 300 in the tables of nnRNN and asRNN, 50 or 150 in IndRNN's.
         end_of_line: whether every line ends with a symbol of its own (as in nnRNN's and asRNN's code).
         embedding: width of the vectors of the characters.
+        vectors: initial vectors: ``normal``, N(0, 1), or ``uniform``, U(-0.1, 0.1) (nnRNN's and asRNN's code).
         evaluation_batch: strips of the validation and the test text; 10 in nnRNN's and asRNN's code.
         readout: initialisation of the readout: ``model`` (the model's own), ``uniform`` or ``kaiming``; ``uniform``
             (U(-0.1, 0.1), biases 0) in nnRNN's, asRNN's and expRNN's code.
@@ -55,6 +56,7 @@ class Config(Section):
     embedding: Annotated[int, Ge(1), Le(65536)] = 200
     evaluation_batch: Annotated[int, Ge(1), Le(100_000)] = 10
     readout: Annotated[str, OneOf(*READOUTS)] = "model"
+    vectors: Annotated[str, OneOf("normal", "uniform"), LATER] = "normal"
 
     def build(self, seed: int, data_root: Path) -> "PTBChar":
         return PTBChar(self, seed, data_root)
@@ -74,7 +76,7 @@ class PTBChar(Task):
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         self.T, self.evaluation_batch, self.seed = config.T, config.evaluation_batch, seed
-        self.readout = config.readout
+        self.readout, self.vectors = config.readout, config.vectors
         self.texts, self.characters, self.files = read(data_root, config.end_of_line)
         for split in ("validation", "test"):
             if not self._chunks(split, config.evaluation_batch):
@@ -88,7 +90,10 @@ class PTBChar(Task):
         self.split_id = f"ptb_char/T={config.T}/{'eos' if config.end_of_line else 'no eos'}"
 
     def embedding(self) -> nn.Embedding:
-        vectors = torch.randn(self.outputs, self.inputs, generator=generator(self.seed, "vectors"))
+        draw = torch.randn if self.vectors == "normal" else torch.rand
+        vectors = draw(self.outputs, self.inputs, generator=generator(self.seed, "vectors"))
+        if self.vectors == "uniform":
+            vectors = 0.2 * vectors - 0.1
         return nn.Embedding.from_pretrained(vectors, freeze=False)
 
     def steps_per_epoch(self, batch_size: int) -> int:

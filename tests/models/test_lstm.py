@@ -123,3 +123,33 @@ def test_chrono_remembers_for_times_up_to_the_longest(longest):
 def test_what_is_refused(wrong, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Config(**wrong)
+
+
+@pytest.mark.parametrize("reads", ["last", "every"])
+def test_reads_out_the_cell_state(reads):
+    torch.manual_seed(0)
+    model = Config(hidden=5, readout="cell").build(3, 2).double()
+    model.reads = reads
+    x = torch.randn(9, 4, 3, dtype=torch.float64)
+    state = tuple(torch.randn(4, 5, dtype=torch.float64) for _ in range(2))
+    cells, final = [], state
+    for step in x:
+        _, final = model.layer(step[None], final)
+        cells.append(final[1])
+    expected = model.readout(torch.stack(cells) if reads == "every" else cells[-1])
+    gradients = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    output, end = model.advance(x, state)
+    torch.testing.assert_close(output, expected)
+    for a, b in zip(end, final, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(torch.autograd.grad(output.square().sum(), list(model.parameters())), gradients)
+
+
+def test_reads_out_the_cell_state_at_the_end_of_each_sequence():
+    torch.manual_seed(0)
+    model = Config(hidden=5, readout="cell").build(3, 2)
+    x, lengths = torch.randn(6, 2, 3), torch.tensor([4, 6])
+    found = model(x, lengths)
+    for i, length in enumerate(lengths):
+        torch.testing.assert_close(found[i : i + 1], model(x[:length, i : i + 1]))
+    assert not torch.allclose(found, Config(hidden=5).build(3, 2)(x, lengths))

@@ -77,8 +77,8 @@ def test_bits_per_character_of_a_case_by_hand(tmp_path, fit_here):
 def test_every_character_counts_the_same_in_an_evaluation(fake_ptb, fit_here):
     """The last chunk is shorter; what is reported is the mean over characters, not over chunks."""
     arguments = (
-        f"data.root={fake_ptb}", "model=lstm", "task=ptb_char", "task.T=20", "task.embedding=3", "model.hidden=4",
-        "training.batch_size=3", "training.steps=2",
+        f"data.root={fake_ptb}", "model=lstm", "task=ptb_char", "recipe=none", "task.T=20", "task.embedding=3",
+        "model.hidden=4", "training.batch_size=3", "training.steps=2",
     )  # fmt: skip
     objective, folder = fit_here(*arguments)
     task = Config(T=20, embedding=3).build(0, fake_ptb)
@@ -96,6 +96,13 @@ def test_every_character_counts_the_same_in_an_evaluation(fake_ptb, fit_here):
     assert objective == pytest.approx(nats.item() / math.log(2), rel=1e-5)
 
 
+def test_released_vectors_are_uniform(fake_ptb):
+    weight = Config(embedding=300, vectors="uniform").build(0, fake_ptb).embedding().weight
+    assert -0.1 <= weight.min() < -0.099
+    assert 0.099 < weight.max() <= 0.1
+    assert Config(embedding=300).build(0, fake_ptb).embedding().weight.std().item() == pytest.approx(1, abs=0.05)
+
+
 def test_an_embedding_of_the_seed_is_trained(fake_ptb, fit_here):
     task = Config(embedding=7).build(0, fake_ptb)
     assert task.inputs == 7
@@ -104,7 +111,7 @@ def test_an_embedding_of_the_seed_is_trained(fake_ptb, fit_here):
     assert torch.equal(weight, task.embedding().weight)
     assert not torch.equal(weight, Config(embedding=7).build(1, fake_ptb).embedding().weight)
     _, folder = fit_here(
-        f"data.root={fake_ptb}", "model=lstm", "task=ptb_char", "task.embedding=7", "model.hidden=2",
+        f"data.root={fake_ptb}", "model=lstm", "task=ptb_char", "recipe=none", "task.embedding=7", "model.hidden=2",
         "training.steps=1", "training.batch_size=2",
     )  # fmt: skip
     trained = torch.load(folder / "checkpoint.pt")["model"]["embedding.weight"]
