@@ -45,9 +45,9 @@ class ExpRNN(Layer):
         h_n = modReLU(K x_n + h_{n-1} B),   B = base expm(A),   A = U - U^T
 
     with h a row vector, U the strict upper triangle that is trained, and modReLU(v) = sign(v) relu(|v| + bias)
-    (Lezcano/expRNN). In expRNN the base is the identity. In dtriv the base becomes B, and A zero, after every
-    ``period`` steps of the optimiser, which leaves B as it is; every ``projection_period``-th time the base is
-    replaced by the nearest orthogonal matrix, against rounding.
+    (Lezcano/expRNN). In expRNN the base is the identity. In dtriv the base becomes B, and A zero, at the start and
+    after every ``period`` steps of the optimiser, which leaves B as it is; every ``projection_period``-th time the base
+    is replaced by the nearest orthogonal matrix, against rounding.
 
     The triangle is a vector of hidden (hidden - 1) / 2 parameters. The orthogonal parametrisation of
     ``torch.nn.utils`` would train hidden^2 of which half do nothing, and cannot be given the initial A.
@@ -79,6 +79,8 @@ class ExpRNN(Layer):
         self.A = nn.Parameter(triangle)
         self.bias = nn.Parameter(torch.empty(hidden).uniform_(-0.01, 0.01))
         self.register_buffer("base", torch.eye(hidden) if config.mode == "dtriv" else None)
+        if self.base is not None:
+            self._move()
 
     def B(self) -> Tensor:
         """The orthogonal matrix, (hidden, hidden)."""
@@ -94,13 +96,15 @@ class ExpRNN(Layer):
         pre = kernels.Input(x, self.input.weight)
         return kernels.modrelu_rnn(pre, self.B().T, self.bias, state, backend=self.requested)
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Moves the base of dtriv where it is due; that depends on the step alone, as a resumed run needs it."""
-        if self.base is None or step % self.period:
-            return
+        if self.base is not None and step % self.period == 0:
+            self._move(project=step // self.period % self.projection_period == 0)
+
+    @torch.no_grad()
+    def _move(self, project: bool = False) -> None:
         base = self.B()
-        if step // self.period % self.projection_period == 0:
+        if project:
             u, _, v = torch.linalg.svd(base)
             base = u @ v
         self.base.copy_(base)
