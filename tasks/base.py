@@ -57,6 +57,8 @@ class Task:
     higher_is_better: bool
     monitor: str = "validation"
     """Split that is evaluated during training."""
+    tests: tuple[str, ...] = ("test",)
+    """Splits that are tested in the end; the first gives the result."""
     selects_on_test: bool = False
     """True if the protocol selects the weights by the test set, as some papers do."""
     milestones: tuple[float, ...] = ()

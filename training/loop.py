@@ -369,8 +369,7 @@ class Trainer:
         metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
         split = f"{task.monitor}/"
         metrics[task.monitor] = {k.removeprefix(split): value for k, value in chosen.items() if k.startswith(split)}
-        if task.monitor != "test":
-            metrics["test"] = self._scores(task, "test")
+        metrics |= {name: self._scores(task, name) for name in task.tests if name != task.monitor}
         first_passed = {
             str(bound): next((e["step"] for e in evaluations if task.better(e[self.monitored], bound)), None)
             for bound in task.milestones
