@@ -80,6 +80,10 @@ class Layer(nn.Module):
         sequence, state = self(x.unsqueeze(time), state)
         return sequence.squeeze(time), state
 
+    def extended(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The sequences x (T, B, inputs), from whose ends :meth:`ends` is to read, with their ``lengths`` (B,)."""
+        return x, lengths
+
     def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
         """The output (B, hidden) at the last of the ``lengths`` (B,) valid steps of a ``sequence`` from zeros."""
         return self.exchanged(sequence)[lengths - 1, torch.arange(len(lengths), device=sequence.device)]

@@ -57,10 +57,13 @@ class Network(nn.Module):
 
     def advance(self, x: Tensor, state=None, lengths: Tensor | None = None) -> tuple[Tensor, Any]:
         """The output as in ``forward``, from ``state`` (None is zeros), and the state at the end of ``x``."""
-        sequence, state = self.layer(self.embed(x), state)
+        x, ends = self.embed(x), lengths is not None and self.reads == "last"
+        if ends:
+            x, lengths = self.layer.extended(x, lengths)
+        sequence, state = self.layer(x, state)
         if self.reads == "every":
             return self.readout(sequence), state
-        if lengths is not None:
+        if ends:
             return self.readout(self.layer.ends(sequence, lengths)), state
         # Not sequence[-1], whose gradient is a sequence of zeros.
         return self.read(state), state

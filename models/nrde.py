@@ -111,6 +111,14 @@ class NeuralRDE(Layer):
     def backend(self) -> str:
         return kernels.backend_for("nrde", self.initial.weight, self.requested)
 
+    def extended(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.repeat_last:
+            return x, lengths
+        samples = torch.arange(x.shape[1], device=x.device)
+        x = nn.functional.pad(x, (0, 0, 0, 0, 0, 1))
+        # Out of place: a transform of the task's may need the gradient of x.
+        return x.index_put((lengths, samples), x[lengths - 1, samples]), lengths + 1
+
     def unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
         # A compiler would unroll the reference's loop over the blocks. As a decorator, disable would import it with
         # this module.

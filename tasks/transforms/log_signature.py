@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longwave.schema import NEUTRAL, Annotated, Ge, Le, OneOf, Section
-from longwave.tasks.base import ArrayTask, Task
+from longwave.tasks.base import ArrayTask, Batch, Task
 from longwave.tasks.data import cached
 
 # Numbers that are transformed at once, to bound the memory.
@@ -54,6 +54,27 @@ def log_signatures(x: Tensor, depth: int, step: int, time: bool = True, backend:
     blocks = x.unfold(0, step + 1, step).transpose(2, 3)  # (blocks, B, step + 1, C)
     found = BACKENDS[_pick(backend)](blocks.flatten(0, 1), depth).unflatten(0, blocks.shape[:2])  # (blocks, B, D)
     return torch.cat([F.pad(x[:1], (0, found.shape[-1] - x.shape[-1])), found])
+
+
+def of_unequal_lengths(x: Tensor, lengths: Tensor, *settings) -> tuple[Tensor, Tensor]:
+    """:func:`log_signatures` of series that differ in length, each as if it were alone.
+
+    Args:
+        x: (L, B, C), padded at the ends.
+        lengths: (B,), samples.
+        settings: the other arguments of :func:`log_signatures`.
+
+    Returns:
+        (entries, B, D), zeros behind the end of a shorter one, and the lengths in entries, (B,).
+    """
+    columns = [torch.nonzero(lengths == length).flatten() for length in lengths.unique()]
+    parts = [log_signatures(x[: lengths[one[0]], one], *settings) for one in columns]
+    found = x.new_zeros(max(map(len, parts)), x.shape[1], parts[0].shape[-1])
+    entries = torch.empty_like(lengths)
+    for one, part in zip(columns, parts, strict=True):
+        found[: len(part), one] = part
+        entries[one] = len(part)
+    return found, entries
 
 
 def _pick(backend: str) -> str:
@@ -125,7 +146,7 @@ class Config(Section):
 
     Args:
         depth: of the log-signature: 1 (increments), 2 (and areas) or 3.
-        step: increments a block; less than the length of the sequences.
+        step: increments a block; less than the length of the shortest sequence.
         time: whether time, from 0 to 1, is the first channel of the path.
         backend: auto (pysiglib if it is installed, else torch), pysiglib, signatory or torch. They agree up to
             rounding.
@@ -147,31 +168,39 @@ class Config(Section):
         """A copy of ``task`` with transformed inputs.
 
         A data set in memory is transformed once, and kept in ``data_root/cache``; generated batches are transformed one
-        by one.
+        by one. Where series differ in length, each is transformed as if it were alone, and lengths count entries.
 
         Raises:
-            ValueError: for sequences that are too short for ``step``, that differ in length or are tokens, for tasks
-                that read every step or carry the hidden state.
+            ValueError: for sequences that are too short for ``step`` or are tokens, for tasks that read every step or
+                carry the hidden state.
         """
         x, _, *lengths = task.batch(0, 1)
-        if lengths or task.carries_state or task.read != "last" or not x.is_floating_point():
+        if task.carries_state or task.read != "last" or not x.is_floating_point():
             raise ValueError(
-                "transform=log_signature: is for tasks with one output a sequence, one length and numbers as inputs; "
+                "transform=log_signature: is for tasks with one output a sequence and numbers as inputs; "
                 "use transform=none"
             )
+        if lengths and task.lengths.min() <= self.step:
+            raise ValueError(
+                f"transform.step={self.step}: must be less than {task.lengths.min()}, the length of the shortest series"
+            )
         backend = _pick(self.backend)
+        settings = self.depth, self.step, self.time, backend
 
-        def transform(x: Tensor) -> Tensor:
-            return log_signatures(x, self.depth, self.step, self.time, backend)
+        def transform(x: Tensor, *lengths: Tensor) -> tuple[Tensor, ...]:
+            return of_unequal_lengths(x, *lengths, *settings) if lengths else (log_signatures(x, *settings),)
 
         transformed = copy.copy(task)
-        transformed.inputs = transform(x).shape[-1]
+        transformed.inputs = transform(x, *lengths)[0].shape[-1]
+        longest = len(x)
+        if lengths:
+            longest, transformed.lengths = int(task.lengths.max()), 1 + (task.lengths - 1) // self.step
         transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
         transformed.notes = task.notes | {"log_signature": backend}
         transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
         # A task with a batch method of its own adds what is not in its samples, such as noise.
         if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
-            shape = (len(task.samples), 1 + (len(x) - 1) // self.step, transformed.inputs)
+            shape = (len(task.samples), 1 + (longest - 1) // self.step, transformed.inputs)
             size, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             if size > memory:
                 raise ValueError(
@@ -182,7 +211,8 @@ class Config(Section):
             def build() -> dict[str, Tensor]:
                 samples = torch.empty(shape)
                 for indices, x in _chunks(task):
-                    samples[indices] = transform(x).transpose(0, 1)
+                    found, *_ = transform(x, *(task.lengths[indices] for _ in lengths))
+                    samples[indices] = F.pad(found, (0, 0, 0, 0, 0, shape[1] - len(found))).transpose(0, 1)
                 return {"samples": samples}
 
             key = {"data": _digest(task), "depth": self.depth, "step": self.step, "time": self.time}
@@ -191,8 +221,10 @@ class Config(Section):
             transformed.prepare = lambda samples: samples.transpose(0, 1).contiguous()
             return transformed
 
-        def through(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return transform(batch[0]), batch[1]
+        def through(batch: Batch) -> Batch:
+            x, target, *lengths = batch
+            x, *entries = transform(x, *lengths)
+            return x, target, *entries
 
         transformed.batch = lambda step, batch_size: through(task.batch(step, batch_size))
         transformed.evaluation = lambda split: (through(batch) for batch in task.evaluation(split))
@@ -207,8 +239,10 @@ def _chunks(task: ArrayTask) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _digest(task: ArrayTask) -> str:
-    """The sha256 of all inputs."""
+    """The sha256 of all inputs, with their lengths where these differ."""
     found = hashlib.sha256()
+    if task.lengths is not None and len(task.lengths.unique()) > 1:
+        found.update(task.lengths.numpy())
     for _, x in _chunks(task):
         found.update(str(tuple(x.shape)).encode())
         found.update(x.contiguous().numpy())

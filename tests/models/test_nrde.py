@@ -350,3 +350,18 @@ def test_wrong_settings():
     ]:
         with pytest.raises(ValueError, match=message):
             Config(**{key: value})
+
+
+@pytest.mark.parametrize("settings", [{}, PAPER, {"repeat_last": True, "adjoint": True, "solver": "heun"}])
+def test_each_series_is_read_at_its_own_end(settings):
+    model, x, lengths = build(**settings), sequence(7, 5, 3), torch.tensor([7, 3, 2, 5, 7])
+    for i, length in enumerate(lengths):
+        x[length:, i] = 0
+    outputs = model(x, lengths)
+    alone = [model(x[:length, i : i + 1]) for i, length in enumerate(lengths)]
+    torch.testing.assert_close(outputs, torch.cat(alone), rtol=1e-12, atol=1e-12)
+    found, expected = (
+        torch.autograd.grad(out.square().sum(), list(model.parameters())) for out in (outputs, torch.cat(alone))
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)

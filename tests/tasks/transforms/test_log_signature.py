@@ -12,8 +12,9 @@ import torch
 
 from longwave.tasks import adding
 from longwave.tasks.base import ArrayTask, Task
+from longwave.tasks.series import Data, SeriesTask
 from longwave.tasks.transforms import log_signature as module
-from longwave.tasks.transforms.log_signature import Config, log_signatures, lyndon_words
+from longwave.tasks.transforms.log_signature import Config, log_signatures, lyndon_words, of_unequal_lengths
 from longwave.training.errors import UserError
 
 needs_signatory = pytest.mark.skipif(
@@ -303,6 +304,67 @@ def test_generated_batches_are_transformed_as_they_come(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+LENGTHS = [9, 14, 4, 14, 5, 7, 4, 9]
+
+
+class Generated(SeriesTask):
+    """With a batch method of its own: it is transformed batch by batch."""
+
+    def batch(self, step, batch_size):
+        return super().batch(step, batch_size)
+
+
+def series_of_unequal_lengths(kind=SeriesTask) -> SeriesTask:
+    values = paths(14, 8, 2).float().transpose(0, 1).contiguous()
+    for one, length in zip(values, LENGTHS, strict=True):
+        one[length:] = 0
+    first, classes = torch.arange(8), torch.arange(8) % 2
+    data = Data(values, torch.tensor(LENGTHS), classes, ["a", "b"], 5, first, ())
+    splits = {"train": np.arange(5), "validation": np.arange(0), "test": np.array([5, 6, 7])}
+    return kind(data, splits, "own", seed=0, normalise=True)
+
+
+def alone(task, index, *settings):
+    """The log-signatures of one series of a task that is not transformed yet."""
+    return log_signatures(task.prepare(task.samples[index : index + 1, : LENGTHS[index]]), *settings)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("depth", "step", "time"), [(1, 1, True), (2, 3, True), (3, 2, False)])
+def test_of_unequal_lengths_each_is_as_if_alone(depth, step, time, backend):
+    x, lengths = paths(14, 8, 2), torch.tensor(LENGTHS)
+    found, entries = of_unequal_lengths(x, lengths, depth, step, time, backend)
+    assert entries.tolist() == [1 + (length - 1) // step for length in LENGTHS]
+    assert len(found) == entries.max()
+    for i, length in enumerate(LENGTHS):
+        own = log_signatures(x[:length, i : i + 1], depth, step, time, backend)
+        torch.testing.assert_close(found[: entries[i], i : i + 1], own, rtol=1e-13, atol=1e-13)
+        assert not found[entries[i] :, i].any()
+
+
+def test_series_of_unequal_lengths_are_transformed(tmp_path):
+    task = series_of_unequal_lengths()
+    transformed = Config(depth=2, step=3, backend="torch").apply(task, tmp_path)
+    again = Config(depth=2, step=3, backend="torch").apply(series_of_unequal_lengths(), tmp_path)
+    generated = Config(depth=2, step=3, backend="torch").apply(series_of_unequal_lengths(Generated), tmp_path)
+    for one in (transformed, again, generated):
+        ((x, target, lengths),) = one.evaluation("test")
+        assert x.shape == (3, 3, 6)
+        assert (target.tolist(), lengths.tolist()) == ([1, 0, 1], [3, 2, 3])
+        for column, index in enumerate((5, 6, 7)):
+            own = alone(task, index, 2, 3, True, "torch")
+            torch.testing.assert_close(x[: len(own), column : column + 1], own)
+        x, _, lengths = one.batch(0, 5)
+        assert (len(x), x.shape[1], lengths.max().item()) == (5, 5, 5)
+
+
+def test_a_series_without_a_block_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^transform\.step=4: must be less than 4, the length of the shortest series$"
+    ):
+        Config(step=4).apply(series_of_unequal_lengths(), tmp_path)
+
+
 def test_what_cannot_be_transformed_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^transform\.step=10: must be less than 10, the length of the sequences$"):
         Config(step=10).apply(Series(), tmp_path)
@@ -318,7 +380,6 @@ def test_what_cannot_be_transformed_is_refused(tmp_path, monkeypatch):
     path = torch.zeros(5, 1, 2)
     for task in (
         Other(path.long()),
-        Other(path, torch.tensor([4])),
         Other(path, read="every"),
         Other(path, carries_state=True),
     ):
