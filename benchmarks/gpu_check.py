@@ -48,7 +48,8 @@ def compile_kernels(only: str | None) -> Iterator[dict]:
     """Fills Triton's cache from many processes at once: one alone would compile for longer than the checks take."""
     began, workers = time.monotonic(), min(16, os.cpu_count() or 1)
     command = [sys.executable, str(PACKAGE / "benchmarks" / "gpu.py"), *(["--only", only] if only else [])]
-    processes = [subprocess.Popen([*command, "--compile-only", f"{i}/{workers}"]) for i in range(workers)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, "--compile-only", f"{i}/{workers}"], env=alone) for i in range(workers)]
     try:
         codes = [process.wait() for process in processes]
     finally:

@@ -347,6 +347,7 @@ def test_without_a_card_it_says_how_to_run(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_operations_and_models(run):
     status, found, printed = run("check", "speed", "--minutes", "60")
     assert status == 0, printed
