@@ -287,8 +287,15 @@ def _row(group: Group) -> Row:
     if len(read) > 1:
         names = sorted({file for file, _ in frozenset.union(*read) - frozenset.intersection(*read)})
         odd.append(f"runs not trained on the same data: {', '.join(names)}")
-    row.notes = [*row.verdict.notes, *odd]
+    row.notes = [*row.verdict.notes, *_other_tests(row), *odd]
     return row
+
+
+def _other_tests(row: Row) -> list[str]:
+    """What was measured on further test sets, such as the part that a published value is of."""
+    names = sorted({name for run in row.runs for name in run.metrics if name.startswith("test_")})
+    found = {name: [run.metrics[name].get(row.metric) for run in row.runs if name in run.metrics] for name in names}
+    return [f"{row.metric} on {name}: {_mean(values, row.metric)}" for name, values in found.items() if all(values)]
 
 
 def _changed(record: Record) -> dict:
@@ -475,11 +482,13 @@ def plain(value) -> str:
 
 def ours(row: Row) -> str:
     """Mean and sample standard deviation over the seeds, and their number."""
-    if not row.values:
-        return ""
-    scale, precise, rough = (100, ".2f", ".2f") if row.metric == "accuracy" else (1, ".4g", ".2g")
-    spread = f" ± {scale * statistics.stdev(row.values):{rough}}" if len(row.values) > 1 else ""
-    return f"{scale * statistics.fmean(row.values):{precise}}{spread} ({len(row.values)})"
+    return _mean(row.values, row.metric) if row.values else ""
+
+
+def _mean(values: list[float], metric: str) -> str:
+    scale, precise, rough = (100, ".2f", ".2f") if metric == "accuracy" else (1, ".4g", ".2g")
+    spread = f" ± {scale * statistics.stdev(values):{rough}}" if len(values) > 1 else ""
+    return f"{scale * statistics.fmean(values):{precise}}{spread} ({len(values)})"
 
 
 def _published_value(record: Published | None) -> str:

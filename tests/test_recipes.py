@@ -147,6 +147,18 @@ def test_protocols_of_mnist():
         assert compose_run(selection(recipe))[0].task.protocol == whose[recipe.split("/")[0]], recipe
 
 
+@pytest.mark.parametrize("model", ["rnn", "gru", "lstm"])
+def test_fastgrnns_protocol_on_har2(model):
+    c, _ = compose_run(selection(f"{model}/har2_fastgrnn"))
+    assert (c.task.validation, c.training.selection, c.training.patience) == ("none", "last", None)
+    assert c.published == f"fastgrnn/har2_{model}"
+    assert published.get(c.published).value == {"rnn": 0.9131, "gru": 0.9362, "lstm": 0.9365}[model]
+    assert changed_from_recipe(c, compose_run([f"model={model}", "task=har2"])[0], {}) == {
+        "task.validation": "none",
+        "training.selection": "last",
+    }
+
+
 def test_other_settings_of_unicornn():
     c, _ = compose_run(selection("unicornn/ncifar10"))
     t, o, m = c.training, c.optimizer, c.model
