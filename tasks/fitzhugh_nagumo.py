@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longwave.schema import Section
+from longwave.schema import Annotated, Ge, Le, Section
 from longwave.tasks.base import ArrayTask
 from longwave.tasks.data import cached, log
 from longwave.tasks.randomness import generator
 
-# v' = v - v^3/3 - w + I, w' = (v + a - b w) EPSILON, at POINTS times in [0, END], 0.4 apart.
+# v' = v - v^3/3 - w + I, w' = (v + a - b w) EPSILON, at points of time in [0, END].
 A, B, EPSILON, CURRENT = 0.7, 0.8, 1 / 50, 0.5
-POINTS, END = 1001, 400.0
+END = 400.0
 SIZES = {"train": 128, "validation": 128, "test": 1024}
 # The last batch of the test set: the released code's figure is of this alone.
 LAST = 128
@@ -24,18 +24,23 @@ LAST = 128
 
 @dataclass
 class Config(Section):
-    """Predict v at the next point of time from v up to now, at every point. There are no settings."""
+    """Predict v at the next point of time from v up to now, at every point.
+
+    Args:
+        points: number of points of time in [0, 400]; 1,001 are 0.4 apart, as in the released code.
+    """
 
     name: str = "fitzhugh_nagumo"
+    points: Annotated[int, Ge(2), Le(100_000)] = 1001
 
     def build(self, seed: int, data_root: Path) -> "FitzHughNagumo":
-        return FitzHughNagumo(seed, data_root)
+        return FitzHughNagumo(self.points, seed, data_root)
 
 
 class FitzHughNagumo(ArrayTask):
-    """v (1000, B, 1) of two-scale oscillations with v(0) ~ U(-1, 1) and w(0) = 0; the root mean squared error.
+    """v (points - 1, B, 1) of two-scale oscillations with v(0) ~ U(-1, 1) and w(0) = 0; the root mean squared error.
 
-    v' = v - v^3/3 - w + 0.5 and w' = (v + 0.7 - 0.8 w)/50 at 1,001 points of time in [0, 400], by scipy's ``solve_ivp``
+    v' = v - v^3/3 - w + 0.5 and w' = (v + 0.7 - 0.8 w)/50 at ``points`` of time in [0, 400], by scipy's ``solve_ivp``
     with its defaults (RK45, relative tolerance 1e-3): the errors of the solver are part of the data. Training set,
     validation and test set have 128, 128 and 1,024 series, the same for every seed. Tested are all of the last, and
     its last 128.
@@ -48,12 +53,12 @@ class FitzHughNagumo(ArrayTask):
     tests = ("test", "test_last_128")
     data_seed = 0
 
-    def __init__(self, seed: int, data_root: Path):
-        v = series(data_root, self.data_seed, sum(SIZES.values()))
+    def __init__(self, points: int, seed: int, data_root: Path):
+        v = series(data_root, self.data_seed, sum(SIZES.values()), points)
         splits = dict(zip(SIZES, torch.arange(len(v)).split(list(SIZES.values())), strict=True))
         splits["test_last_128"] = splits["test"][-LAST:]
         super().__init__(v, v, splits, seed)
-        self.split_id = f"fitzhugh_nagumo/scipy RK45/{POINTS}/{'/'.join(map(str, SIZES.values()))}"
+        self.split_id = f"fitzhugh_nagumo/scipy RK45/{points}/{'/'.join(map(str, SIZES.values()))}"
         self.notes = {"scipy": importlib.metadata.version("scipy")}
         test = v[splits["test"]]
         # Of predicting the current value.
@@ -70,8 +75,8 @@ class FitzHughNagumo(ArrayTask):
         return means | {"rmse": math.sqrt(means["mse"])}
 
 
-def series(root: Path, seed: int, count: int) -> Tensor:
-    """Solutions v, (count, 1001)."""
+def series(root: Path, seed: int, count: int, points: int) -> Tensor:
+    """Solutions v, (count, points)."""
 
     def build() -> dict[str, Tensor]:
         # Imported here: it takes half a second.
@@ -79,11 +84,11 @@ def series(root: Path, seed: int, count: int) -> Tensor:
 
         log.info("solving %d initial value problems, once", count)
         start = torch.rand(count, generator=generator(seed, "fitzhugh_nagumo")) * 2 - 1
-        times = np.linspace(0, END, POINTS)
+        times = np.linspace(0, END, points)
         v = [solve_ivp(_slope, (0, END), (v0, 0.0), t_eval=times).y[0] for v0 in start.tolist()]
         return {"v": torch.from_numpy(np.stack(v)).float()}
 
-    key = {"seed": seed, "count": count, "points": POINTS, "scipy": importlib.metadata.version("scipy")}
+    key = {"seed": seed, "count": count, "points": points, "scipy": importlib.metadata.version("scipy")}
     return cached(root, "fitzhugh_nagumo", key, build)["v"]
 
 

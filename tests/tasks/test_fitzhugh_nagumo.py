@@ -27,7 +27,7 @@ def runge_kutta(v0: float, steps: int) -> np.ndarray:
 
 
 def test_series_solve_the_equation(tmp_path):
-    v = series(tmp_path, seed=0, count=3)
+    v = series(tmp_path, seed=0, count=3, points=1001)
     assert v.shape == (3, 1001)
     assert (v[:, 0].abs() < 1).all()
     assert len(v[:, 0].unique()) == 3
@@ -40,7 +40,7 @@ def test_series_solve_the_equation(tmp_path):
     assert v.min() > -2.2
 
 
-def test_the_next_value_at_every_point(few_neurons):
+def test_the_next_value_at_every_point(few_neurons, tmp_path):
     task = Config().build(0, few_neurons)
     x, target = next(task.evaluation("test"))
     assert x.shape == (1000, 5, 1)
@@ -50,6 +50,7 @@ def test_the_next_value_at_every_point(few_neurons):
     assert (task.read, task.metric, task.higher_is_better) == ("every", "rmse", False)
     assert [len(task.splits[name]) for name in ("train", "validation", "test")] == [4, 3, 5]
     assert torch.equal(task.samples, Config().build(1, few_neurons).samples)
+    assert next(Config(points=9).build(0, tmp_path).evaluation("test"))[0].shape == (8, 5, 1)
 
 
 def test_published_sizes():
