@@ -608,7 +608,7 @@ CSV = (
 
 
 def as_csv(found: list[Row]) -> str:
-    """One table of all rows, with plain numbers; accuracies are fractions."""
+    """One table of all rows, with plain numbers; accuracies are fractions, ratios their logarithms."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from longwave import kernels
-from longwave.models.linoss import SSM, Config, ReleasedBlock, RunningNorm, scan, step
+from longwave.models.linoss import SSM, Config, LinOSS, ReleasedBlock, RunningNorm, scan, step
 from longwave.tasks.adding import Config as Adding
 from longwave.training.optimizers import Optimizer
 
@@ -372,3 +373,17 @@ def test_the_released_block_drops_the_same_of_all_sequences():
     assert (frames[0] == frames[1]).all()
     assert (frames[2] == frames[3]).all()
     assert (block.eval()._dropped(torch.ones(7, 5, 4), None) == 1).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_released_block_of_a_packed_sequence(training):
+    torch.manual_seed(0)
+    layer = LinOSS(2, 4, state=3, dropout=0.5, block="released").train(training)
+    parts = [torch.randn(length, 2) for length in (5, 3, 3)]
+    packed, state = layer(pack_sequence(parts))
+    assert packed.data.shape == (11, 4)
+    assert state[0].shape == (3, 4)
+    if not training:
+        for i, part in enumerate(parts):
+            alone, _ = layer(part[:, None])
+            torch.testing.assert_close(pad_packed_sequence(packed)[0][: len(part), i], alone[:, 0])
