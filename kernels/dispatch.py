@@ -81,14 +81,33 @@ def _source(name: str) -> library.Source:
     return SOURCES[name] if name in SOURCES else OPERATIONS[name].source
 
 
+def described_by(definition: Callable) -> Callable:
+    """Decorator: name, signature and docstring of a definition, with ``backend`` as another argument."""
+
+    def described(function: Callable) -> Callable:
+        function = functools.wraps(definition)(function)
+        signature = inspect.signature(definition)
+        backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
+        function.__signature__ = signature.replace(parameters=[*signature.parameters.values(), backend])
+        text = """
+    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
+        "triton".
+
+Returns:"""
+        function.__doc__ = inspect.getdoc(definition).replace("\n\nReturns:", text)
+        return function
+
+    return described
+
+
 def public(operation: Operation, **variants: Operation) -> Callable:
-    """The function of an operation: signature and docstring of its definition, with ``backend`` as another argument.
+    """The function of an operation, described by its definition.
 
     Each of ``variants`` is computed instead where the argument of its name is true.
     """
     definition = inspect.signature(operation.reference)
 
-    @functools.wraps(operation.reference)
+    @described_by(operation.reference)
     def function(*arguments, backend: str = "auto", **keywords):
         bound = definition.bind(*arguments, **keywords)
         bound.apply_defaults()
@@ -98,14 +117,6 @@ def public(operation: Operation, **variants: Operation) -> Callable:
         options = {key: given.pop(key) for key in operation.options}
         return _run(chosen.name, backend, given.pop("pre"), given.pop("state"), options, given)
 
-    backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
-    function.__signature__ = definition.replace(parameters=[*definition.parameters.values(), backend])
-    text = """
-    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
-        "triton".
-
-Returns:"""
-    function.__doc__ = inspect.getdoc(operation.reference).replace("\n\nReturns:", text)
     return function
 
 
