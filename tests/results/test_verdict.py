@@ -178,6 +178,9 @@ def test_a_published_run_is_compared_with_ours():
     assert str(found) == "outside [96.50, 97.50], where 95 % of single runs lie: exceeds by 0.60 points"
     # Of errors less is better.
     assert judge(around(2.0, 0.01), published(1.9, "single", "rmse")).difference == pytest.approx(-0.1)
+    # Nothing is known of the spread of equal values, such as accuracies on few samples.
+    found = judge([0.97] * 3, published(0.972, "single"))
+    assert str(found) == "undecided (3 seeds that do not differ): -0.20 points"
     # Seeds that vary much have everything inside; the page says so.
     found = judge(around(0.93, 0.02), published(0.97, "single"))
     assert found.name == "inside"
@@ -234,7 +237,7 @@ def test_what_is_said_of_a_best_run():
     found = judge([0.83, 0.86, 0.85], published(0.949, "best", n=1, test_samples=39))
     assert found.notes[-1] == "the published value is a best one; our best is 86.00 %"
     found = judge([1.2, 1.1, 1.3], published(1.0, "best", "rmse"))
-    assert found.notes[-1] == "the published value is a best one; our best is 1.1"
+    assert found.notes[-1] == "the published value is a best one, of how many runs is not known; our best is 1.1"
     assert "one run" in judge([0.8] * 3, published(0.9, "single", n=1)).notes[-1]
     assert "not known" in judge([0.8] * 3, published(0.9, "quoted")).notes[0]
     assert judge([0.8] * 3, published(0.9, n=3)).notes == ()
