@@ -351,10 +351,10 @@ def test_the_state_is_carried_and_its_gradient_is_not(fit_here, fake_ptb):
     from longwave.tasks.ptb_char import Config
     from longwave.tasks.randomness import counted_seed
 
-    arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "optimizer=sgd")
+    arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "recipe=none")
     _, folder = fit_here(
         *arguments, f"data.root={fake_ptb}", "training.steps=8", "training.log_every=1", "training.batch_size=3",
-        "optimizer.lr=1", "training.evaluate_every=4", "task.readout=model", "model.forget_bias=null",
+        "optimizer=sgd", "optimizer.lr=1", "training.evaluate_every=4",
     )  # fmt: skip
     task = Config(T=60, embedding=3).build(0, fake_ptb)
     assert task.steps_per_epoch(3) == 4
