@@ -191,11 +191,36 @@ def about(overrides: list[str]) -> str:
             continue
         schema = SECTIONS.get(group)
         if schema is None:
-            file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
-            schema = dict(schemas(group))[file]
+            schema = _schema_of(group, name)
         text = inspect.getdoc(schema).replace("Args:", f"Keys, as {group}.<key>=<value>:")
         texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
     return "\n".join(texts)
+
+
+def _schema_of(group: str, name: str) -> type:
+    file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
+    return dict(schemas(group))[file]
+
+
+def restore(values: dict) -> Config:
+    """The configuration of a record; settings that are newer than it have their defaults.
+
+    Raises:
+        UserError: for a choice or a setting that there is no more.
+    """
+    kinds = SECTIONS | {"data": Data, "diagnostics": Diagnostics}
+    found = {}
+    try:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                kind = _schema_of(key, value["name"]) if key in PACKAGES else kinds[key]
+                found[key] = kind(**value)
+            # An older record has no curriculum, or None.
+            elif value is not None or key not in SECTIONS:
+                found[key] = value
+        return Config(**found)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"the run is of another version of the code: {one_line(str(error), 150)}") from error
 
 
 def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
