@@ -402,10 +402,18 @@ def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carrie
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, signals: Signals, step: int
+    model: nn.Module,
+    task: Task,
+    split: str,
+    device: torch.device,
+    settings: Training,
+    signals: Signals | None,
+    step: int,
+    on_batch: Callable[..., None] | None = None,
 ) -> dict[str, float]:
     """The task's summary of the mean of every score over ``split``.
 
+    ``on_batch`` is called with output and target of each batch, on the CPU.
     Diverged where one is not finite; Interrupted when a signal stopped the process.
     """
     model.eval()
@@ -413,9 +421,12 @@ def evaluate(
     for index, (x, target, *lengths) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
-        signals.check(step)
+        if signals is not None:
+            signals.check(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             output, carried = _forward(model, task, device, x, lengths, carried)
+        if on_batch is not None:
+            on_batch(output.float().cpu(), target)
         for key, values in task.scores(output.float(), target.to(device)).items():
             # On the CPU, since not every device has float64.
             sums[key] += values.cpu().double().sum().item()
