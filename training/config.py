@@ -120,7 +120,7 @@ def numbers(config: dict) -> dict:
     """The settings of a configuration, as ``Config.as_dict`` gives them, that can change a number of the run.
 
     Left out are those marked NEUTRAL, sections that are None (an older record has no curriculum), and those marked
-    LATER that have their default.
+    LATER that have their default. Of the run that training starts from, the content of its weights counts.
     """
     found = _numbers(config)
     for section, value in found.items():
@@ -138,6 +138,9 @@ def _numbers(config: dict) -> dict:
             continue
         neutral = _neutral(section) if isinstance(value, dict) else ()
         found[section] = {k: v for k, v in value.items() if k not in neutral} if neutral else value
+    start = (found.get("training") or {}).get("start_from")
+    if start is not None:
+        found["training"] = found["training"] | {"start_from": start.rpartition("@")[2]}
     return found
 
 
@@ -240,6 +243,10 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
         name = getattr(getattr(config, group), "name", "none")
         if name != chosen[group]:
             raise UserError(f"{group}.name={name}: is fixed; choose with {group}={' | '.join(choices(group))}")
+    if config.training.start_from is not None:
+        from longwave.training import weights
+
+        config.training.start_from = weights.pinned(config.training.start_from, config.output)
     return config
 
 

@@ -17,7 +17,7 @@ from longwave.models.layer import detach, map_state
 from longwave.models.network import Network
 from longwave.tasks.base import Task
 from longwave.tasks.randomness import counted_seed
-from longwave.training import environment
+from longwave.training import environment, weights
 from longwave.training.budget import Training
 from longwave.training.config import Config
 from longwave.training.diagnostics import picture, probe
@@ -152,6 +152,9 @@ class Trainer:
                 message = f"checkpoint does not fit this code ({reason}); use fresh=true to start over"
                 raise UserError(message) from error
             log.info("resuming at step %d", self.state.step)
+        elif self.settings.start_from is not None:
+            weights.start(self.model, self.settings.start_from, self.config.output)
+            log.info("starting from the weights of %s", self.settings.start_from)
         self._began = time.monotonic() - self.state.seconds
         self._saved = time.monotonic()
         self.run.record.budget.steps = self.total

@@ -1,6 +1,7 @@
 """The weights of a finished run: found, checked, identified by their content."""
 
 import hashlib
+import re
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from longwave.training import record
 from longwave.training.errors import UserError
 from longwave.training.files import load_checkpoint
 from longwave.training.record import FINISHED, Record
+
+# A run, and the digest of its weights.
+PINNED = re.compile(r"(?P<run>.+)@(?P<digest>[0-9a-f]{16})")
 
 
 def find(run: str | Path, output: str = "outputs") -> Path:
@@ -85,3 +89,51 @@ def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
         if there != here:
             raise ValueError(f"{name} is {there} there and {here} here")
     model.load_state_dict(weights)
+
+
+def pinned(run: str, output: str) -> str:
+    """``<run>@<digest>`` of a finished run, given as in :func:`find`, or so already: then the run may be gone.
+
+    Raises:
+        UserError: where there is no such run, it is not finished, or its weights are not those of the digest.
+    """
+    given = PINNED.fullmatch(run)
+    name = given["run"] if given else run
+    try:
+        folder = find(name, output)
+    except UserError as error:
+        # Enough to find a run that has started from it.
+        if given:
+            return run
+        raise UserError(f"training.start_from={error}") from error
+    found = _chosen(run, folder)[1]
+    return run if given else f"{name}@{found}"
+
+
+def start(model: nn.Module, run: str, output: str) -> None:
+    """Gives a model the weights of a run that is :func:`pinned`.
+
+    Raises:
+        UserError: where there is no such run any more, or its weights have changed or are of other shapes.
+    """
+    try:
+        folder = find(PINNED.fullmatch(run)["run"], output)
+    except UserError as error:
+        raise UserError(f"training.start_from={error}") from error
+    try:
+        assign(model, _chosen(run, folder)[0])
+    except ValueError as error:
+        raise UserError(f"training.start_from={one_line(run)}: {error}") from error
+
+
+def _chosen(run: str, folder: Path) -> tuple[dict[str, Tensor], str]:
+    """The selected weights and their digest; UserError where that is not the one that ``run`` names."""
+    given = PINNED.fullmatch(run)
+    try:
+        chosen, _ = selected(folder)
+    except UserError as error:
+        raise UserError(f"training.start_from={one_line(run)}: {error}") from error
+    found = digest(chosen)
+    if given and given["digest"] != found:
+        raise UserError(f"training.start_from={one_line(run)}: its weights are now {found}")
+    return chosen, found
