@@ -61,12 +61,15 @@ class TaskConfig(Section):
         return numbers(sample)
 
 
-def numbers(sample: Any) -> Tensor:
-    """An array (T, D) or (T,) as a float32 tensor (T, D); ValueError for another shape."""
+def numbers(sample: Any, channels: int | None = None) -> Tensor:
+    """An array (T, D) or (T,) as a float32 tensor (T, D); ValueError for another shape, or D where that is given."""
     x = torch.as_tensor(sample, dtype=torch.float32)
     if x.dim() not in (1, 2) or not x.numel():
         raise ValueError(f"must be (T, D) or (T,), got {tuple(x.shape)}")
-    return x.unsqueeze(1) if x.dim() == 1 else x
+    x = x.unsqueeze(1) if x.dim() == 1 else x
+    if channels not in (None, x.shape[1]):
+        raise ValueError(f"must have {channels} channels, got {x.shape[1]}")
+    return x
 
 
 class Task:

@@ -66,7 +66,7 @@ class Config(TaskConfig):
         return HAR2(self, seed, data_root)
 
     def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
-        x = numbers(sample)
+        x = numbers(sample, 9)
         if self.normalisation == "none":
             return x
         mean, std = statistics["mean"], statistics["std"]

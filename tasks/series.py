@@ -155,8 +155,10 @@ class SeriesConfig(TaskConfig):
 
     def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
         """Steps (T, C), with the normalisation and the time of the training."""
-        x = numbers(sample)
-        if "mean" in statistics:
+        if "mean" not in statistics:
+            x = numbers(sample)
+        else:
+            x = numbers(sample, len(statistics["mean"]))
             x = (x - statistics["mean"]) / statistics["deviation"]
         return with_time(x, statistics["steps"], start, statistics["clock"]) if "steps" in statistics else x
 

@@ -150,17 +150,24 @@ class Trained:
     def _dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def _prepared(self, samples: Sequence, start: int = 0) -> list[Tensor]:
+    def prepare_one(self, sample: Any, start: int = 0) -> Tensor:
+        """A sample, or the part of it that begins at step ``start``, before the transform."""
+        try:
+            x = self.config.task.prepare(sample, self.task["statistics"], start)
+        # What torch says of what is no array.
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(str(error).partition("\n")[0]) from error
+        self._check(x)
+        return x.to(self._dtype) if x.is_floating_point() else x
+
+    def _prepared(self, samples: Sequence) -> list[Tensor]:
         """Each sample before the transform."""
         found = []
         for number, sample in enumerate(samples):
             try:
-                x = self.config.task.prepare(sample, self.task["statistics"], start)
-                self._check(x)
-            except (ValueError, TypeError, RuntimeError) as error:
-                reason = str(error).partition("\n")[0]
-                raise ValueError(f"sample {number}: {reason}") from error
-            found.append(x.to(self._dtype) if x.is_floating_point() else x)
+                found.append(self.prepare_one(sample))
+            except ValueError as error:
+                raise ValueError(f"sample {number}: {error}") from error
         return found
 
     def _check(self, x: Tensor) -> None:
@@ -239,7 +246,7 @@ class Stream:
             ValueError: for what is no step of the task.
         """
         raw = x if isinstance(x, str) else torch.as_tensor(x).unsqueeze(0)
-        [prepared] = self.trained._prepared([raw], self.steps)
+        prepared = self.trained.prepare_one(raw, self.steps)
         if len(prepared) != 1:
             raise ValueError(f"must be one step, got {len(prepared)}")
         self.steps += 1
