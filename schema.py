@@ -14,12 +14,28 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-__all__ = ["MODEL", "NEUTRAL", "Annotated", "Ge", "Gt", "Le", "Lt", "OneOf", "Section", "counted", "marked", "one_line"]
+__all__ = [
+    "MODEL",
+    "NEUTRAL",
+    "REPEAT",
+    "Annotated",
+    "Ge",
+    "Gt",
+    "Le",
+    "Lt",
+    "OneOf",
+    "Section",
+    "counted",
+    "marked",
+    "one_line",
+]
 
 # A setting that makes it another model, or another size of it: not how it is initialised, trained or computed.
 MODEL = "model"
 # A setting that cannot change a number of a run, up to rounding: where it runs, what is kept and shown of it.
 NEUTRAL = "neutral"
+# A setting that makes it another repetition of the same experiment, as the seed does: tables take the mean over it.
+REPEAT = "repeat"
 
 
 @dataclass(frozen=True)

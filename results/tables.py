@@ -23,7 +23,7 @@ from longwave.results.published import METRICS, Published
 from longwave.results.records import Group
 from longwave.results.verdict import NO_NUMBER, NOT_FINISHED, NOT_RUN, OTHER_PROTOCOL, Verdict, amount, judge
 from longwave.schema import MODEL, counted, marked, one_line
-from longwave.training.config import CONF, choices, numbers, schemas
+from longwave.training.config import CONF, choices, experiment, schemas
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
@@ -174,8 +174,12 @@ def _aim(key: str | None, config: dict) -> str | None:
 
 
 def task_of(record: Record) -> str:
-    """The task of a run; a data set of the archives by its own name, as the published records have it."""
-    return record.config["task"].get("dataset") or record.task
+    """The task of a run; a data set of the archives by its own name, as the published records have it; a user's own by
+    its title and the beginning of its checksum."""
+    settings = record.config["task"]
+    if settings.get("title"):
+        return f"{settings['title']} ({(settings.get('content') or '?')[:8]})"
+    return settings.get("dataset") or record.task
 
 
 def _title(task: str, settings: dict) -> str:
@@ -232,15 +236,26 @@ def _row(group: Group) -> Row:
         flaws = run.forced or records.flaws(run)
         odd += [("collected by force (%s)" if run.forced else "%s") % ", ".join(flaws)] if flaws else []
     odd = [f"{counted(count, 'run')} {what}" for what, count in Counter(odd).items()]
-    row.notes = [*row.verdict.notes, *odd]
+    row.notes = [*row.verdict.notes, *_folds(group.runs, metric), *odd]
     return row
+
+
+def _folds(runs: list[Record], metric: str) -> list[str]:
+    """Metric of every fold, and the folds that are missing."""
+    number = runs[0].config["task"].get("folds") if runs else None
+    if not number:
+        return []
+    by_fold = sorted((run.config["task"]["fold"], run.metrics["test"][metric]) for run in runs)
+    left = sorted(set(range(number)).difference(fold for fold, _ in by_fold))
+    note = "folds " + ", ".join(f"{fold}: {value:.4g}" for fold, value in by_fold)
+    return [note + (f"; not run: {', '.join(map(str, left))}" if left else "")]
 
 
 def _changed(record: Record) -> dict:
     """The settings that are not the recipe's or, without a recipe, that its command has."""
     if record.recipe is not None:
         return record.changed
-    settings, found = numbers(record.config), {}
+    settings, found = experiment(record.config), {}
     for word in shlex.split(record.command)[2:]:
         key, _, value = word.lstrip("+~").partition("=")
         section, _, name = key.partition(".")
