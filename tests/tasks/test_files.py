@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 
 from longwave.models.network import Network
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, content_of
+from longwave.tasks.files import Config, OnDisk, content_of
 from longwave.training.config import compose_run
 from longwave.training.errors import UserError
 
@@ -95,6 +97,126 @@ def test_time_as_a_channel(build):
     assert plain.inputs == CHANNELS + 1
     assert plain.samples[3, :, 0].tolist() == pytest.approx(np.linspace(0, 1, STEPS).tolist())
     assert plain.times is None
+
+
+# Missing values
+
+
+@pytest.fixture
+def gaps() -> np.ndarray:
+    """Values of which some are missing inside; of sample 3 also the first two of channel 1, of sample 4 all of it."""
+    x = np.where(RNG.random(X.shape) < 0.2, np.nan, X)
+    x[:, [0, -1]] = X[:, [0, -1]]
+    x[3, :2, 1] = np.nan
+    x[3, 2, 1] = X[3, 2, 1]
+    x[4, :, 1] = np.nan
+    return x
+
+
+def test_a_mask_is_a_channel_for_each(build, gaps):
+    task = build({"x": gaps, "lengths": LENGTHS}, missing="mask")
+    there = ~np.isnan(gaps) & (np.arange(STEPS) < LENGTHS[:, None])[:, :, None]
+    assert task.inputs == 2 * CHANNELS
+    assert np.array_equal(task.samples[..., CHANNELS:].numpy(), there)
+    assert np.array_equal(task.mask.numpy(), there)
+    # What is missing is the mean, 0; the statistics are those of what is there.
+    assert (task.samples[..., :CHANNELS].numpy()[~there] == 0).all()
+    train = task.splits["train"].numpy()
+    first = task.samples[train][..., 0].numpy()[there[train][..., 0]]
+    assert abs(first.mean()) < 1e-5
+    assert first.std() == pytest.approx(1, abs=1e-4)
+    assert task.notes["missing_values"] == int(
+        (np.isnan(gaps) & (np.arange(STEPS) < LENGTHS[:, None])[..., None]).sum()
+    )
+
+
+@pytest.mark.parametrize("how", ["forward", "linear"])
+def test_gaps_are_filled_inside_the_series(build, gaps, how):
+    t = np.cumsum(RNG.uniform(0.1, 2, (N, STEPS)), 1)
+    with pytest.raises(DataError, match=rf"x\[3, 0, 1\]: a missing value without one .*, for task\.missing={how}; use"):
+        build({"x": gaps, "t": t}, missing=how)
+    task = build({"x": gaps, "t": t}, missing=how, missing_ends="mean", normalise=False)
+    train = task.splits["train"].numpy()
+    means = np.nanmean(gaps[train].astype(np.float32), (0, 1))
+    for index in range(N):
+        for channel in range(CHANNELS):
+            there = np.flatnonzero(~np.isnan(gaps[index, :, channel]))
+            for step in range(STEPS):
+                before, after = there[there <= step], there[there >= step]
+                if how == "forward":
+                    expected = gaps[index, before[-1], channel] if len(before) else means[channel]
+                elif len(before) and len(after):
+                    expected = np.interp(t[index, step], t[index, there], gaps[index, there, channel])
+                else:
+                    expected = means[channel]
+                assert task.samples[index, step, channel] == pytest.approx(expected, rel=1e-4)
+
+
+def test_padding_is_never_filled(build):
+    x = X.copy()
+    x[np.arange(STEPS) >= LENGTHS[:, None]] = np.nan
+    for how in ("refuse", "forward", "linear"):
+        task = build({"x": x, "lengths": LENGTHS}, missing=how)
+        assert task.notes["missing_values"] == 0
+        assert (task.samples.numpy()[np.arange(STEPS) >= LENGTHS[:, None]] == 0).all()
+
+
+# On disk
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"missing": "mask", "time": True}, {"missing": "linear", "missing_ends": "mean"}]
+)
+def test_a_large_array_is_read_batch_by_batch(tmp_path, gaps, settings):
+    folder = tmp_path / "my"
+    folder.mkdir()
+    arrays = {"x": gaps.astype(np.float32) if settings else X, "y": LABELS, "lengths": LENGTHS}
+    arrays["t"] = np.cumsum(RNG.uniform(0.1, 2, (N, STEPS)), 1)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    held = Config(path=str(folder), **settings).build(0, tmp_path)
+    there = Config(path=str(folder), memory=1e-6, **settings).build(0, tmp_path)
+    assert type(there) is OnDisk
+    assert there.samples.numel() == 0
+    assert there.split_id == held.split_id
+    for step in (0, 1, 9, 2):
+        for ours, theirs in zip(there.batch(step, 8), held.batch(step, 8), strict=True):
+            assert torch.equal(ours, theirs)
+    for ours, theirs in zip(there.evaluation("test"), held.evaluation("test"), strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert compose_run(["task=files", f"task.path={folder}", "task.memory=1e-6"])[0].identity() == identity(folder)
+
+
+MEASURE = """
+import resource, sys
+import numpy as np
+from longwave.tasks.files import Config
+task = Config(path=sys.argv[1], memory=float(sys.argv[2])).build(0, __import__("pathlib").Path(sys.argv[3]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for step in range(task.steps_per_epoch(16)):
+    task.batch(step, 16)
+print(type(task).__name__, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_stays_bounded(tmp_path):
+    folder = tmp_path / "my"
+    folder.mkdir()
+    # 800 MB.
+    x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float32, (2000, 10_000, 10))
+    for index in range(0, 2000, 100):
+        x[index : index + 100] = np.random.default_rng(index).normal(size=(100, 10_000, 10))
+    x.flush()
+    np.save(folder / "y.npy", np.arange(2000) % 2)
+    peaks = {}
+    for memory in ("0.1", "8"):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, folder, memory, tmp_path], capture_output=True, text=True, check=True
+        )
+        kind, _, peak = done.stdout.split()
+        peaks[kind] = int(peak) / 1e3
+    assert peaks["OnDisk"] < peaks["Files"] - 600
 
 
 # Targets
