@@ -245,7 +245,8 @@ def _folds(runs: list[Record], metric: str) -> list[str]:
     number = runs[0].config["task"].get("folds") if runs else None
     if not number:
         return []
-    by_fold = sorted((run.config["task"]["fold"], run.metrics["test"][metric]) for run in runs)
+    scale = 100 if metric == "accuracy" else 1
+    by_fold = sorted((run.config["task"]["fold"], scale * run.metrics["test"][metric]) for run in runs)
     left = sorted(set(range(number)).difference(fold for fold, _ in by_fold))
     note = "folds " + ", ".join(f"{fold}: {value:.4g}" for fold, value in by_fold)
     return [note + (f"; not run: {', '.join(map(str, left))}" if left else "")]

@@ -123,16 +123,16 @@ class Config(Section):
     fold: Annotated[int | None, Ge(0), REPEAT] = None
     class_weights: Annotated[str, OneOf("none", "balanced")] = "none"
     metric: Annotated[str | None, OneOf(None, *scores.OF_CLASSES, *scores.OF_NUMBERS)] = None
-    memory: Annotated[float, Gt(0), NEUTRAL] = 8.0
+    memory: Annotated[float, Gt(0), Le(10**6), NEUTRAL] = 8.0
 
     def __post_init__(self):
         super().__post_init__()
         if (self.folds is None) != (self.fold is None) or (self.folds is not None and self.fold >= self.folds):
             if self.folds is None:
                 raise ValueError(f"fold={self.fold}: is one of task.folds; set that too, such as task.folds=5")
-            last = self.folds - 1
+            every = ",".join(map(str, range(self.folds)))
             raise ValueError(
-                f"fold={shown(self.fold)}: must be from 0 to {last}; -m task.fold=range({self.folds}) runs all"
+                f"fold={shown(self.fold)}: must be from 0 to {self.folds - 1}; -m task.fold={every} runs all"
             )
         if self.folds is None and self.validation + self.test >= 1:
             raise ValueError(f"validation={self.validation}: leaves nothing to train on beside task.test={self.test}")
