@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -283,8 +284,11 @@ def _title(run: "Run") -> str:
     record = run.record
     model, task = record.config["model"], record.config["task"]
     place = f"T{task['T']}" if "T" in task else task.get("dataset") or task.get("title") or record.task
+    # It becomes part of an id and of a folder's name; a title is a user's.
+    place = re.sub(r"[^\w.-]+", "_", place)[:40]
+    fold = [f"f{task['fold']}"] if task.get("fold") is not None else []
     size = [f"h{model['hidden']}"] if "hidden" in model else []
-    return "-".join(dict.fromkeys([place, record.model, f"s{record.seed}", record.task, *size]))
+    return "-".join(dict.fromkeys([place, record.model, f"s{record.seed}", *fold, record.task, *size]))
 
 
 def _wandb_id(run: "Run") -> str:
