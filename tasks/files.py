@@ -21,7 +21,7 @@ from longwave.schema import NEUTRAL, REPEAT, Annotated, Ge, Gt, Le, Lt, OneOf, S
 from longwave.tasks import checks, formats
 from longwave.tasks.base import ArrayTask, data_root
 from longwave.tasks.checks import DataError
-from longwave.tasks.data import cached, code
+from longwave.tasks.data import Absent, cached, code
 from longwave.tasks.own import archives, arrays, columns, delimited, preparation, samples, scores, tables
 from longwave.tasks.own.columns import suffix
 from longwave.tasks.own.delimited import SEPARATORS
@@ -246,7 +246,7 @@ def read(config: Config, root: Path) -> Samples:
     """
     path = config.resolved(config.path)
     if not path.exists():
-        raise DataError(path, None, "is not there")
+        raise Absent(path, None, "is not there")
     pair = _pair(path) if path.is_dir() and config.layout in ("auto", "archive", "wide") else None
     others = [config.resolved(config.test_path)] if config.test_path else []
     parts = [*(pair or [path]), *others]
@@ -278,11 +278,11 @@ def _read_one(path: Path, config: Config, root: Path) -> Samples:
         return reader(path, config)
 
     kept = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in kept.items()}
-    return Samples(**kept, place=lambda *where: again().place(*where))
+    return Samples(file=path, **kept, place=lambda *where: again().place(*where))
 
 
 def _packed(found: Samples) -> dict[str, Any]:
-    fields = {key: getattr(found, key) for key in found.__dataclass_fields__ if key != "place"}
+    fields = {key: getattr(found, key) for key in found.__dataclass_fields__ if key not in ("file", "place")}
     return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
 
 
@@ -316,16 +316,14 @@ def _joined(parts: list[Samples]) -> Samples:
     first, second = parts
     for part in parts:
         if isinstance(part.x, samples.Mapped):
-            raise DataError(part.place(0, None, None)[0], None, "too large for task.test_path; use an array split")
+            raise DataError(part.file, None, "too large for task.test_path; use an array split")
         if part.channels != first.channels:
-            file = part.place(0, None, None)[0]
+            file = part.file
             there = f"{len(part.channels)} channels" if len(part.channels) != len(first.channels) else "other channels"
-            raise DataError(
-                file, None, f"{there}, where {first.place(0, None, None)[0].name} has {len(first.channels)}"
-            )
+            raise DataError(file, None, f"{there}, where {first.file.name} has {len(first.channels)}")
         clocks = [(one.times is None, one.per_second, one.per_step) for one in (first, part)]
         if clocks[0] != clocks[1]:
-            raise DataError(part.place(0, None, None)[0], None, "targets or times are not as in the first file")
+            raise DataError(part.file, None, "targets or times are not as in the first file")
     count = len(first)
 
     def place(index: int, step: int | None, column: int | str | None) -> tuple[Path | str, str]:
@@ -343,6 +341,7 @@ def _joined(parts: list[Samples]) -> Samples:
         classes = None
     times = None if first.times is None else np.concatenate([part.flat(part.times) for part in parts])
     return Samples(
+        file=first.file,
         x=np.concatenate([part.flat(part.x, part.mask) for part in parts]),
         lengths=np.concatenate([part.lengths for part in parts]),
         channels=first.channels,
@@ -362,7 +361,7 @@ def _values(part: Samples, targets: np.ndarray) -> np.ndarray:
     values = [samples.number(name) for name in part.classes]
     if None in values:
         name = part.classes[values.index(None)]
-        raise DataError(part.place(0, None, None)[0], None, f"{one_line(name)!r} is not a number to predict")
+        raise DataError(part.file, None, f"{one_line(name)!r} is not a number to predict")
     return np.array([*values, np.nan])[targets]
 
 
@@ -480,7 +479,7 @@ class Files(ArrayTask):
     def _set_scores(self, config: Config, train: np.ndarray, found: Samples) -> None:
         offered = scores.OF_CLASSES if self.classes is not None else scores.OF_NUMBERS
         self.metric = config.metric or next(iter(offered))
-        file = found.place(0, None, None)[0]
+        file = found.file
         if self.metric not in offered:
             raise DataError(
                 file, None, f"task.metric={self.metric}: must be one of {', '.join(offered)} for these targets"
@@ -617,7 +616,7 @@ def _split(config: Config, found: Samples, seed: int) -> tuple[dict[str, np.ndar
     Raises:
         DataError: where the file does not have what the split needs, or has too few samples.
     """
-    file = found.place(0, None, None)[0]
+    file = found.file
     everything = np.arange(len(found))
     classes = None if found.classes is None or found.per_step else found.targets
     groups = None if found.groups is None else np.array(found.groups)

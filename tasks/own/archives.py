@@ -36,6 +36,7 @@ def read(path: Path, config: "Config") -> Samples:
     codes = np.array([index[label] for label in part.labels])
     targets, classes = encode(texts, codes, predict, lambda sample: place(sample, None, None))
     return Samples(
+        file=path,
         x=np.concatenate(part.series),
         lengths=np.array([len(one) for one in part.series], np.int64),
         channels=[str(channel) for channel in range(part.series[0].shape[1])],

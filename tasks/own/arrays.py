@@ -11,7 +11,7 @@ import numpy as np
 
 from longwave.schema import one_line
 from longwave.tasks.checks import DataError
-from longwave.tasks.own.samples import UNITS, Mapped, Samples, encode
+from longwave.tasks.own.samples import CHUNK, UNITS, Mapped, Samples, encode
 
 if TYPE_CHECKING:
     from longwave.tasks.files import Config
@@ -105,6 +105,8 @@ def _samples(path: Path, found: dict[str, Any], config: "Config") -> Samples:
     if x.ndim == 2 and not joined:
         x = x.widened() if isinstance(x, Mapped) else x[:, :, None]
     count = len(lengths) if joined else len(x)
+    if lengths is None and x.dtype.kind == "f" and "mask" not in found:
+        lengths = _ends(x)
     lengths = _lengths(path, lengths, count, None if joined else x.shape[1])
     if joined and lengths.sum() != len(x):
         raise DataError(path, "lengths", f"{lengths.sum():,} steps in all, and x has {len(x):,}")
@@ -131,6 +133,7 @@ def _samples(path: Path, found: dict[str, Any], config: "Config") -> Samples:
         raise DataError(path, "channels", f"{len(channels)} names, and x has {x.shape[-1]} channels")
     texts = {name: _texts(path, name, found.get(name), count) for name in ("group", "split", "id")}
     return Samples(
+        file=path,
         x=x,
         lengths=lengths,
         channels=[str(i) for i in range(x.shape[-1])] if channels is None else [str(name) for name in channels],
@@ -145,6 +148,16 @@ def _samples(path: Path, found: dict[str, Any], config: "Config") -> Samples:
         groups=texts["group"],
         split=texts["split"],
     )
+
+
+def _ends(x: Any) -> np.ndarray:
+    """Steps of each sample without those at its end that are missing in all channels; all of one without any value."""
+    ends = np.empty(len(x), np.int64)
+    size = max(1, CHUNK // int(np.prod(x.shape[1:])))
+    for start in range(0, len(x), size):
+        there = ~np.isnan(x[start : start + size]).all(2)
+        ends[start : start + size] = np.where(there.any(1), x.shape[1] - there[:, ::-1].argmax(1), x.shape[1])
+    return ends
 
 
 def _lengths(path: Path, lengths: np.ndarray | None, count: int, steps: int | None) -> np.ndarray:

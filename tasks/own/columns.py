@@ -40,7 +40,7 @@ class Columns:
             try:
                 self._file = parquet.ParquetFile(path)
                 self.names = [name for name in self._file.schema_arrow.names if not name.startswith("__index_level_")]
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
                     path, None, f"no Parquet file ({one_line(' '.join(str(error).split()), 150)})"
                 ) from error
@@ -76,7 +76,7 @@ class Columns:
 
             try:
                 self._table = self._file.read(columns=list(dict.fromkeys([*wanted, *values])))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(self.path, None, f"is damaged ({one_line(str(error), 150)})") from error
         self._kept = None
         return self._table.num_rows

@@ -165,9 +165,9 @@ class Delimited:
         """Raises DataError for the first record that is wrong."""
         names = self._unique()
         columns = [(names.index(name), name) for name in values]
-        found = False
+        first = 0
         for line, row in self.records():
-            found = True
+            first = first or line
             if len(row) != len(names):
                 what = "the header" if self.names is not None else "the first line"
                 raise DataError(
@@ -179,7 +179,9 @@ class Delimited:
                     hint = ""
                     if not self.comma and number(cell.replace(",", ".")) is not None:
                         hint = "; use task.decimal=comma"
+                    elif line == first:
+                        hint = "; where the column is no channel, name those that are by task.channels"
                     where = f"line {line}, column {name if self.names is not None else index + 1}"
                     raise DataError(self.path, where, f"{one_line(cell)!r} is not a number{hint}")
-        if not found:
+        if not first:
             raise DataError(self.path, None, "has no row of data")

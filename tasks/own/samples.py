@@ -50,6 +50,7 @@ class Samples:
     """N samples, as they were read.
 
     Args:
+        file: the one that was read, or the folder.
         x: (N, T, D), or all samples one behind the other, (sum of lengths, D); NaN is a missing value.
         lengths: (N,), steps.
         channels: D names.
@@ -64,6 +65,7 @@ class Samples:
         ids, groups, split: N texts; None where the file has none.
     """
 
+    file: Path
     x: Any
     lengths: np.ndarray
     channels: list[str]

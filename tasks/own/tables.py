@@ -29,7 +29,7 @@ def read(path: Path, config: "Config") -> Samples:
 
     try:
         return _read(path, config).check()
-    except (pa.ArrowException, csv.Error) as error:
+    except (pa.ArrowException, csv.Error, UnicodeError) as error:
         raise DataError(path, None, one_line(" ".join(str(error).split()), 200)) from error
 
 
@@ -108,6 +108,7 @@ def _long(columns: Columns, sample: str, config: "Config") -> Samples:
         return [texts[code] for code in found]
 
     return Samples(
+        file=columns.path,
         x=x,
         lengths=lengths,
         channels=channels,
@@ -260,6 +261,7 @@ def _wide(columns: Columns, config: "Config") -> Samples:
         return [texts[code] for code in codes]
 
     return Samples(
+        file=columns.path,
         x=x[:, :, None],
         lengths=lengths.astype(np.int64),
         channels=["0"],
@@ -274,24 +276,20 @@ def _wide(columns: Columns, config: "Config") -> Samples:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The tables in a folder and the folders in it, one a sample, in the order of folders and names."""
-    found = [
-        path for path in folder.rglob("*") if path.is_file() and suffix(path) in SUFFIXES and _is_sample(path, folder)
-    ]
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
-
-
-def _is_sample(path: Path, folder: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    # What lies beside folders of classes is no sample, nor what an editor or a system hides.
-    return len(parts) <= 2 and not any(part.startswith(".") for part in parts)
+    """The tables of a folder that are samples, in the order of their names: those in its folders, or in itself."""
+    for pattern in ("*/*", "*"):
+        found = [path for path in folder.glob(pattern) if suffix(path) in SUFFIXES and path.is_file()]
+        # What an editor or a system hides is no sample.
+        shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+        if shown:
+            return sorted(shown, key=lambda path: path.relative_to(folder).parts)
+    return []
 
 
 def read_folder(folder: Path, config: "Config") -> Samples:
     """Samples of a folder with a table for each, in folders that are named by their class, or with ``labels_path``."""
     paths = files_in(folder)
-    nested = [path for path in paths if path.parent != folder]
-    paths = nested or paths
+    nested = bool(paths) and paths[0].parent != folder
     if config.labels_path:
         paths = [path for path in paths if path != config.resolved(config.labels_path)]
     if not paths:
@@ -351,6 +349,7 @@ def read_folder(folder: Path, config: "Config") -> Samples:
         return labels.column(name or role, ids)
 
     return Samples(
+        file=folder,
         x=np.concatenate(parts),
         lengths=np.array([len(part) for part in parts], np.int64),
         channels=list(channels),

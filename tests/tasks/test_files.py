@@ -13,10 +13,12 @@ from sklearn import metrics
 from torch.nn import functional as F
 
 from longwave.models.network import Network
+from longwave.tasks import show
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, OnDisk, content_of
+from longwave.tasks.files import Config, OnDisk, content_of, read
 from longwave.training.config import compose_run
 from longwave.training.errors import UserError
+from tests.archives import write_ts
 
 RNG = np.random.default_rng(0)
 N, STEPS, CHANNELS = 60, 7, 2
@@ -454,6 +456,93 @@ def test_what_is_refused(build, arrays, settings, message):
     assert message in str(caught.value)
     assert "my.npz" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Files of several kinds
+
+
+def test_a_training_and_a_test_file(tmp_path):
+    series = [RNG.normal(size=(length, 2)).round(3) for length in (5, 3, 4, 6, 2, 5, 4, 3)]
+    train = write_ts(tmp_path / "set" / "X_TRAIN.ts", series[:5], list("abaab"), ["a", "b", "c"])
+    test = write_ts(tmp_path / "set" / "X_TEST.ts", series[5:], list("cba"), ["a", "b", "c"])
+    for config in (
+        Config(path=str(train), test_path=str(test), validation=0.2),
+        Config(path=str(tmp_path / "set"), validation=0.2),
+    ):
+        task = config.build(0, tmp_path)
+        assert "/file/" in task.split_id
+        assert task.classes == ["a", "b", "c"]
+        assert [task.classes[code] for code in task.targets] == list("abaabcba")
+        assert parts(task)["test"] == [5, 6, 7]
+        assert task.lengths.tolist() == [5, 3, 4, 6, 2, 5, 4, 3]
+        mean = np.concatenate([series[i] for i in parts(task)["train"]]).mean(0)
+        deviation = np.concatenate([series[i] for i in parts(task)["train"]]).std(0)
+        assert task.samples[6, :4].numpy() == pytest.approx((series[6] - mean) / deviation, abs=1e-5)
+    write_ts(test, [one[:, :1] for one in series[5:]], list("cba"), ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"X_TEST\.ts: 1 channels, where X_TRAIN\.ts has 2"):
+        Config(path=str(tmp_path / "set")).build(0, tmp_path)
+
+
+def test_headers_of_other_tools_are_not_relied_on(tmp_path):
+    path = tmp_path / "my.ts"
+    text = "\ufeff@problemName X\r\n@missing false\r\n@equalLength true\r\n@classLabel true 1 2\r\n@data\r\n"
+    path.write_text(text + "1,2,3:1\r\n4,5:2.0\r\n6,?,7,?:1.0\r\n", newline="")
+    found = read(Config(path=str(path)), tmp_path)
+    assert found.lengths.tolist() == [3, 2, 3]
+    assert (found.classes, found.targets.tolist()) == (["1", "2"], [0, 1, 0])
+    assert np.isnan(found.block(np.array([2]))).sum() == 1
+    with pytest.raises(DataError, match=r"my\.ts, line 8, step 2 of channel 1: a missing value"):
+        Config(path=str(path), validation=0.3, test=0.3).build(0, tmp_path)
+
+
+def test_a_table_is_parsed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("longwave.tasks.files.LARGE", 0)
+    monkeypatch.setenv("LONGWAVE_DATA", str(tmp_path))
+    path = tmp_path / "my.csv"
+    rows = [f"{i // 4},{i % 4},{i},{'ab'[i // 4 % 2]},{'' if i == 9 else i}" for i in range(80)]
+    path.write_text("\n".join(["sample,time,x,target,y", *rows]))
+    first = Config(path=str(path), missing="mask").build(0, tmp_path)
+    assert list((tmp_path / "cache").glob("files-*.pt"))
+    assert list((tmp_path / "cache").glob("sha256-*.json"))
+    monkeypatch.delattr("longwave.tasks.own.tables.Columns.load")
+    again = Config(path=str(path), missing="mask").build(0, tmp_path)
+    assert torch.equal(again.samples, first.samples)
+    assert torch.equal(again.times, first.times)
+    monkeypatch.undo()
+    monkeypatch.setattr("longwave.tasks.files.LARGE", 0)
+    # The line of an error is found all the same.
+    with pytest.raises(DataError, match=r"my\.csv, line 11, column y: a missing value, one of 1"):
+        Config(path=str(path)).build(0, tmp_path)
+    path.write_text(path.read_text().replace("a,", "b,"))
+    with pytest.raises(DataError, match="one class"):
+        Config(path=str(path), missing="mask").build(0, tmp_path)
+
+
+def test_the_picture_of_a_target_a_step(build):
+    task = build({"y": np.where(X[:, :, 0] > 3, "up", "down"), "lengths": LENGTHS})
+    figure = show.draw(Config(), task)
+    (axes,) = [axes for part in figure.subfigs for axes in part.axes if axes.get_title() == "targets"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["down", "up"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("my.xlsx", {}, r"my\.xlsx: of no known suffix; there are \.npz, \.csv"),
+        ("my.csv", {"layout": "folder"}, r"task\.layout=folder: is no folder"),
+        ("my.csv", {"layout": "arrays"}, r"task\.layout=arrays: must be a \.npz, or a folder with x\.npy"),
+        (".", {"layout": "long"}, r"task\.layout=long: is a folder, not a file"),
+        (".", {}, "no tables in it, nor arrays"),
+        ("", {}, r"^task\.path: name your file, such as task\.path=my\.npz$"),
+    ],
+)
+def test_no_such_layout(tmp_path, name, settings, message):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    if name not in ("", "."):
+        (folder / name).write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=message):
+        Config(path=str(folder / name) if name else "", **settings).build(0, tmp_path)
 
 
 # Through the loop

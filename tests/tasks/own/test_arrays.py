@@ -99,6 +99,15 @@ def test_one_channel_and_names(load):
     assert found.block_times(np.array([1]))[0] == pytest.approx(T[0] - T[0, 0])
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_missing_values_at_the_end_are_padding(load, folder):
+    x = np.where((np.arange(5) < LENGTHS[:, None])[..., None], X, np.nan)
+    x[0, 2, 0] = x[0, 4, 1] = np.nan
+    found = load(folder=folder, config={"memory": 1e-9} if folder else {}, x=x, y=Y)
+    assert found.lengths.tolist() == LENGTHS.tolist()
+    assert np.isnan(found.block(np.array([0]))).sum() == 2
+
+
 def test_times_as_dates(load):
     t = np.datetime64("2025-01-01T00:00:00") + np.arange(5) * np.timedelta64(1500, "ms")
     found = load(x=X, y=Y, t=np.tile(t, (4, 1)))

@@ -242,6 +242,8 @@ WRONG = [
     (LONG, {"channels": ["x", "z"]}, "no column z; there are sample, time, x, y, target, group"),
     (LONG, {"group_column": "who"}, "no column who; there are"),
     (LONG.replace("sample,time,x,y", "sample,time,x,x"), {}, "two columns x"),
+    (LONG.replace("x,y", "who,y").replace("1,-1", "Ann,-1"), {},
+     "line 2, column who: 'Ann' is not a number; where the column is no channel, name those that are by task.channels"),
     (LONG, {"predict": "numbers"}, "line 2, column target: 'up' is not a number to predict"),
     (LINES[0], {}, "has no row of data"),
     ("", {}, "is empty"),
