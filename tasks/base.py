@@ -101,6 +101,8 @@ class Task:
     """Splits that are tested in the end; the first gives the result."""
     selects_on_test: bool = False
     """True if the protocol selects the weights by the test set, as some papers do."""
+    gathers: bool = False
+    """True if there are ``metrics`` of all predictions of a split together."""
     milestones: tuple[float, ...] = ()
     """Values of the metric on ``monitor``; the record has the step at which each was first passed."""
     baseline: dict[str, float] = {}
@@ -165,6 +167,18 @@ class Task:
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Reported scores, given the means over a split: a root mean squared error is the root of a mean."""
         return means
+
+    def predictions(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`metrics` needs of a batch on the CPU, (n, ...) and (n,); only where the task ``gathers``."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        """Further scores, which are no means over predictions, of all of a split's."""
+        return {}
+
+    def picture(self, predictions: Tensor, targets: Tensor, title: str) -> bytes | None:
+        """A PNG of all predictions of the test set; None (the default) where there is nothing to see."""
+        return None
 
     def better(self, a: float, b: float | None) -> bool:
         """True if metric value ``a`` is better than ``b``; everything is better than None."""

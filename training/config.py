@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
-from longwave.schema import LATER, NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
+from longwave.schema import LATER, NEUTRAL, REPEAT, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
 from longwave.tasks import transforms
 from longwave.training.budget import Diagnostics, Training
 from longwave.training.curriculum import Curriculum
@@ -109,10 +109,8 @@ class Config(Section):
         return values if self.curriculum.name != "none" else values | {"curriculum": None}
 
     def identity(self, with_seed: bool = True) -> str:
-        """Hash of every setting that can change a number; it names the run, or without the seed its group."""
-        kept = numbers(self.as_dict())
-        if not with_seed:
-            kept.pop("seed")
+        """Hash of every setting that can change a number; it names the run, or without seed and fold its group."""
+        kept = numbers(self.as_dict()) if with_seed else experiment(self.as_dict())
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -136,7 +134,7 @@ def _numbers(config: dict) -> dict:
     for section, value in config.items():
         if section in marked(Config, NEUTRAL) or value is None:
             continue
-        neutral = _neutral(section) if isinstance(value, dict) else ()
+        neutral = _marked(section, NEUTRAL) if isinstance(value, dict) else ()
         found[section] = {k: v for k, v in value.items() if k not in neutral} if neutral else value
     start = (found.get("training") or {}).get("start_from")
     if start is not None:
@@ -144,10 +142,17 @@ def _numbers(config: dict) -> dict:
     return found
 
 
+def experiment(config: dict) -> dict:
+    """The :func:`numbers` that repetitions of a run share: all but the seed, and the fold where the task has folds."""
+    found = {section: value for section, value in numbers(config).items() if section != "seed"}
+    repeated = _marked("task", REPEAT)
+    return found | {"task": {key: value for key, value in found["task"].items() if key not in repeated}}
+
+
 @functools.cache
-def _neutral(section: str) -> frozenset[str]:
-    """The keys of a section that are marked NEUTRAL in any of its schemas."""
-    return frozenset().union(*(marked(schema, NEUTRAL) for _, schema in schemas(section)))
+def _marked(section: str, mark: str) -> frozenset[str]:
+    """The keys of a section that have a mark in any of its schemas."""
+    return frozenset().union(*(marked(schema, mark) for _, schema in schemas(section)))
 
 
 @functools.cache

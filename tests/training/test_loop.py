@@ -232,7 +232,16 @@ def test_a_result_far_worse_than_the_trivial_prediction_is_named(fit_here, caplo
 
 @pytest.mark.parametrize(
     ("metric", "trivial", "near", "far"),
-    [("accuracy", 0.5, 0.26, 0.24), ("rmse", 2.0, 6.0, 7.0), ("batch_rmse", 2.0, 6.0, 7.0), ("bpc", 4.0, 39.0, 41.0)],
+    [
+        ("accuracy", 0.5, 0.26, 0.24),
+        ("macro_f1", 0.4, 0.21, 0.19),
+        ("auroc", 0.5, 0.26, 0.24),
+        ("rmse", 2.0, 6.0, 7.0),
+        ("batch_rmse", 2.0, 6.0, 7.0),
+        ("mae", 2.0, 6.0, 7.0),
+        ("r2", -0.1, -9.9, -10.1),
+        ("bpc", 4.0, 39.0, 41.0),
+    ],
 )
 def test_how_far_a_result_may_be_below_the_trivial_prediction(metric, trivial, near, far, fit_here):
     name = metric.removeprefix("batch_")
