@@ -26,6 +26,8 @@ GROUP = 4
 # Of a program; at 255 registers a thread a multiprocessor holds as many.
 MOST_WARPS = 8
 MOST_ROWS = 4
+# With tensor cores, whose least matrix has 16 rows.
+TF32_ROWS, TF32_TILES, TF32_GROUP = 16, 16, 2
 # Units that the pointwise part takes at once.
 MOST_UNITS = 256
 # Bytes of the ring that the L1 cache holds. A larger one comes from L2, which feeds a third of the multiprocessors.
@@ -67,6 +69,7 @@ class Plan(NamedTuple):
     deep: int  # a tile is (deep, wide)
     wide: int
     group: int  # tiles
+    tf32: bool  # whether tensor cores multiply
     # Of the backward pass:
     d_y: bool = False  # whether the sequence has a gradient
     d_pre: bool = False  # whether the gradient of pre is not that of the products
@@ -98,10 +101,17 @@ def load_tiles(weights, COUNT: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def load_vectors(vectors, first, DEPTH: tl.constexpr, INSIDE: tl.constexpr, P: tl.constexpr):
-    """What a tile is multiplied with, (rows, deep, 1)."""
+    """What a tile is multiplied with, (rows, deep)."""
     k = first + tl.arange(0, P.deep)[None, :]
-    piece = tl.load(vectors + k) if INSIDE else tl.load(vectors + k, mask=k < DEPTH, other=0.0)
-    return piece[:, :, None]
+    return tl.load(vectors + k) if INSIDE else tl.load(vectors + k, mask=k < DEPTH, other=0.0)
+
+
+@triton.jit
+def add_product(total, tile, piece, P: tl.constexpr):
+    if P.tf32:
+        return tl.dot(piece, tl.reshape(tile, (P.deep, P.wide)), total, input_precision="tf32")
+    else:
+        return total + tile * piece[:, :, None]
 
 
 @triton.jit
@@ -109,20 +119,24 @@ def multiply_column(
     vectors, results, resident, ring, ahead, group, column, FIRST: tl.constexpr, ADD: tl.constexpr, W: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
-    # A thread adds up its own terms; only then the sum goes over the threads.
-    total = tl.full((P.rows, P.deep, P.wide), 0.0, tl.float32)
+    # Without tensor cores a thread adds up its own terms; only then the sum goes over the threads.
+    total = tl.full((P.rows, P.wide) if P.tf32 else (P.rows, P.deep, P.wide), 0.0, tl.float32)
     for j in tl.static_range(W.resident):
-        total += resident[FIRST + j] * load_vectors(vectors, j * P.deep, W.depth, (j + 1) * P.deep <= W.depth, P)
+        piece = load_vectors(vectors, j * P.deep, W.depth, (j + 1) * P.deep <= W.depth, P)
+        total = add_product(total, resident[FIRST + j], piece, P)
     if W.resident < W.tiles:
         for j in range(W.resident, W.tiles, P.group):
             now = ahead
             group = tl.where(group + 1 < P.groups, group + 1, 0)
             ahead = load_tiles(ring + group * (P.group * P.deep * P.wide), P.group, P)
             for i in tl.static_range(P.group):
-                total += now[i] * load_vectors(vectors, (j + i) * P.deep, W.depth, W.tiles * P.deep <= W.depth, P)
+                piece = load_vectors(vectors, (j + i) * P.deep, W.depth, W.tiles * P.deep <= W.depth, P)
+                total = add_product(total, now[i], piece, P)
     unit = column * P.wide + tl.arange(0, P.wide)[None, :]
-    # tl.sum, which is not interpreted where triton was imported to compile.
-    result = tl.reduce(total, 1, tl.standard._sum_combine)
+    result = total
+    if not P.tf32:
+        # tl.sum, which is not interpreted where triton was imported to compile.
+        result = tl.reduce(total, 1, tl.standard._sum_combine)
     if ADD:
         result += tl.load(results + unit, mask=unit < W.width, other=0.0)
     tl.store(results + unit, result, mask=unit < W.width)
@@ -295,6 +309,7 @@ def dense_backward_kernel(
         here = own & (row < batch)
         u = load_blocks(units + unit, P.units, H, unit < H)
         kept_ahead = load_kept(state, y_all, tape_all, d_y_all, steps - 1, stride, row, unit, here, P)
+    tl.debug_barrier()
     for back in range(steps):
         n = steps - 1 - back
         if SINGLE:
@@ -350,6 +365,7 @@ def plan(
     batch: int,
     multiprocessors: int,
     backward: bool = False,
+    tf32: bool = False,
     **flags: bool,
 ) -> tuple[Plan, int]:
     """How the work is divided, and the warps of a program; the flags are those of the backward pass."""
@@ -366,35 +382,38 @@ def plan(
     def padded(wide: int) -> int:
         return sum(depth * triton.cdiv(width, wide) * wide for depth, width in zip(depths, widths, strict=True))
 
-    allowed = [wide for wide in (32, 64, 128, 256, 512, 1024) if wide <= ACROSS * threads]
+    # Tensor cores take 16 rows: more than a multiprocessor's share of the batch would leave others idle.
+    tf32 = tf32 and warps == MOST_WARPS and batch >= TF32_ROWS * multiprocessors
+    allowed = [64] if tf32 else [wide for wide in (32, 64, 128, 256, 512, 1024) if wide <= ACROSS * threads]
     wide = max(wide for wide in allowed if 6 * padded(wide) <= 7 * min(map(padded, allowed)))
     deep = ACROSS * threads // wide
 
     columns = [triton.cdiv(width, wide) for width in widths]
     tiles = [triton.cdiv(depth, deep) for depth in depths]
-    fits = sum(c * t for c, t in zip(columns, tiles, strict=True)) <= MOST_TILES
-    share = max(tiles) if fits else max(0, MOST_TILES - 2 * GROUP) // sum(columns)
+    total = sum(c * t for c, t in zip(columns, tiles, strict=True))
+
+    # One row feeds the most multiprocessors; more share what is read from L2, or the last wave of programs.
+    most, group = (TF32_TILES, TF32_GROUP) if tf32 else (MOST_TILES, GROUP)
+    from_l2 = (total - most) * deep * wide * 4 > L1
+    fed = max(1, int(multiprocessors * (FED_BY_L2 if from_l2 else 1)))
+    rows = min(triton.next_power_of_2(triton.cdiv(batch, fed * (MOST_WARPS // warps))), MOST_ROWS)
+    rows = TF32_ROWS if tf32 else rows
+
+    # Each row beyond the first takes the registers of two tiles.
+    room = most if tf32 else max(0, most - 2 * (rows - 1))
+    share = max(tiles) if total <= room else 0 if tf32 else max(0, room - 2 * group) // sum(columns)
     phases, first, groups = [], 0, 0
     for (vectors, results), depth, width, count, height in zip(sizes, depths, widths, columns, tiles, strict=True):
-        read = triton.cdiv(max(height - share, 0), GROUP) * GROUP
+        read = triton.cdiv(max(height - share, 0), group) * group
         height = max(height, read)
         kept = height - read
         phases.append(Product(vectors[0], *results, depth, width, count, height, kept, first))
-        first, groups = first + count * kept, groups + count * read // GROUP
+        first, groups = first + count * kept, groups + count * read // group
 
-    # One row feeds the most multiprocessors; more share what is read from L2, or the last wave of programs.
-    from_l2 = groups * GROUP * deep * wide * 4 > L1
-    fed = max(1, int(multiprocessors * (FED_BY_L2 if from_l2 else 1)))
-    rows = min(triton.next_power_of_2(triton.cdiv(batch, fed * (MOST_WARPS // warps))), MOST_ROWS)
-    block = min(max(triton.next_power_of_2(hidden), 32), MOST_UNITS)
-    numbers = (
-        len(operation.states),
-        operation.gates,
-        sum(operation.products.values()),
-        operation.units,
-        operation.tape,
-    )
-    shape = (rows, max(rows, threads // block), block, deep, wide, GROUP)
+    block = min(max(triton.next_power_of_2(hidden), 32), 64 if tf32 else MOST_UNITS)
+    products = sum(operation.products.values())
+    numbers = (len(operation.states), operation.gates, products, operation.units, operation.tape)
+    shape = (rows, max(rows, threads // block), block, deep, wide, group, tf32)
     return Plan(tuple(phases), *numbers, hidden, first, groups, *shape, **flags), warps
 
 
@@ -427,6 +446,10 @@ def options(warps: int) -> dict[str, int]:
 
 def multiprocessors(like: Tensor) -> int:
     return torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else MULTIPROCESSORS
+
+
+def tf32_allowed() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def weight_gradient(d_product: Tensor, kept: Tensor, initial: Tensor | None) -> Tensor:
@@ -462,7 +485,7 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
         y, final, tape = outputs = results(pre, parameters, state)
         _, batch, hidden = y.shape
         operation.check_parameters(parameters, hidden)
-        p, warps = plan(operation, hidden, batch, multiprocessors(pre))
+        p, warps = plan(operation, hidden, batch, multiprocessors(pre), tf32=tf32_allowed())
         weights, units = pack([matrix.T for matrix in parameters[:matrices]], p, False), stack(parameters[matrices:], y)
         tensors = (pre.contiguous(), weights, units, stack(state, y), y, tape)
         launch(dense_forward_kernel, p, warps, forward_step, y, *tensors)
@@ -495,7 +518,7 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
         d_unit.zero_()
         _, batch, hidden = y.shape
         flags = {"d_y": d_y is not None, "d_pre": own_d_pre, "d_unit": d_units}
-        p, warps = plan(operation, hidden, batch, multiprocessors(y), backward=True, **flags)
+        p, warps = plan(operation, hidden, batch, multiprocessors(y), True, tf32_allowed(), **flags)
         weights, units = pack(parameters[:matrices], p, True), stack(parameters[matrices:], y)
         kept = (stack(state, y), y, tape, y if d_y is None else d_y.contiguous())
         launch(dense_backward_kernel, p, warps, backward_step, y, weights, units, *kept, *outputs)
@@ -525,8 +548,9 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
         kept, d_parameters = [y, *tape.split(hidden, dim=2)], []
         for phase, (first, inputs, product, outputs) in enumerate(phases):
             d = d_product[:, :, product * hidden : (product + outputs) * hidden]
-            parts = [weight_gradient(d, kept[i], None if phase else state[i]) for i in range(first, first + inputs)]
-            d_parameters.append(torch.cat(parts, dim=1) if wanted[phase] else None)
+            read = range(first, first + inputs) if wanted[phase] else ()
+            parts = [weight_gradient(d, kept[i], None if phase else state[i]) for i in read]
+            d_parameters.append(torch.cat(parts, dim=1) if parts else None)
         # No atomics: each row has summed over its time, and this sums the rows in a fixed order.
         d_parameters += d_unit.sum(dim=1).unbind(0) if d_units else [None] * operation.units
         return (d_pre if own_d_pre else d_product).to(ctx.dtype), d_parameters, list(d_state.unbind(0))

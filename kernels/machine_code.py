@@ -173,7 +173,7 @@ def dense_step(case: Case, instructions: list[tuple[int, str]]) -> float:
         else:
             # The compiler unrolls: the multiplications tell how many groups of tiles a round has.
             groups = sum(text.startswith("FFMA") for text in code) / (dense.ACROSS * p.group * p.rows)
-            (trips,) = {(w.tiles - w.resident) // p.group for w in p.phases}
+            (trips,) = {(w.tiles - w.resident) // p.group for w in p.phases} - {0}
             rounds = trips / groups
         if rounds != round(rounds):
             raise RuntimeError(f"{case.label}: a loop of {rounds} rounds")
@@ -228,8 +228,10 @@ Compiled by Triton {triton.__version__}. Where a cell has three values they are 
 Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
 clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
 
+- *rows*: of the batch, of one program.
 - *instructions*: of one warp in one time step, from the machine code of the time loop.
-- *ns*: the least that a step can take where one program has a multiprocessor to itself. Latencies come on top.
+- *ns*: the least that a step can take where one program has a multiprocessor to itself, by its issue slots, or by what
+  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or {FROM_L2} from L2. Latencies come on top.
 - *G/s*: the most billions of (column, step) pairs a second on the whole card, by issue slots and by memory bandwidth.
 - *bytes*: of sequences, that a column reads and writes in a step.
 

@@ -169,7 +169,7 @@ def test_implicit_damping():
     ("numbers", "expected"),
     [
         ({"MULTIPROCESSORS": 1}, lambda p: p.rows == 4),
-        ({"MOST_TILES": 13, "MULTIPROCESSORS": 1}, lambda p: p.resident > 0 and p.groups > 0),
+        ({"MOST_TILES": 19, "MULTIPROCESSORS": 1}, lambda p: p.resident > 0 and p.groups > 0),
         ({"MOST_TILES": 8, "MULTIPROCESSORS": 1}, lambda p: p.resident == 0 and p.groups > 0),
         ({"MOST_UNITS": 32, "MULTIPROCESSORS": 1}, lambda p: p.block < p.hidden and p.groups == 0),
     ],
@@ -186,6 +186,30 @@ def test_every_division_of_the_work(name, numbers, expected, monkeypatch):
     grads = cotangents(name, given)
     exact, plain = (run(name, values, grads, "reference") for values in (given, single(given)))
     assert_as_good(run(name, single(given), grads, "triton"), exact, plain)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lem"])
+def test_tensor_cores_where_tf32_is_allowed(name, monkeypatch):
+    """The interpreter multiplies in float32 even so."""
+    dense = importlib.import_module("longwave.kernels.dense")
+    monkeypatch.setattr(dense, "MULTIPROCESSORS", 1)
+    sizes = {"rnn": (2, 17, 100), "lem": (2, 17, 61)}[name]
+    operation, given = OPERATIONS[name], arguments(name, *sizes)
+    grads = cotangents(name, given)
+    exact, plain = (run(name, values, grads, "reference") for values in (given, single(given)))
+    for precision, rows in (("ieee", 4), ("tf32", 16)):
+        monkeypatch.setattr(dense, "tf32_allowed", lambda precision=precision: precision == "tf32")
+        assert dense.plan(operation, sizes[2], sizes[1], 1, tf32=dense.tf32_allowed())[0].rows == rows
+        assert_as_good(run(name, single(given), grads, "triton"), exact, plain)
+
+
+def test_tf32_is_that_of_pytorch():
+    dense = importlib.import_module("longwave.kernels.dense")
+    before = torch.get_float32_matmul_precision()
+    for precision in ("high", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        assert dense.tf32_allowed() == (precision == "high")
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("anchor", [0, 1, 7, 256])
