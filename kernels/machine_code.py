@@ -161,23 +161,26 @@ def diagonal_step(case: Case, instructions: list[tuple[int, str]]) -> float:
     return sum((n - inner) * r for n, inner, r in zip(sizes, [*sizes[1:], 0], case.rounds, strict=True))
 
 
-def dense_step(case: Case, instructions: list[tuple[int, str]]) -> float:
+def dense_step(case: Case, instructions: list[tuple[int, str]]) -> int:
     """Instructions of a time step: the largest loop, whose inner ones go round the ring or over the units."""
     p, found = case.plan, loops(instructions)
     time = max(found, key=lambda loop: loop[1] - loop[0])
     inner = [body(instructions, loop) for loop in found if time[0] < loop[0] and loop[1] <= time[1]]
-    count = len(body(instructions, time))
-    for code in inner:
-        if any(re.search(r"\bSTG\b", text) for text in code):
-            rounds = triton.cdiv(p.hidden, p.block)
-        else:
-            # The compiler unrolls: the multiplications tell how many groups of tiles a round has.
-            groups = sum(text.startswith("FFMA") for text in code) / (dense.ACROSS * p.group * p.rows)
-            (trips,) = {(w.tiles - w.resident) // p.group for w in p.phases} - {0}
-            rounds = trips / groups
-        if rounds != round(rounds):
-            raise RuntimeError(f"{case.label}: a loop of {rounds} rounds")
-        count += len(code) * (rounds - 1)
+    over_units = [code for code in inner if any(re.search(r"\bSTG\b", text) for text in code)]
+    rings = [code for code in inner if code not in over_units]
+    # In the order of the code. One round is no loop; more are none where the compiler unrolls them all.
+    phases = p.phases[::-1] if case.kernel is dense.dense_backward_kernel else p.phases
+    trips = [n for w in phases if (n := (w.tiles - w.resident) // p.group) > 1 for _ in range(w.columns)]
+    if len(set(trips)) == 1:
+        trips = trips[: len(rings)]
+    if len(rings) not in (0, len(trips)) or len(over_units) > len(p.phases):
+        raise RuntimeError(f"{case.label}: {len(inner)} loops in the time loop")
+    count = len(body(instructions, time)) + sum(map(len, over_units)) * (triton.cdiv(p.hidden, p.block) - 1)
+    for code, n in zip(rings, trips, strict=False):
+        # The multiplications tell how many groups of tiles a round has, where it is unrolled.
+        terms = sum(text.startswith("FFMA") + text.startswith("FFMA2") for text in code)
+        groups = terms // (dense.ACROSS * p.group * p.rows)
+        count += len(code) * (n // groups - 1)
     return count
 
 
