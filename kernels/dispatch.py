@@ -154,7 +154,7 @@ def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, par
         for key, value in parameters.items()
     ]
     if chosen == "triton":
-        fused = getattr(sys.modules[f"longwave.kernels.{operation.folder}.triton"], operation.folder)
+        fused = getattr(sys.modules[f"longwave.kernels.{operation.folder}.triton"], name)
         sequence, *final = fused(given, *values, *initial, **options)
     elif operation.cpu is None:
         sequence, *final = operation.kernel(given, values, initial, **options)

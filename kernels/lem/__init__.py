@@ -10,6 +10,7 @@ lem = public(
         parameters={"w_y": (3, 1), "w_z": (1, 1), "dt": SCALAR},
         states=("y", "z"),
         gates=4,
+        half=True,
         # y_{n-1} for both gates and z_n, then z_n for y_n.
         products={"y": 3, "z": 1},
         units=1,
