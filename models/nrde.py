@@ -134,7 +134,9 @@ class NeuralRDE(Layer):
                 h = self.initial(x[0, :, : self.channels])
             else:
                 h = state[1] if isinstance(state, tuple) else state
-            options = {"solver": self.solver, "adjoint": self.adjoint, "repeat_last": self.repeat_last}
+            # Without gradients they are the same, and an exporter sees operations that it knows.
+            adjoint = self.adjoint and torch.is_grad_enabled()
+            options = {"solver": self.solver, "adjoint": adjoint, "repeat_last": self.repeat_last}
             states = kernels.nrde(blocks, h, *self.field.layers(), **options, backend=self.requested)
             if state is None:
                 states = torch.cat([h.unsqueeze(0), states])
