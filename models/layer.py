@@ -93,6 +93,12 @@ class Layer(nn.Module):
     def after_step(self, step: int) -> None:
         """Hook to call after the optimiser's step number 1, 2, ..., for constraints on the weights."""
 
+    def use(self, backend: str) -> None:
+        """Requests a backend for every time loop in it, as the argument ``backend`` does."""
+        for part in self.modules():
+            if isinstance(part, Layer):
+                part.requested = backend
+
     def freeze(self) -> None:
         """Computes once what follows from the weights alone, for inference step by step: they must not change then."""
 

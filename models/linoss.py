@@ -117,6 +117,11 @@ class LinOSS(Layer):
         padding = torch.arange(len(sequence), device=sequence.device)[:, None] >= lengths  # (T, B)
         return sequence.masked_fill(padding[:, :, None], 0).sum(0) / lengths[:, None]
 
+    def use(self, backend: str) -> None:
+        super().use(backend)
+        for block in self.blocks:
+            block.ssm.requested = backend
+
     @property
     def backend(self) -> str:
         return self.blocks[0].ssm.backend

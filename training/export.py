@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from longwave.models.layer import Layer
-from longwave.models.linoss import SSM
 from longwave.models.network import Network
 from longwave.schema import one_line
 from longwave.training import entry, weights
@@ -87,9 +86,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> list[str]:
 
 def on_the_reference(network: Network) -> Network:
     """The network with every time loop on the reference, and what follows from its weights alone computed."""
-    for part in network.modules():
-        if isinstance(part, Layer | SSM):
-            part.requested = "reference"
+    network.layer.use("reference")
     network.layer.freeze()
     return network
 

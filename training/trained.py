@@ -152,6 +152,9 @@ class Trained:
 
     def prepare_one(self, sample: Any, start: int = 0) -> Tensor:
         """A sample, or the part of it that begins at step ``start``, before the transform."""
+        if isinstance(sample, Tensor):
+            # The statistics are there.
+            sample = sample.detach().cpu()
         try:
             x = self.config.task.prepare(sample, self.task["statistics"], start)
         # What torch says of what is no array.

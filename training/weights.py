@@ -18,22 +18,25 @@ PINNED = re.compile(r"(?P<run>.+)@(?P<digest>[0-9a-f]{16})")
 
 
 def find(run: str | Path, output: str = "outputs") -> Path:
-    """Folder of a run, by its path, its name or its identity; the last two are looked up in ``output/runs``.
+    """Folder of a run, by its path, or by its name or identity in ``output/runs``, else in ``outputs/runs``.
 
     Raises:
         UserError: where there is none, or more than one of that identity.
     """
-    runs, text = home() / Path(output).expanduser() / "runs", str(run)
+    text, found = str(run), []
+    places = [home() / Path(folder).expanduser() / "runs" for folder in dict.fromkeys((output, "outputs"))]
     try:
         # A name of no file, too, may be too long for one.
-        for folder in (Path(text).expanduser(), home() / text, runs / text):
+        for folder in (Path(text).expanduser(), home() / text, *(place / text for place in places)):
             if text and (folder / "record.json").is_file():
                 return folder
-        found = [folder for folder in runs.iterdir() if folder.name.endswith(f"-{text}")] if runs.is_dir() else []
+        for place in places:
+            if not found and place.is_dir():
+                found = [folder for folder in place.iterdir() if text and folder.name.endswith(f"-{text}")]
     except (OSError, ValueError, RuntimeError):
         found = []
-    if len(found) != 1 or not text:
-        reason = f"{len(found)} runs have this identity" if found and text else f"no run there, nor in {runs}"
+    if len(found) != 1:
+        reason = f"{len(found)} runs have this identity" if found else f"no run there, nor in {places[0]}"
         raise UserError(f"{one_line(text) or repr(text)}: {reason}; give a run's folder, name or identity")
     return found[0]
 

@@ -239,10 +239,16 @@ def on_a_kernel(name: str, inputs: int = 2) -> Layer:
 
 
 def on_the_reference(layer: Layer) -> Layer:
-    for module in layer.modules():
-        if isinstance(module, Layer | linoss.SSM):
-            module.requested = "reference"
+    layer.use("reference")
     return layer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backend_may_be_changed(name):
+    layer = build(name).layer
+    layer.use("reference")
+    # The Neural RDE is plain PyTorch.
+    assert layer.backend == ("torch" if name.startswith("nrde") else "reference")
 
 
 def gradients_of_gradients(layer: Layer, x: torch.Tensor):

@@ -145,6 +145,7 @@ def test_raw_samples(model, fit_here, fake_har, tmp_path):
     alone = [trained.predict([one]).outputs[0] for one in ragged]
     torch.testing.assert_close(together.outputs, torch.stack(alone))
     assert not torch.allclose(together.outputs[0], found.outputs[0])
+    assert torch.equal(trained.predict(raw.clone().requires_grad_(), batch_size=7).outputs, found.outputs)
     # What the network reads of them.
     x = trained.prepare(ragged[:1])[0]
     torch.testing.assert_close(trained.network(x.unsqueeze(1))[0], together.outputs[0])

@@ -56,7 +56,7 @@ def test_resuming_it_is_exact(short, fit_here, tmp_path, monkeypatch):
     assert_same(outcome(folder), whole)
 
 
-def test_the_content_is_part_of_the_identity(short, fit_here, tmp_path):
+def test_the_content_is_part_of_the_identity(short, tmp_path, monkeypatch):
     output = short.parent.parent
     plain, named = composed(output), composed(output, f"training.start_from={short.name}")
     assert plain.training.start_from is None
@@ -69,6 +69,11 @@ def test_the_content_is_part_of_the_identity(short, fit_here, tmp_path):
     shutil.copytree(short, tmp_path / "copy")
     for run in (short, short.name.rpartition("-")[2], tmp_path / "copy", f"{short.name}@{content}"):
         assert composed(output, f"training.start_from={run}").identity() == named.identity()
+    # With outputs elsewhere, as results.repeat has them.
+    monkeypatch.setenv("LONGWAVE_HOME", str(output.parent))
+    for run in (short.name, short.name.rpartition("-")[2]):
+        elsewhere = composed("outputs/repeats", f"training.start_from={run}")
+        assert elsewhere.identity() == named.identity()
     # A gone one is known by its content.
     assert composed(output, f"training.start_from=gone@{content}").identity() == named.identity()
     saved = torch.load(short / "checkpoint.pt")
