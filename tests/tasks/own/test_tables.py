@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, read
+from longwave.tasks.files import Config
+from longwave.tasks.own.reading import read
 
 LONG = """sample,time,x,y,target,group
 b,0,1,-1,up,p1
