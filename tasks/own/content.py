@@ -42,10 +42,12 @@ def pair_in(folder: Path) -> tuple[Path, Path] | None:
 
 
 def test_of(path: Path) -> Path:
+    """The other file of a pair."""
     return path.with_name(path.name.replace("_TRAIN", "_TEST"))
 
 
 def digest(path: Path) -> str:
+    """sha256 of a file, computed once for as long as it does not change."""
     status = path.stat()
     return _hashed(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
 

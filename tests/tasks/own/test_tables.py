@@ -209,6 +209,15 @@ def test_folders_of_classes(folder, tmp_path):
         read(Config(path=str(folder)), tmp_path)
 
 
+def test_recordings_without_a_header(tmp_path):
+    for name, text in (("a/1.csv", "0.5 1 2\n1 0 0\n"), ("b/1.csv", "0 0 1\n1 1 0\n2 2 2\n")):
+        (tmp_path / "rec" / name).parent.mkdir(parents=True)
+        (tmp_path / "rec" / name).write_text(text)
+    found = read(Config(path=str(tmp_path / "rec")), tmp_path)
+    assert (found.channels, found.lengths.tolist()) == (["f0", "f1", "f2"], [2, 3])
+    assert series(found, 1) == [[0, 0, 1], [1, 1, 0], [2, 2, 2]]
+
+
 def test_a_folder_of_recordings_with_a_table_of_labels(tmp_path):
     (tmp_path / "rec").mkdir()
     for name in ("r1", "r2"):
