@@ -275,6 +275,9 @@ class Files(ArrayTask):
         for indices in found.chunks():
             block = torch.from_numpy(found.block_targets(indices)).to(kind)
             targets[int(indices[0]) : int(indices[-1]) + 1, : block.shape[1]] = block
+        without = (targets < 0).all(1) if self.classes is not None else targets.isnan().all(1)
+        if without.any():
+            raise DataError(*found.place(int(without.int().argmax()), None, None), "a sample without any target")
         return targets
 
     def _set_scores(self, config: Config, train: np.ndarray, found: Samples) -> None:

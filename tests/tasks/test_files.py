@@ -443,6 +443,7 @@ WRONG = [
     ({"y": X.mean((1, 2))}, {"metric": "auroc"}, "task.metric=auroc: must be one of rmse, mae, r2"),
     ({}, {"metric": "rmse"}, "task.metric=rmse: must be one of accuracy, balanced_accuracy"),
     ({"split": np.full(N, "train")}, {}, "its split has no test samples"),
+    ({"y": np.where(np.arange(N)[:, None] == 5, -1, np.arange(STEPS) % 2)}, {}, "x[5]: a sample without any target"),
     ({"split": np.where(np.arange(N) == 7, "holdout", "train")}, {}, "split[7]: 'holdout' is not train, validation"),
     ({"x": X[:2], "y": LABELS[:2]}, {}, "2 samples, too few: none is left to train on"),
     ({"y": np.where(np.arange(N) == 0, "rare", "often")}, {"metric": "auroc"}, "task.metric=auroc: needs all classes"),
