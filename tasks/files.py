@@ -1,14 +1,8 @@
 """Your own data: arrays, tables and archive files, with no code. docs/own-data.md shows how."""
 
-import contextlib
-import functools
-import hashlib
-import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longwave import home
-from longwave.files import replacing
 from longwave.schema import NEUTRAL, REPEAT, Annotated, Ge, Gt, Le, Lt, OneOf, Section, counted, one_line, shown
-from longwave.tasks import checks, formats
-from longwave.tasks.base import ArrayTask, data_root
+from longwave.tasks.base import ArrayTask
 from longwave.tasks.checks import DataError
-from longwave.tasks.data import Absent, cached, code
-from longwave.tasks.own import archives, arrays, columns, delimited, preparation, samples, scores, tables
-from longwave.tasks.own.columns import suffix
+from longwave.tasks.own import preparation, samples, scores
+from longwave.tasks.own.content import content_of
 from longwave.tasks.own.delimited import SEPARATORS
 from longwave.tasks.own.preparation import Preparation
-from longwave.tasks.own.samples import UNITS, Samples, encode
-from longwave.tasks.own.split import PARTS, folds, held_out
+from longwave.tasks.own.reading import read
+from longwave.tasks.own.samples import UNITS, Samples
+from longwave.tasks.own.split import split
 from longwave.tasks.splits import fingerprint
 
 log = logging.getLogger("longwave")
-
-# Files of more bytes are parsed once, and hashed once as long as they do not change.
-LARGE = 16_000_000
-
-SUFFIXES = (".npz", *tables.SUFFIXES, ".txt", ".ts", ".arff")
-NORMALISED = ("refuse", "forward", "linear", "mask")
 
 
 @dataclass
@@ -111,7 +97,7 @@ class Config(Section):
     time_format: str | None = None
     time_unit: Annotated[str, OneOf(*UNITS)] = "s"
     missing_marks: list[str] = field(default_factory=list)
-    missing: Annotated[str, OneOf(*NORMALISED)] = "refuse"
+    missing: Annotated[str, OneOf("refuse", "forward", "linear", "mask")] = "refuse"
     missing_ends: Annotated[str, OneOf("refuse", "mean")] = "refuse"
     normalise: bool = True
     scale_target: bool = True
@@ -127,38 +113,47 @@ class Config(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.folds is None) != (self.fold is None) or (self.folds is not None and self.fold >= self.folds):
-            if self.folds is None:
-                raise ValueError(f"fold={self.fold}: is one of task.folds; set that too, such as task.folds=5")
-            every = ",".join(map(str, range(self.folds)))
-            raise ValueError(
-                f"fold={shown(self.fold)}: must be from 0 to {self.folds - 1}; -m task.fold={every} runs all"
-            )
-        if self.folds is None and self.validation + self.test >= 1:
-            raise ValueError(f"validation={self.validation}: leaves nothing to train on beside task.test={self.test}")
-        if self.folds is not None and self.split == "file":
-            raise ValueError("split=file: has no folds; omit task.folds, or set task.split to another")
+        self._check_split()
         if not self.path:
             return
         if self.title is None:
             name = Path(self.path).name.removesuffix(".gz")
             self.title = name if self.resolved(self.path).is_dir() else name.rpartition(".")[0] or name
-        paths = self._paths()
-        gone = next(((key, text) for key, text in paths.items() if not self.resolved(text).exists()), None)
-        if gone is None:
-            try:
-                found = content_of([self.resolved(text) for text in paths.values()])
-            except OSError as error:
-                raise ValueError(f"path={shown(self.path)}: {error}") from error
-            if self.content not in (None, found):
-                raise ValueError(f"content={shown(self.content)}: the data have changed; their sha256 is now {found}")
-            self.content = found
-        elif self.content is None:
-            raise ValueError(f"{gone[0]}={shown(gone[1])}: no such file or folder ({self.resolved(gone[1])})")
+        paths = self.paths()
+        gone = next((key for key, path in paths.items() if not path.exists()), None)
+        if gone is not None:
+            # Where it is known what was there, a finished run is still found.
+            if self.content is None:
+                text = shown(getattr(self, gone))
+                raise ValueError(f"{gone}={text}: no such file or folder ({paths[gone]})")
+            return
+        try:
+            found = content_of(paths)
+        except OSError as error:
+            raise ValueError(f"path={shown(self.path)}: {error}") from error
+        if self.content not in (None, found):
+            raise ValueError(f"content={shown(self.content)}: the data have changed; their sha256 is now {found}")
+        self.content = found
 
-    def _paths(self) -> dict[str, str]:
+    def _check_split(self) -> None:
+        if self.folds is None:
+            if self.fold is not None:
+                raise ValueError(f"fold={self.fold}: is one of task.folds; set that too, such as task.folds=5")
+            if self.validation + self.test >= 1:
+                reason = f"leaves nothing to train on beside task.test={self.test}"
+                raise ValueError(f"validation={self.validation}: {reason}")
+            return
+        if self.fold is None or self.fold >= self.folds:
+            every = ",".join(map(str, range(self.folds)))
+            reason = f"must be from 0 to {self.folds - 1}; -m task.fold={every} runs all"
+            raise ValueError(f"fold={shown(self.fold)}: {reason}")
+        if self.split == "file":
+            raise ValueError("split=file: has no folds; omit task.folds, or set task.split to another")
+
+    def paths(self) -> dict[str, Path]:
+        """All files and folders of the data, by their keys."""
         keys = ("path", "labels_path", "test_path")
-        return {key: getattr(self, key) for key in keys if getattr(self, key)}
+        return {key: self.resolved(getattr(self, key)) for key in keys if getattr(self, key)}
 
     @staticmethod
     def resolved(path: str) -> Path:
@@ -169,203 +164,9 @@ class Config(Section):
         if not self.path:
             raise DataError("task.path", None, "name your file, such as task.path=my.npz")
         found = read(self, data_root)
-        paths = [self.resolved(text) for text in self._paths().values()]
-        files = tuple((path.name, content_of([path])) for path in paths)
+        files = tuple((path.name, content_of({"path": path})) for path in self.paths().values())
         kind = OnDisk if isinstance(found.x, samples.Mapped) else Files
         return kind(self, found, seed, files)
-
-
-# Content
-
-
-def content_of(paths: list[Path]) -> str:
-    """sha256 of one file; of several, or of a folder, of their checksums, and of the names in the folder."""
-    sums = []
-    for path in paths:
-        if path.is_dir():
-            found = [(file.relative_to(path).as_posix(), _digest(file)) for file in _files_in(path)]
-            sums.append(hashlib.sha256(json.dumps(found).encode()).hexdigest())
-        else:
-            sums.append(_digest(path))
-    return sums[0] if len(sums) == 1 else hashlib.sha256("/".join(sums).encode()).hexdigest()
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """What is read of a folder."""
-    pair = _pair(folder)
-    return list(pair) if pair else arrays.files_in(folder) or tables.files_in(folder)
-
-
-def _pair(folder: Path) -> tuple[Path, Path] | None:
-    """The one pair ``*_TRAIN``, ``*_TEST`` of a folder."""
-    for ending in (".ts", ".arff", ".tsv", ".csv", ".txt"):
-        found = [path for path in folder.glob(f"*_TRAIN{ending}") if _test_of(path).is_file()]
-        if len(found) == 1:
-            return found[0], _test_of(found[0])
-    return None
-
-
-def _test_of(path: Path) -> Path:
-    return path.with_name(path.name.replace("_TRAIN", "_TEST"))
-
-
-def _digest(path: Path) -> str:
-    status = path.stat()
-    return _hashed(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-
-
-@functools.lru_cache(maxsize=100_000)
-def _hashed(path: Path, state: tuple[int, ...]) -> str:
-    """sha256 of a file in a state; that of a large one is noted in the cache."""
-    if state[0] < LARGE:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    note = data_root() / "cache" / f"sha256-{place}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        kept = json.loads(note.read_text())
-        if kept["state"] == list(state):
-            return kept["sha256"]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    # A data root that cannot be written to is no obstacle.
-    with contextlib.suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(note) as out:
-            out.write(json.dumps({"state": list(state), "sha256": found}).encode())
-    return found
-
-
-# Reading
-
-
-def read(config: Config, root: Path) -> Samples:
-    """Samples of all files of a configuration; those of large tables are kept in the cache of ``root``.
-
-    Raises:
-        DataError: for the first thing that is wrong, with file, row and column.
-    """
-    path = config.resolved(config.path)
-    if not path.exists():
-        raise Absent(path, None, "is not there")
-    pair = _pair(path) if path.is_dir() and config.layout in ("auto", "archive", "wide") else None
-    others = [config.resolved(config.test_path)] if config.test_path else []
-    parts = [*(pair or [path]), *others]
-    beside = _test_of(path)
-    if len(parts) == 1 and beside != path and beside.exists():
-        log.info("%s is not read; task.test_path=%s takes it as the test set", beside, beside)
-    found = [_read_one(part, config, root) for part in parts]
-    return found[0] if len(found) == 1 else _joined(found)
-
-
-def _read_one(path: Path, config: Config, root: Path) -> Samples:
-    reader = _reader(path, config)
-    if reader is arrays.read or path.is_dir() or path.stat().st_size < LARGE:
-        return reader(path, config)
-    labels = [_digest(config.resolved(config.labels_path))] if config.labels_path else []
-    settings = {
-        key: getattr(config, key)
-        for key in (
-            "layout", "sample_column", "time_column", "target_column", "group_column", "split_column", "channels",
-            "per_step", "predict", "sep", "decimal", "comment", "encoding", "time_format", "time_unit", "missing_marks",
-        )
-    }  # fmt: skip
-    sources = code(*(module.__file__ for module in (archives, checks, columns, delimited, formats, samples, tables)))
-    key = {"files": [_digest(path), *labels], "settings": settings, "code": sources}
-    kept = cached(root, "files", key, lambda: _packed(reader(path, config)))
-
-    @functools.cache
-    def again() -> Samples:
-        return reader(path, config)
-
-    kept = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in kept.items()}
-    return Samples(file=path, **kept, place=lambda *where: again().place(*where))
-
-
-def _packed(found: Samples) -> dict[str, Any]:
-    fields = {key: getattr(found, key) for key in found.__dataclass_fields__ if key not in ("file", "place")}
-    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
-
-
-def _reader(path: Path, config: Config) -> Callable[[Path, Config], Samples]:
-    ending, layout = suffix(path), config.layout
-    if layout == "auto" and path.is_dir():
-        layout = "arrays" if (path / "x.npy").exists() else "folder"
-    if layout == "auto":
-        layout = {".npz": "arrays", ".ts": "archive", ".arff": "archive"}.get(ending, "table")
-    if layout == "folder":
-        if not path.is_dir():
-            raise DataError(path, None, "task.layout=folder: is no folder")
-        return tables.read_folder
-    if layout == "arrays":
-        if not path.is_dir() and ending != ".npz":
-            raise DataError(path, None, "task.layout=arrays: must be a .npz, or a folder with x.npy and y.npy")
-        return arrays.read
-    if path.is_dir():
-        raise DataError(path, None, f"task.layout={layout}: is a folder, not a file")
-    if layout == "archive":
-        return archives.read
-    if ending == ".npy":
-        raise DataError(path, None, "one array; put x.npy and y.npy into a folder, and name that by task.path")
-    if ending not in SUFFIXES:
-        raise DataError(path, None, f"of no known suffix; there are {', '.join(SUFFIXES)}, and .gz of a text")
-    return tables.read
-
-
-def _joined(parts: list[Samples]) -> Samples:
-    """Training samples, then test samples."""
-    first, second = parts
-    for part in parts:
-        if isinstance(part.x, samples.Mapped):
-            raise DataError(part.file, None, "too large for task.test_path; use an array split")
-        if part.channels != first.channels:
-            file = part.file
-            there = f"{len(part.channels)} channels" if len(part.channels) != len(first.channels) else "other channels"
-            raise DataError(file, None, f"{there}, where {first.file.name} has {len(first.channels)}")
-        clocks = [(one.times is None, one.per_second, one.per_step) for one in (first, part)]
-        if clocks[0] != clocks[1]:
-            raise DataError(part.file, None, "targets or times are not as in the first file")
-    count = len(first)
-
-    def place(index: int, step: int | None, column: int | str | None) -> tuple[Path | str, str]:
-        return first.place(index, step, column) if index < count else second.place(index - count, step, column)
-
-    names = [(part.classes or []) for part in parts]
-    flat = [part.flat(part.targets) if part.per_step else part.targets for part in parts]
-    if all(part.classes is not None for part in parts):
-        codes = [np.where(codes < 0, -1, codes + (0 if part is first else len(names[0])))
-                 for part, codes in zip(parts, flat, strict=True)]  # fmt: skip
-        targets, classes = encode([*names[0], *names[1]], np.concatenate(codes), "classes", lambda index: ("", ""))
-    else:
-        # Whole numbers are classes only where all are.
-        targets = np.concatenate([_values(part, values) for part, values in zip(parts, flat, strict=True)])
-        classes = None
-    times = None if first.times is None else np.concatenate([part.flat(part.times) for part in parts])
-    return Samples(
-        file=first.file,
-        x=np.concatenate([part.flat(part.x, part.mask) for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        channels=first.channels,
-        targets=targets,
-        classes=classes,
-        per_step=first.per_step,
-        place=place,
-        times=times,
-        per_second=first.per_second,
-        split=["train" if index < count else "test" for index in range(count + len(second))],
-    )
-
-
-def _values(part: Samples, targets: np.ndarray) -> np.ndarray:
-    if part.classes is None:
-        return targets
-    values = [samples.number(name) for name in part.classes]
-    if None in values:
-        name = part.classes[values.index(None)]
-        raise DataError(part.file, None, f"{one_line(name)!r} is not a number to predict")
-    return np.array([*values, np.nan])[targets]
-
-
-# The task
 
 
 class Files(ArrayTask):
@@ -381,7 +182,7 @@ class Files(ArrayTask):
     gathers = True
 
     def __init__(self, config: Config, found: Samples, seed: int, files: tuple[tuple[str, str], ...]):
-        splits, how = _split(config, found, seed)
+        splits, how = split(config, found, seed)
         train = splits["train"]
         self._refuse_missing(config, found)
         self.preparation = preparation.fit(found, train, config.missing, config.normalise, config.time)
@@ -474,6 +275,9 @@ class Files(ArrayTask):
         for indices in found.chunks():
             block = torch.from_numpy(found.block_targets(indices)).to(kind)
             targets[int(indices[0]) : int(indices[-1]) + 1, : block.shape[1]] = block
+        without = (targets < 0).all(1) if self.classes is not None else targets.isnan().all(1)
+        if without.any():
+            raise DataError(*found.place(int(without.int().argmax()), None, None), "a sample without any target")
         return targets
 
     def _set_scores(self, config: Config, train: np.ndarray, found: Samples) -> None:
@@ -605,76 +409,3 @@ class OnDisk(Files):
         times = self.raw.block_times(where) if self.raw.times is not None else None
         x = self.preparation(self.raw.block(where), self.raw.lengths[where], times)
         return self.prepare(x[torch.from_numpy(back)])
-
-
-# The split
-
-
-def _split(config: Config, found: Samples, seed: int) -> tuple[dict[str, np.ndarray], str]:
-    """Indices of the samples by split, and how they were split.
-
-    Raises:
-        DataError: where the file does not have what the split needs, or has too few samples.
-    """
-    file = found.file
-    everything = np.arange(len(found))
-    classes = None if found.classes is None or found.per_step else found.targets
-    groups = None if found.groups is None else np.array(found.groups)
-    how = config.split
-    if how == "auto":
-        within = "random" if classes is None else "stratified"
-        within = within if groups is None else "group"
-        how = "file" if found.split is not None and config.folds is None else within
-    else:
-        within = (
-            how if how != "file" else ("random" if classes is None else "stratified") if groups is None else "group"
-        )
-    if how == "group" and groups is None:
-        raise DataError(file, None, "task.split=group: has no groups; name their column by task.group_column")
-    if how == "stratified" and classes is None:
-        raise DataError(file, None, "task.split=stratified: needs one class a sample; use random")
-    if how == "file" and found.split is None:
-        raise DataError(file, None, "task.split=file: has no split; name its column by task.split_column")
-    labels, groups = classes if within == "stratified" else None, groups if within == "group" else None
-    name = how
-    if how == "file":
-        splits = _of_file(found)
-        if "train" not in splits or "test" not in splits:
-            raise DataError(file, None, f"its split has no {'train' if 'train' not in splits else 'test'} samples")
-        rest, test = splits["train"], splits["test"]
-        validation = splits.get("validation")
-    else:
-        validation = None
-        if config.folds is not None:
-            try:
-                parts = folds(everything, config.folds, seed, labels, groups)
-            except ValueError as error:
-                raise DataError(file, None, f"task.folds={config.folds}: {error}") from error
-            test = parts[config.fold]
-            rest = np.sort(np.concatenate([part for index, part in enumerate(parts) if index != config.fold]))
-            name = f"{how}/fold={config.fold}/{config.folds}"
-        else:
-            test, rest = held_out(everything, config.test, seed, labels, groups, "test groups")
-    if validation is None and config.validation:
-        validation, rest = held_out(rest, config.validation, seed, labels, groups, "validation groups")
-    found_splits = {"train": rest, "validation": validation, "test": test}
-    splits = {
-        key: part for key, part in found_splits.items() if part is not None and (len(part) or key != "validation")
-    }
-    for key, part in splits.items():
-        if not len(part):
-            raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to {_PURPOSE[key]}")
-    if config.validation and "validation" not in splits:
-        raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to select by")
-    return splits, name
-
-
-_PURPOSE = {"train": "train on", "validation": "select by", "test": "test on"}
-
-
-def _of_file(found: Samples) -> dict[str, np.ndarray]:
-    for index, text in enumerate(found.split):
-        if text.strip().lower() not in PARTS:
-            raise DataError(*found.place(index, None, "split"), f"{one_line(text)!r} is not train, validation or test")
-    names = np.array([PARTS[text.strip().lower()] for text in found.split])
-    return {part: np.flatnonzero(names == part) for part in dict.fromkeys(PARTS.values()) if (names == part).any()}

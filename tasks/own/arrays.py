@@ -33,6 +33,8 @@ def read(path: Path, config: "Config") -> Samples:
     Raises:
         DataError: for an array that is missing, of another shape or type, or pickled.
     """
+    if path.is_file() and path.stat().st_size > config.memory * 1e9:
+        log.warning("%s is read into memory; a folder of .npy arrays is read from the disk batch by batch", path)
     found = _of_folder(path, config.memory * 1e9) if path.is_dir() else _of_npz(path)
     if "x" not in found:
         there = one_line(", ".join(found), 200) or "nothing"

@@ -68,8 +68,8 @@ class Delimited:
     def _is_data(self, row: list[str]) -> bool:
         """Whether the first line is no header: all cells but a label are numbers or missing."""
         values = [self.value(cell) for cell in row[1:]]
-        # The numbers of the steps.
-        if values in (list(range(len(values))), list(range(1, len(values) + 1))):
+        # The numbers of the steps; fewer may be data.
+        if len(values) > 2 and values in (list(range(len(values))), list(range(1, len(values) + 1))):
             return False
         missing = [cell.strip() in MARKS for cell in row[1:]]
         return any(v is not None for v in values) and all(

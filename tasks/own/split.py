@@ -1,17 +1,92 @@
 """Training, validation and test set of a user's own data."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
-from longwave.schema import counted
+from longwave.schema import counted, one_line
+from longwave.tasks.checks import DataError
+from longwave.tasks.own.samples import Samples
 from longwave.tasks.randomness import generator
 from longwave.tasks.splits import by_seed
+
+if TYPE_CHECKING:
+    from longwave.tasks.files import Config
 
 PARTS = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
+_PURPOSE = {"train": "train on", "validation": "select by", "test": "test on"}
+
+
+def split(config: "Config", found: Samples, seed: int) -> tuple[dict[str, np.ndarray], str]:
+    """Indices of the samples by split, and how they were split.
+
+    Raises:
+        DataError: where the file does not have what the split needs, or has too few samples.
+    """
+    file = found.file
+    everything = np.arange(len(found))
+    classes = None if found.classes is None or found.per_step else found.targets
+    groups = None if found.groups is None else np.array(found.groups)
+    how = config.split
+    if how == "auto":
+        within = "random" if classes is None else "stratified"
+        within = within if groups is None else "group"
+        how = "file" if found.split is not None and config.folds is None else within
+    else:
+        within = (
+            how if how != "file" else ("random" if classes is None else "stratified") if groups is None else "group"
+        )
+    if how == "group" and groups is None:
+        raise DataError(file, None, "task.split=group: has no groups; name their column by task.group_column")
+    if how == "stratified" and classes is None:
+        raise DataError(file, None, "task.split=stratified: needs one class a sample; use random")
+    if how == "file" and found.split is None:
+        raise DataError(file, None, "task.split=file: has no split; name its column by task.split_column")
+    labels, groups = classes if within == "stratified" else None, groups if within == "group" else None
+    name = how
+    if how == "file":
+        splits = _of_file(found)
+        if "train" not in splits or "test" not in splits:
+            raise DataError(file, None, f"its split has no {'train' if 'train' not in splits else 'test'} samples")
+        rest, test = splits["train"], splits["test"]
+        validation = splits.get("validation")
+    else:
+        validation = None
+        if config.folds is not None:
+            try:
+                parts = folds(everything, config.folds, seed, labels, groups)
+            except ValueError as error:
+                raise DataError(file, None, f"task.folds={config.folds}: {error}") from error
+            test = parts[config.fold]
+            rest = np.sort(np.concatenate([part for index, part in enumerate(parts) if index != config.fold]))
+            name = f"{how}/fold={config.fold}/{config.folds}"
+        else:
+            test, rest = held_out(everything, config.test, seed, labels, groups, "test groups")
+    if validation is None and config.validation:
+        validation, rest = held_out(rest, config.validation, seed, labels, groups, "validation groups")
+    found_splits = {"train": rest, "validation": validation, "test": test}
+    splits = {
+        key: part for key, part in found_splits.items() if part is not None and (len(part) or key != "validation")
+    }
+    for key, part in splits.items():
+        if not len(part):
+            raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to {_PURPOSE[key]}")
+    if config.validation and "validation" not in splits:
+        raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to select by")
+    return splits, name
+
+
+def _of_file(found: Samples) -> dict[str, np.ndarray]:
+    for index, text in enumerate(found.split):
+        if text.strip().lower() not in PARTS:
+            raise DataError(*found.place(index, None, "split"), f"{one_line(text)!r} is not train, validation or test")
+    names = np.array([PARTS[text.strip().lower()] for text in found.split])
+    return {part: np.flatnonzero(names == part) for part in dict.fromkeys(PARTS.values()) if (names == part).any()}
 
 
 def held_out(

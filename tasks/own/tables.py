@@ -1,7 +1,8 @@
 """Tables: a row a time step, or a row a sample; one table of all samples, or a table for each."""
 
+import contextlib
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,23 @@ def read(path: Path, config: "Config") -> Samples:
     Raises:
         DataError: for a column that is missing, a cell that is wrong, ...
     """
+    with _in_one_line(path):
+        return _read(path, config).check()
+
+
+def read_folder(folder: Path, config: "Config") -> Samples:
+    """Samples of a folder with a table for each, in folders that are named by their class, or with ``labels_path``."""
+    with _in_one_line(folder):
+        return _read_folder(folder, config).check()
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Turns what is left of the errors of libraries into a DataError."""
     import pyarrow as pa
 
     try:
-        return _read(path, config).check()
+        yield
     except (pa.ArrowException, csv.Error, UnicodeError) as error:
         raise DataError(path, None, one_line(" ".join(str(error).split()), 200)) from error
 
@@ -48,16 +62,14 @@ def _read(path: Path, config: "Config") -> Samples:
 def _long(columns: Columns, sample: str, config: "Config") -> Samples:
     labels = _Labels(config, sample) if config.labels_path else None
     time = columns.find(config.time_column, "time")
-    own = {}
-    for role, default in (("target", "target"), ("group", "group"), ("split", "split")):
-        given = getattr(config, f"{role}_column")
-        elsewhere = labels is not None and labels.has(given or default)
-        own[role] = None if elsewhere else columns.find(given, default)
-    if own["target"] is None and (labels is None or not labels.has(config.target_column or "target")):
+    # A column that both tables have is that of the labels.
+    named = {role: getattr(config, f"{role}_column") or role for role in ("target", "group", "split")}
+    apart = {role for role, name in named.items() if labels is not None and labels.has(name)}
+    own = {role: None if role in apart else columns.find(getattr(config, f"{role}_column"), role) for role in named}
+    if own["target"] is None and "target" not in apart:
         there = one_line(", ".join(columns.names), 200)
         raise DataError(columns.path, None, f"no column target; name it by task.target_column; there are {there}")
-    special = {sample, time, *(getattr(config, f"{role}_column") or role for role in own)}
-    channels = _channels(columns, config, special)
+    channels = _channels(columns, config, {sample, time, *named.values()})
     columns.load([sample, time, *own.values()], channels)
     ids, codes = columns.texts(sample)
     keep = _rows(columns, codes, sample, channels, [name for name in (time, *own.values()) if name])
@@ -96,11 +108,11 @@ def _long(columns: Columns, sample: str, config: "Config") -> Samples:
     elif per_step:
         raise DataError(columns.path, None, "task.per_step=true: the targets must be a column of this file")
     else:
-        targets, classes = labels.targets(ids, columns.path, config)
+        targets, classes = labels.targets(ids, config)
 
     def each(role: str) -> list[str] | None:
-        if labels is not None and labels.has(getattr(config, f"{role}_column") or role):
-            return labels.column(getattr(config, f"{role}_column") or role, ids)
+        if role in apart:
+            return labels.column(named[role], ids)
         if own[role] is None:
             return None
         texts, found = columns.texts(own[role])
@@ -195,6 +207,7 @@ class _Labels:
         return name in self._columns.names
 
     def _found(self, name: str, ids: list[str]) -> tuple[list[str], np.ndarray, list[int]]:
+        """The different texts of a column, the index of each sample's, and its row."""
         texts, codes = self._columns.texts(name)
         rows = []
         for one in ids:
@@ -202,19 +215,20 @@ class _Labels:
             if row is None:
                 raise DataError(self.path, f"column {self._sample}", f"no row for the sample {one_line(one)}")
             rows.append(row)
+        empty = codes[rows] < 0
+        if empty.any():
+            raise DataError(*self._columns.place(rows[int(empty.argmax())], name), "an empty cell")
         return texts, codes[rows], rows
 
     def column(self, name: str, ids: list[str]) -> list[str]:
-        texts, codes, rows = self._found(name, ids)
-        if (codes < 0).any():
-            raise DataError(*self._columns.place(rows[int((codes < 0).argmax())], name), "an empty cell")
+        """The text of each sample."""
+        texts, codes, _ = self._found(name, ids)
         return [texts[code] for code in codes]
 
-    def targets(self, ids: list[str], path: Path, config: "Config") -> tuple[np.ndarray, list[str] | None]:
+    def targets(self, ids: list[str], config: "Config") -> tuple[np.ndarray, list[str] | None]:
+        """The target of each sample, and the classes."""
         name = config.target_column or "target"
         texts, codes, rows = self._found(name, ids)
-        if (codes < 0).any():
-            raise DataError(*self._columns.place(rows[int((codes < 0).argmax())], name), "an empty cell")
         return encode(texts, codes, config.predict, lambda index: self._columns.place(rows[index], name))
 
 
@@ -286,8 +300,7 @@ def files_in(folder: Path) -> list[Path]:
     return []
 
 
-def read_folder(folder: Path, config: "Config") -> Samples:
-    """Samples of a folder with a table for each, in folders that are named by their class, or with ``labels_path``."""
+def _read_folder(folder: Path, config: "Config") -> Samples:
     paths = files_in(folder)
     nested = bool(paths) and paths[0].parent != folder
     if config.labels_path:
@@ -334,7 +347,7 @@ def read_folder(folder: Path, config: "Config") -> Samples:
     labels = _Labels(config, config.sample_column or "sample") if config.labels_path else None
     if labels is not None:
         ids = [one if one in labels._rows else Path(one).stem for one in ids]
-        targets, classes = labels.targets(ids, folder, config)
+        targets, classes = labels.targets(ids, config)
     else:
         texts = list(dict.fromkeys(path.parent.name for path in paths))
         codes = np.array([texts.index(path.parent.name) for path in paths])
@@ -362,4 +375,4 @@ def read_folder(folder: Path, config: "Config") -> Samples:
         ids=ids,
         groups=each("group"),
         split=each("split"),
-    ).check()
+    )

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from longwave.models.network import Network
 from longwave.tasks import show
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, OnDisk, content_of, read
+from longwave.tasks.files import Config, OnDisk
+from longwave.tasks.own.content import content_of
+from longwave.tasks.own.reading import read
 from longwave.training.config import compose_run
 from longwave.training.errors import UserError
 from tests.archives import write_ts
@@ -394,7 +396,7 @@ def test_the_run_is_named_by_the_content(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=mended)
     assert identity(tmp_path / "a.npz") != first
     # What it was can be asked for.
-    content = content_of([tmp_path / "elsewhere" / "b.npz"])
+    content = content_of({"path": tmp_path / "elsewhere" / "b.npz"})
     with pytest.raises(UserError, match=r"task\.content=.*: the data have changed; their sha256 is now "):
         identity(tmp_path / "a.npz", f"task.content={content}")
     assert identity(tmp_path / "elsewhere" / "b.npz", f"task.content={content}") == first
@@ -441,6 +443,7 @@ WRONG = [
     ({"y": X.mean((1, 2))}, {"metric": "auroc"}, "task.metric=auroc: must be one of rmse, mae, r2"),
     ({}, {"metric": "rmse"}, "task.metric=rmse: must be one of accuracy, balanced_accuracy"),
     ({"split": np.full(N, "train")}, {}, "its split has no test samples"),
+    ({"y": np.where(np.arange(N)[:, None] == 5, -1, np.arange(STEPS) % 2)}, {}, "x[5]: a sample without any target"),
     ({"split": np.where(np.arange(N) == 7, "holdout", "train")}, {}, "split[7]: 'holdout' is not train, validation"),
     ({"x": X[:2], "y": LABELS[:2]}, {}, "2 samples, too few: none is left to train on"),
     ({"y": np.where(np.arange(N) == 0, "rare", "often")}, {"metric": "auroc"}, "task.metric=auroc: needs all classes"),
@@ -496,7 +499,7 @@ def test_headers_of_other_tools_are_not_relied_on(tmp_path):
 
 
 def test_a_table_is_parsed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("longwave.tasks.files.LARGE", 0)
+    monkeypatch.setattr("longwave.tasks.own.content.LARGE", 0)
     monkeypatch.setenv("LONGWAVE_DATA", str(tmp_path))
     path = tmp_path / "my.csv"
     rows = [f"{i // 4},{i % 4},{i},{'ab'[i // 4 % 2]},{'' if i == 9 else i}" for i in range(80)]
@@ -509,7 +512,7 @@ def test_a_table_is_parsed_once(tmp_path, monkeypatch):
     assert torch.equal(again.samples, first.samples)
     assert torch.equal(again.times, first.times)
     monkeypatch.undo()
-    monkeypatch.setattr("longwave.tasks.files.LARGE", 0)
+    monkeypatch.setattr("longwave.tasks.own.content.LARGE", 0)
     # The line of an error is found all the same.
     with pytest.raises(DataError, match=r"my\.csv, line 11, column y: a missing value, one of 1"):
         Config(path=str(path)).build(0, tmp_path)
@@ -573,9 +576,9 @@ def test_classification_through_the_loop(record, tmp_path, monkeypatch):
     assert found["metrics"]["test"]["log_loss"] == pytest.approx(found["metrics"]["test"]["cross_entropy"], rel=1e-5)
     assert {"accuracy", "macro_f1"} <= set(found["baseline"])
     assert found["data"]["notes"]["classes"] == ["no", "perhaps", "yes"]
-    assert found["data"]["files"] == [{"file": "my.npz", "sha256": content_of([tmp_path / "my.npz"])}]
-    assert found["config"]["task"]["content"] == content_of([tmp_path / "my.npz"])
-    assert found["data"]["split_id"].startswith(f"files/{content_of([tmp_path / 'my.npz'])[:16]}/stratified/")
+    assert found["data"]["files"] == [{"file": "my.npz", "sha256": content_of({"path": tmp_path / "my.npz"})}]
+    assert found["config"]["task"]["content"] == content_of({"path": tmp_path / "my.npz"})
+    assert found["data"]["split_id"].startswith(f"files/{content_of({'path': tmp_path / 'my.npz'})[:16]}/stratified/")
     assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, read
+from longwave.tasks.files import Config
+from longwave.tasks.own.reading import read
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 5, 2))

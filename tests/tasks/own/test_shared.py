@@ -7,7 +7,8 @@ import pytest
 
 from longwave import PACKAGE
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, read
+from longwave.tasks.files import Config
+from longwave.tasks.own.reading import read
 
 FOLDERS = [folder / "shared" / "own_data" for folder in PACKAGE.parents]
 FOLDER = next((folder for folder in FOLDERS if (folder / "expected.json").exists()), None)

@@ -8,7 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from longwave.tasks.checks import DataError
-from longwave.tasks.files import Config, read
+from longwave.tasks.files import Config
+from longwave.tasks.own.reading import read
 
 LONG = """sample,time,x,y,target,group
 b,0,1,-1,up,p1
@@ -206,6 +207,15 @@ def test_folders_of_classes(folder, tmp_path):
     (folder / "walk" / "a.csv").write_text("time,x\n0,1\n1,2\n1,3\n")
     with pytest.raises(DataError, match=r"walk/a\.csv, line 4, column time: the same time twice"):
         read(Config(path=str(folder)), tmp_path)
+
+
+def test_recordings_without_a_header(tmp_path):
+    for name, text in (("a/1.csv", "0.5 1 2\n1 0 0\n"), ("b/1.csv", "0 0 1\n1 1 0\n2 2 2\n")):
+        (tmp_path / "rec" / name).parent.mkdir(parents=True)
+        (tmp_path / "rec" / name).write_text(text)
+    found = read(Config(path=str(tmp_path / "rec")), tmp_path)
+    assert (found.channels, found.lengths.tolist()) == (["f0", "f1", "f2"], [2, 3])
+    assert series(found, 1) == [[0, 0, 1], [1, 1, 0], [2, 2, 2]]
 
 
 def test_a_folder_of_recordings_with_a_table_of_labels(tmp_path):
