@@ -118,6 +118,13 @@ WRONG = [
         "model=nrde training.steps=1 transform.depth=2 model.depth=1",
         r"model\.depth=1: follows transform\.depth; set that",
     ),
+    # Step sizes that follow the time, without one.
+    ("model.spacing=0.1", r"model\.spacing=0\.1: needs the time of each sample; use a task with task\.time=true"),
+    ("model.spacing=0", r"model\.spacing=0\.0: must be greater than 0"),
+    (
+        "model=lem task=uea task.time=true model.spacing=0.1 transform=log_signature training.steps=1",
+        r"model\.spacing=0\.1: needs the time of each sample; use transform=none",
+    ),
     # The grammar.
     ("model.hidden", r"cannot read 'model\.hidden': write key=value"),
     ("seed=0,1", r"seed=0,1: several values make several runs; add -m"),
@@ -306,6 +313,13 @@ def test_a_later_setting_changes_the_identity_where_it_is_not_its_default():
     assert identity(*own, "model.block=standard") == identity(*own) != identity(*own, "model.block=released")
     assert changed(*own, "model.block=released") == {"model.block": "released"}
     assert changed("model=linoss", "task=eigenworms", "model.block=standard") == {"model.block": "standard"}
+
+
+@pytest.mark.parametrize("model", ["cornn", "lem", "linoss", "unicornn"])
+def test_irregular_times_are_another_run_only_where_they_are_wanted(model):
+    own = (f"model={model}", "task=uea", "task.time=true", "training.steps=1")
+    assert "spacing" not in numbers(compose_run(list(own))[0].as_dict())["model"]
+    assert identity(*own) == identity(*own, "model.spacing=null") != identity(*own, "model.spacing=0.1")
 
 
 def test_a_model_may_choose_the_transform_that_it_needs():
