@@ -193,7 +193,7 @@ def test_process_says_it_in_one_line_and_leaves_nothing(train_process):
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "error: model.hiden: no such key (did you mean hidden?); there are name, hidden, dt, gamma, epsilon, "
-        "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation"
+        "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation, spacing"
     ]
     # What only shows when the task is built is said in one line too.
     done = train_process.run("model=cornn", "training.selection=best")
@@ -292,7 +292,8 @@ def test_a_transform_is_part_of_the_identity_where_there_is_one():
     without += ("transform", "curriculum")
     hashed = {key: value for key, value in config.as_dict().items() if key not in without}
     hashed["training"].pop("checkpoint_seconds")
-    # As it was before there were transforms and curricula.
+    assert hashed["model"].pop("spacing") is None
+    # As it was before there were transforms, curricula and irregular times.
     assert config.identity() == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     assert identity("task.T=101", "curriculum=none", "transform=none") == config.identity()
     other = ("task.T=101", "curriculum=none", "transform=log_signature")
