@@ -22,6 +22,7 @@ _HOMES = {
     "Stacked": "longwave.models.stack",
     "UnICORNN": "longwave.models.unicornn",
     "detach": "longwave.models.layer",
+    "load": "longwave.training.trained",
 }
 
 __all__ = [*_HOMES, "home", "kernels"]

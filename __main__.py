@@ -7,6 +7,8 @@ import sys
 COMMANDS = {
     "train": "longwave.train",
     "sweep": "longwave.sweep",
+    "evaluate": "longwave.training.evaluate",
+    "export": "longwave.training.export",
     "new": "longwave.new",
     "download": "longwave.tasks.download",
     "show": "longwave.tasks.show",

@@ -18,6 +18,7 @@ __all__ = [
     "LATER",
     "MODEL",
     "NEUTRAL",
+    "REPEAT",
     "Annotated",
     "Ge",
     "Gt",
@@ -36,6 +37,8 @@ MODEL = "model"
 NEUTRAL = "neutral"
 # A setting that came after runs were made without it: its default is what they did, and leaves their identity as it is.
 LATER = "later"
+# A setting that makes it another repetition of the same experiment, as the seed does: tables take the mean over it.
+REPEAT = "repeat"
 
 
 @dataclass(frozen=True)

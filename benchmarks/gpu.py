@@ -30,6 +30,7 @@ import torch
 from longwave import PACKAGE, home
 from longwave.benchmarks import gpu_check, gpu_speed, gpu_train
 from longwave.benchmarks.cases import FUNCTIONS
+from longwave.benchmarks.gpu_cases import NRDE
 from longwave.benchmarks.gpu_report import Report
 
 # The parts, and their shares of the time.
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(SHARES)}; all where none is given")
     parser.add_argument("--out", type=Path, help="folder of gpu.json and the runs; benchmarks, and with --small none")
     parser.add_argument("--minutes", type=float, default=8, help="for all parts together")
-    names = sorted(set(FUNCTIONS.values()))
+    names = sorted({*FUNCTIONS.values(), NRDE})
     parser.add_argument("--only", choices=names, metavar="OPERATION", help="no other, and no model")
     parser.add_argument("--small", action="store_true", help="small sizes on the CPU, in Triton's interpreter")
     parser.add_argument("--compile-only", metavar="I/N", help=argparse.SUPPRESS)

@@ -25,7 +25,10 @@ FULL = {
     "rnn": [(500, 50, 128), (784, 128, 128)],
     "gru": [(500, 50, 128), (784, 128, 128)],
     "lstm": [(500, 50, 128), (784, 128, 128)],
+    "nrde": [(1, 1, 5), (9, 17, 33), (154, 8, 16), (70, 181, 32)],  # odd ones; blocks of EigenWorms
 }
+# The solver, which is no operation: blocks of components for T steps, by rk4.
+NRDE, COMPONENTS, STAGES = "nrde", 28, 4
 # Of another operation.
 USUAL = [(500, 50, 128)]
 # Of every equation: T = 1, B = 1, widths that fill no block, the widest.
@@ -68,27 +71,31 @@ def products(mode: Mode) -> Iterator[None]:
 
 
 def equation_of(equation: str) -> str:
-    """The operation that computes an equation of ``cases``."""
-    return equation if equation in OPERATIONS else FUNCTIONS[equation]
+    """The operation, or the solver, that computes an equation of ``cases``."""
+    return equation if equation in (*OPERATIONS, NRDE) else FUNCTIONS[equation]
 
 
 def modes_of(equation: str) -> list[Mode]:
     """tf32 is for products; a bfloat16 ``pre`` for operations that take one."""
+    if equation == NRDE:
+        return [mode for mode in MODES if mode.name == "fp32"]
     operation = OPERATIONS[equation_of(equation)]
     has = {"fp32": True, "tf32": operation.dense, "bf16": operation.half and not equation.startswith("input_")}
     return [mode for mode in MODES if has[mode.name]]
 
 
 def equations(only: str | None = None) -> list[str]:
-    """Every equation that a Triton kernel computes, or those of one operation."""
-    fused = [name for name, folder in FUNCTIONS.items() if (library.FOLDER / folder / "triton.py").exists()]
-    return [name for name in fused if only in (None, name, FUNCTIONS[name])]
+    """Every equation that a Triton kernel computes, or those of one operation or the solver."""
+    folders = FUNCTIONS | {NRDE: NRDE}
+    fused = [name for name, folder in folders.items() if (library.FOLDER / folder / "triton.py").exists()]
+    return [name for name in fused if only in (None, name, folders[name])]
 
 
 def sizes(small: bool, only: str | None) -> tuple[list, list]:
     """Pairs of an equation and a size, of the odd ones and of the full ones, short before long."""
     names = equations(only)
-    odd = [(name, size) for size in (SMALL if small else ODD) for name in names]
+    # The interpreter takes a minute for a few blocks of the solver.
+    odd = [(name, size) for size in (SMALL if small else ODD) for name in names if name != NRDE or size == SMALL[0]]
     full = [] if small else [(name, size) for name in names for size in full_sizes(name)]
     return odd, sorted(full, key=lambda pair: pair[1])
 
@@ -103,7 +110,11 @@ def named(equation: str, size: tuple[int, int, int]) -> str:
 
 def example_on(device: torch.device, equation: str, steps: int, batch: int, hidden: int) -> Case:
     """Example of an equation in float64."""
-    return cases.case(equation, steps, batch, hidden).changed(lambda value: value.to(device))
+    if equation == NRDE:
+        example = cases.nrde_case(steps, batch, hidden, COMPONENTS, width=3 * hidden)
+    else:
+        example = cases.case(equation, steps, batch, hidden)
+    return example.changed(lambda value: value.to(device))
 
 
 def in_mode(example: Case, mode: Mode) -> Case:

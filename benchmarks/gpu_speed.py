@@ -10,7 +10,9 @@ import torch
 from longwave.benchmarks.cases import FUNCTIONS, Case
 from longwave.benchmarks.gpu_cases import (
     MODES,
+    NRDE,
     SMALL,
+    STAGES,
     Mode,
     equation_of,
     equations,
@@ -36,8 +38,8 @@ FLUSH = 2**28  # bytes, more than any L2 holds
 
 
 def speeds(report: Report, small: bool, only: str | None) -> Iterator[Item]:
-    names = [name for name in equations(only) if name in OPERATIONS]
-    at = {name: SMALL[-1:] if small else full_sizes(name) for name in names}
+    names = [name for name in equations(only) if name in OPERATIONS or name == NRDE]
+    at = {name: SMALL[:1] if small and name == NRDE else SMALL[-1:] if small else full_sizes(name) for name in names}
     yield Item("rates", functools.partial(rates_of, report))
     for name in names:
         for size in at[name]:
@@ -46,12 +48,12 @@ def speeds(report: Report, small: bool, only: str | None) -> Iterator[Item]:
         if name in BY_LENGTH:
             yield Item(f"{name} by length", functools.partial(by_length, report, name, small))
     # Last, since compilation takes longest.
-    for name in names:
+    for name in [name for name in names if name != NRDE]:
         yield Item(f"{name} compiled", functools.partial(measure_compiled, report, name, at[name][0]))
 
 
 def refuse_the_wrong(report: Report, equation: str) -> None:
-    if FUNCTIONS[equation] in report.wrong:
+    if FUNCTIONS.get(equation, equation) in report.wrong:
         raise Skipped("the check found it wrong")
 
 
@@ -78,10 +80,10 @@ def bounds(report: Report, example: Case, equation: str, size: tuple[int, int, i
     weights, backward those of the gradients of state and of weights.
     """
     steps, batch, hidden = size
-    gates = OPERATIONS[equation_of(equation)].gates
+    gates = 0 if equation == NRDE else OPERATIONS[equation_of(equation)].gates
     numbers = steps * batch * hidden * torch.finfo(mode.dtype).bits / 8
-    weights = sum(p.numel() for p in example.inputs.values() if p.shape[-1:] == (hidden,) and p.dim() == 2)
-    weights -= sum(p.numel() for key, p in example.inputs.items() if key.startswith("state_"))
+    weights = sum(p.numel() for key, p in example.inputs.items() if p.dim() == 2 and not key.startswith("state_"))
+    weights *= STAGES if equation == NRDE else 1
     rates, found = report.content["speed"]["rates"], {}
     for direction, sequences, times in (("forward", 1 + gates, 1), ("both", 3 + 2 * gates, 3)):
         by_memory = sequences * numbers / rates["copy"]

@@ -1,7 +1,7 @@
 """Whole time loops, one folder an operation. Sequences are time-major, (T, B, H).
 
 Each takes ``pre``, the input's contribution for every step, or an :class:`Input`, which makes it, and returns the
-sequence and the final state.
+sequence and the final state. But for :func:`nrde`, the steps of a solver, which has arguments of its own.
 """
 
 # ruff: noqa: F401

@@ -46,6 +46,11 @@ def tanh(x):
 
 
 @triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
 def load_steps(pointer, stride, first, start, stop, inside, STEP: tl.constexpr, AHEAD: tl.constexpr):
     """A tuple of what ``pointer`` holds at the steps first, first + STEP, ..., 0 for those outside [start, stop).
 

@@ -86,14 +86,33 @@ def _source(name: str) -> library.Source:
     return SOURCES[name] if name in SOURCES else OPERATIONS[name].source
 
 
+def described_by(definition: Callable) -> Callable:
+    """Decorator: name, signature and docstring of a definition, with ``backend`` as another argument."""
+
+    def described(function: Callable) -> Callable:
+        function = functools.wraps(definition)(function)
+        signature = inspect.signature(definition)
+        backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
+        function.__signature__ = signature.replace(parameters=[*signature.parameters.values(), backend])
+        text = """
+    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
+        "triton".
+
+Returns:"""
+        function.__doc__ = inspect.getdoc(definition).replace("\n\nReturns:", text)
+        return function
+
+    return described
+
+
 def public(operation: Operation, **variants: Operation) -> Callable:
-    """The function of an operation: signature and docstring of its definition, with ``backend`` as another argument.
+    """The function of an operation, described by its definition.
 
     Each of ``variants`` is computed instead where the argument of its name is true.
     """
     definition = inspect.signature(operation.reference)
 
-    @functools.wraps(operation.reference)
+    @described_by(operation.reference)
     def function(*arguments, backend: str = "auto", **keywords):
         bound = definition.bind(*arguments, **keywords)
         bound.apply_defaults()
@@ -103,14 +122,6 @@ def public(operation: Operation, **variants: Operation) -> Callable:
         options = {key: given.pop(key) for key in operation.options}
         return _run(chosen.name, backend, given.pop("pre"), given.pop("state"), options, given)
 
-    backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
-    function.__signature__ = definition.replace(parameters=[*definition.parameters.values(), backend])
-    text = """
-    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
-        "triton".
-
-Returns:"""
-    function.__doc__ = inspect.getdoc(operation.reference).replace("\n\nReturns:", text)
     return function
 
 
@@ -150,7 +161,7 @@ def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, par
         for key, value in parameters.items()
     ]
     if chosen == "triton":
-        fused = getattr(sys.modules[f"longwave.kernels.{operation.folder}.triton"], operation.folder)
+        fused = getattr(sys.modules[f"longwave.kernels.{operation.folder}.triton"], name)
         sequence, *final = fused(given, *values, *initial, **options)
     elif operation.cpu is None:
         sequence, *final = operation.kernel(given, values, initial, **options)

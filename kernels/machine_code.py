@@ -7,6 +7,7 @@ each bound, by latencies most of all. Ends with status 1 where a kernel spills.
 
 import argparse
 import functools
+import importlib
 import os
 import re
 import subprocess
@@ -21,10 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
-from longwave.kernels.cornn import triton as cornn
+from longwave.kernels import dense
 from longwave.kernels.device import AHEAD, BLOCK
 from longwave.kernels.indrnn import triton as indrnn
 from longwave.kernels.linoss import triton as linoss
+from longwave.kernels.operation import OPERATIONS
 from longwave.kernels.unicornn import triton as unicornn
 
 COMMAND = "python -m longwave.kernels.machine_code"
@@ -48,6 +50,19 @@ GPUS = (
 )
 # Warp instructions that a multiprocessor issues in a clock; a single warp issues one at most.
 SCHEDULERS = 4
+# Bytes that a multiprocessor reads in a clock.
+FROM_L1, FROM_L2 = 128, 64
+# H and B of the dense cells: those of the recipes, and some beyond.
+DENSE = {
+    "antisymmetric_rnn": [(64, 64), (128, 50)],
+    "cornn": [(64, 64), (128, 50), (128, 500), (256, 120)],
+    "gated_antisymmetric_rnn": [(128, 50)],
+    "gru": [(128, 50), (256, 128)],
+    "lem": [(32, 8), (128, 128)],
+    "lstm": [(128, 50), (256, 128)],
+    "modrelu_rnn": [(128, 50), (170, 128), (190, 128), (360, 128), (512, 128), (1024, 128)],
+    "rnn": [(64, 64), (128, 50), (1000, 50)],
+}
 
 
 class Case(NamedTuple):
@@ -59,12 +74,13 @@ class Case(NamedTuple):
     constants: dict  # the kernel's constexprs
     options: dict  # of the launch, as num_warps
     columns: int  # (batch, unit) columns of a program
-    rounds: tuple[float, ...]  # of each nested loop, outermost first, the rounds in one time step
+    rounds: tuple[float, ...]  # of each nested loop, outermost first, the rounds in one time step; of diagonal cells
     bytes: float  # that one column reads from and writes to the HBM in one step
-    specialised: bool = False  # compiled for a width that 16 divides
+    plan: dense.Plan | None = None  # of dense cells
 
 
-def cases() -> Iterator[Case]:
+def cases(gpu: GPU) -> Iterator[Case]:
+    """The kernels as they are launched on ``gpu``."""
     # UnICORNN's outer loop, over segments of hundreds of steps, does not count.
     for name, module, rounds in (("unicornn", unicornn, (0, 1 / AHEAD)), ("indrnn", indrnn, (1 / AHEAD,))):
         for dtype, size in (("fp32", 4), ("bf16", 2)):
@@ -73,18 +89,23 @@ def cases() -> Iterator[Case]:
                 launch = ({"BLOCK": BLOCK, "AHEAD": AHEAD}, {"num_warps": 1}, BLOCK, rounds, count * size)
                 yield Case(f"{name} {direction}, {dtype}", kernel, dtype, *launch)
     yield from linoss_cases()
-    for hidden in (32, 64, 128, 256):
-        launch = cornn.tiling(hidden)
-        constants = {key: value for key, value in launch.items() if key.isupper()}
-        options = {key: value for key, value in launch.items() if key.islower()}
-        tiles, depth = (triton.cdiv(hidden, constants[block]) for block in ("BLOCK_H", "BLOCK_K"))
-        rest = (options, cornn.BLOCK_B * hidden, (1, tiles, tiles * depth))
-        for label, kernel, extra, count in (
-            ("forward", cornn.cornn_forward_kernel, {}, 4),
-            ("backward", cornn.cornn_backward_kernel, {"SCALARS": False}, 3),
-            ("backward and of dt, gamma, epsilon", cornn.cornn_backward_kernel, {"SCALARS": True}, 5),
-        ):
-            yield Case(f"cornn {label}, H = {hidden}", kernel, "fp32", constants | extra, *rest, count * 4, True)
+    for name, sizes in DENSE.items():
+        for hidden, batch in sizes:
+            for backward in (False, True):
+                yield dense_case(name, hidden, batch, backward, gpu)
+
+
+def dense_case(name: str, hidden: int, batch: int, backward: bool, gpu: GPU) -> Case:
+    operation = OPERATIONS[name]
+    cell = getattr(importlib.import_module(f"longwave.kernels.{operation.folder}.triton"), name)
+    flags = {"d_y": True, "d_pre": cell.own_d_pre, "d_unit": operation.units > 0} if backward else {}
+    p, warps = dense.plan(operation, hidden, batch, gpu.multiprocessors, backward, **flags)
+    kernel = dense.dense_backward_kernel if backward else dense.dense_forward_kernel
+    constants = {"STEP": cell.backward_step if backward else cell.forward_step, "P": p}
+    # Backward the sequence and its gradient, the tape, the gradients of the products and of pre.
+    blocks = 2 + p.tape + p.products + p.gates * p.d_pre if backward else p.gates + 1 + p.tape
+    label = f"{name} {'backward' if backward else 'forward'}, H = {hidden}, B = {batch}"
+    return Case(label, kernel, "fp32", constants, dense.options(warps), p.rows * hidden, (), blocks * 4, p)
 
 
 def linoss_cases() -> Iterator[Case]:
@@ -116,8 +137,8 @@ def compiled(case: Case, gpu: GPU):
         else:
             sequence = name in ("pre", "grad_pre") or name.endswith("_all")
             signature[name] = "*" + (case.dtype if sequence else "fp32")
-        # As PyTorch's allocator aligns, and as Triton specialises a width that 16 divides.
-        if signature[name].startswith("*") or (name == "hidden" and case.specialised):
+        # As PyTorch's allocator aligns.
+        if signature[name].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, constexprs=case.constants, attrs=attributes)
     return triton.compile(source, GPUTarget("cuda", gpu.architecture, 32), case.options)
@@ -135,8 +156,8 @@ def disassembly(cubin: bytes) -> tuple[list[tuple[int, str]], int]:
     return instructions, int(re.search(r"REG:(\d+)", code)[1])
 
 
-def loops(instructions: list[tuple[int, str]]) -> list[int]:
-    """The instructions of each nested loop less those of the loops inside it, outermost first.
+def loops(instructions: list[tuple[int, str]]) -> list[tuple[int, int]]:
+    """The first and the last address of each loop, in the order of the code.
 
     A loop is closed by a branch backwards; a branch to itself pads the end of the code.
     """
@@ -145,18 +166,55 @@ def loops(instructions: list[tuple[int, str]]) -> list[int]:
         branch = re.search(r"\bBRA\S* .*?0x([0-9a-f]+)", text)
         if branch and (target := int(branch[1], 16)) < address:
             ends[target] = max(address, ends.get(target, 0))
-    sizes = [sum(start <= address <= end for address, _ in instructions) for start, end in sorted(ends.items())]
-    return [size - inner for size, inner in zip(sizes, [*sizes[1:], 0], strict=True)]
+    return sorted(ends.items())
+
+
+def body(instructions: list[tuple[int, str]], loop: tuple[int, int]) -> list[str]:
+    return [text for address, text in instructions if loop[0] <= address <= loop[1]]
+
+
+def diagonal_step(case: Case, instructions: list[tuple[int, str]]) -> float:
+    """Instructions of a time step: those of each nested loop less those of the loops inside it, times its rounds."""
+    sizes = [len(body(instructions, loop)) for loop in loops(instructions)]
+    if len(sizes) != len(case.rounds):
+        raise RuntimeError(f"{case.label}: {len(sizes)} loops, expected {len(case.rounds)}")
+    return sum((n - inner) * r for n, inner, r in zip(sizes, [*sizes[1:], 0], case.rounds, strict=True))
+
+
+def dense_step(case: Case, instructions: list[tuple[int, str]]) -> int:
+    """Instructions of a time step: the largest loop, whose inner ones go round the ring or over the units."""
+    p, found = case.plan, loops(instructions)
+    time = max(found, key=lambda loop: loop[1] - loop[0])
+    inner = [body(instructions, loop) for loop in found if time[0] < loop[0] and loop[1] <= time[1]]
+    over_units = [code for code in inner if any(re.search(r"\bSTG\b", text) for text in code)]
+    rings = [code for code in inner if code not in over_units]
+    # In the order of the code. One round is no loop; more are none where the compiler unrolls them all.
+    phases = p.phases[::-1] if case.kernel is dense.dense_backward_kernel else p.phases
+    trips = [n for w in phases if (n := (w.tiles - w.resident) // p.group) > 1 for _ in range(w.columns)]
+    if len(set(trips)) == 1:
+        trips = trips[: len(rings)]
+    if len(rings) not in (0, len(trips)) or len(over_units) > len(p.phases):
+        raise RuntimeError(f"{case.label}: {len(inner)} loops in the time loop")
+    count = len(body(instructions, time)) + sum(map(len, over_units)) * (triton.cdiv(p.hidden, p.block) - 1)
+    for code, n in zip(rings, trips, strict=False):
+        # The multiplications tell how many groups of tiles a round has, where it is unrolled.
+        terms = sum(text.startswith("FFMA") + text.startswith("FFMA2") for text in code)
+        groups = terms // (dense.ACROSS * p.group * p.rows)
+        count += len(code) * (n // groups - 1)
+    return count
+
+
+def ring_clocks(p: dense.Plan | None) -> float:
+    """In which a program reads what weights it does not hold."""
+    size = p.groups * p.group * p.deep * p.wide * 4 if p else 0
+    return size / (FROM_L1 if size <= dense.L1 else FROM_L2)
 
 
 def figures(case: Case, gpu: GPU) -> dict[str, float]:
     """One row of the table on one card, by the title of the column."""
     kernel = compiled(case, gpu)
     instructions, registers = disassembly(kernel.asm["cubin"])
-    own = loops(instructions)
-    if len(own) != len(case.rounds):
-        raise RuntimeError(f"{case.label} on sm_{gpu.architecture}: {len(own)} loops, expected {len(case.rounds)}")
-    count = sum(size * rounds for size, rounds in zip(own, case.rounds, strict=True))
+    count = (dense_step if case.plan else diagonal_step)(case, instructions)
     warps = case.options["num_warps"]
     issue = gpu.multiprocessors * SCHEDULERS * gpu.clock * case.columns / (count * warps)
     return {
@@ -164,8 +222,9 @@ def figures(case: Case, gpu: GPU) -> dict[str, float]:
         "spills": sum(bool(re.search(r"\b(STL|LDL)\b", text)) for _, text in instructions),
         "shared, bytes": kernel.metadata.shared,
         "warps": warps,
+        "rows": case.plan.rows if case.plan else 1,
         "instructions": count,
-        "ns": count * max(1, warps / SCHEDULERS) / gpu.clock * 1e9,
+        "ns": max(count * max(1, warps / SCHEDULERS), ring_clocks(case.plan)) / gpu.clock * 1e9,
         "G/s by issue": issue / 1e9,
         "bytes": case.bytes,
         "G/s by HBM": gpu.bandwidth / case.bytes / 1e9,
@@ -175,13 +234,13 @@ def figures(case: Case, gpu: GPU) -> dict[str, float]:
 def table() -> tuple[str, int]:
     """The table in Markdown, with what it assumes, and the number of spills in it."""
     rows, spills = [], 0
-    for case in cases():
-        found = [figures(case, gpu) for gpu in GPUS]
+    for on_each in zip(*(cases(gpu) for gpu in GPUS), strict=True):
+        found = [figures(case, gpu) for case, gpu in zip(on_each, GPUS, strict=True)]
         spills += sum(figure["spills"] for figure in found)
         columns = [[f"{figure[title]:,.0f}" for figure in found] for title in found[0]]
         # One value where all cards agree.
         cells = [values[0] if len(set(values)) == 1 else " / ".join(values) for values in columns]
-        rows.append(f"| {case.label} | {' | '.join(cells)} |")
+        rows.append(f"| {on_each[0].label} | {' | '.join(cells)} |")
     cards = "; ".join(
         f"{g.name} (sm_{g.architecture}) {g.multiprocessors} multiprocessors at {g.clock / 1e9:.2f} GHz, "
         f"{g.bandwidth / 1e12:.2f} TB/s"
@@ -192,8 +251,10 @@ Compiled by Triton {triton.__version__}. Where a cell has three values they are 
 Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
 clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
 
+- *rows*: of the batch, of one program.
 - *instructions*: of one warp in one time step, from the machine code of the time loop.
-- *ns*: the least that a step can take where one program has a multiprocessor to itself. Latencies come on top.
+- *ns*: the least that a step can take where one program has a multiprocessor to itself, by its issue slots, or by what
+  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or {FROM_L2} from L2. Latencies come on top.
 - *G/s*: the most billions of (column, step) pairs a second on the whole card, by issue slots and by memory bandwidth.
 - *bytes*: of sequences, that a column reads and writes in a step.
 

@@ -92,7 +92,7 @@ class Operation:
         """The C kernel, and the declaration as options of the compiler."""
         numbers = {"STATES": len(self.states), "UNITS": self.units}
         if self.dense:
-            phases = [f"{{{','.join(map(str, phase))}}}" for phase in self._phases()]
+            phases = [f"{{{','.join(map(str, phase))}}}" for phase in self.phases()]
             numbers |= {"GATES": self.gates, "TAPE": self.tape, "PRODUCTS": sum(self.products.values())}
             numbers |= {"PHASES": len(phases), "PHASE_TABLE": ",".join(phases)}
         options = [f"-D{key}={value}" for key, value in numbers.items()]
@@ -117,7 +117,7 @@ class Operation:
         operator = getattr(torch.ops.longwave, self.name)
         return operator(pre, weight, bias, *parameters, *state, anchor)[: 1 + len(self.states)]
 
-    def _phases(self) -> list[tuple[int, int, int, int]]:
+    def phases(self) -> list[tuple[int, int, int, int]]:
         """Rows of ``Phase`` in ``dense.h``."""
         phases, product = [], 0
         for states, count in self.products.items():
@@ -147,8 +147,8 @@ class Operation:
         """Number of parameters of the C kernel."""
         return len(self.products) + self.units
 
-    def _check_parameters(self, parameters: Sequence[Tensor], hidden: int):
-        expected = [(outputs * hidden, inputs * hidden) for _, inputs, _, outputs in self._phases()]
+    def check_parameters(self, parameters: Sequence[Tensor], hidden: int):
+        expected = [(outputs * hidden, inputs * hidden) for _, inputs, _, outputs in self.phases()]
         expected += [(hidden,)] * self.units
         given = [tuple(p.shape) for p in parameters]
         if given != expected:
@@ -190,7 +190,7 @@ class Operation:
         pre, weight, bias, *arguments = tensors
         y, *final, tape = outputs = self._outputs(pre, weight, anchor)
         parameters, state = arguments[: self._parameters], arguments[self._parameters :]
-        self._check_parameters(parameters, y.shape[-1])
+        self.check_parameters(parameters, y.shape[-1])
         self._call("forward", y, weight, anchor, pre, weight, bias, parameters, state, y, final, tape)
         return outputs
 

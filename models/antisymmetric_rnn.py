@@ -53,9 +53,21 @@ class AntisymmetricRNN(Layer):
         self.upper = nn.Parameter(torch.randn(hidden * (hidden - 1) // 2) / math.sqrt(hidden))
         # Follows from hidden, and moves to the device with the parameters.
         self.register_buffer("places", torch.triu_indices(hidden, hidden, offset=1), persistent=False)
+        self.register_buffer("frozen", None, persistent=False)
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
-        w = self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
-        return kernels.antisymmetric_rnn(pre, w, self.epsilon, self.gamma, state, self.gated, backend=self.requested)
+        return kernels.antisymmetric_rnn(
+            pre, self.W(), self.epsilon, self.gamma, state, self.gated, backend=self.requested
+        )
+
+    def W(self) -> Tensor:
+        """The strictly upper triangular matrix, (hidden, hidden)."""
+        if self.frozen is not None:
+            return self.frozen
+        return self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        self.frozen = self.W()

@@ -79,11 +79,14 @@ class ExpRNN(Layer):
         self.A = nn.Parameter(triangle)
         self.bias = nn.Parameter(torch.empty(hidden).uniform_(-0.01, 0.01))
         self.register_buffer("base", torch.eye(hidden) if config.mode == "dtriv" else None)
+        self.register_buffer("frozen", None, persistent=False)
         if self.base is not None:
             self._move()
 
     def B(self) -> Tensor:
         """The orthogonal matrix, (hidden, hidden)."""
+        if self.frozen is not None:
+            return self.frozen
         # In bfloat16 it would not be orthogonal.
         with torch.autocast(self.A.device.type, enabled=False):
             upper = self.A.new_zeros(self.hidden, self.hidden).index_put(tuple(self.upper), self.A)
@@ -95,6 +98,10 @@ class ExpRNN(Layer):
         # The operation's h W^T is this h B.
         pre = kernels.Input(x, self.input.weight)
         return kernels.modrelu_rnn(pre, self.B().T, self.bias, state, backend=self.requested)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        self.frozen = self.B()
 
     def after_step(self, step: int) -> None:
         """Moves the base of dtriv where it is due; that depends on the step alone, as a resumed run needs it."""

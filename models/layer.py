@@ -26,11 +26,13 @@ class Layer(nn.Module):
         operation: name of the time loop in :mod:`longwave.kernels`; None where torch computes it.
         stackable: whether it may read the output of another layer, and a sequence backwards.
         spacing: of a layer whose first input channel is the time: the duration that counts as one dt; else None.
+        starts_from_zeros: whether a state of None is one of zeros.
     """
 
     operation: str | None = None
     stackable = True
     spacing: float | None = None
+    starts_from_zeros = True
 
     def __init__(self, batch_first: bool = False, requested: str = "auto"):
         super().__init__()
@@ -92,6 +94,9 @@ class Layer(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Hook to call after the optimiser's step number 1, 2, ..., for constraints on the weights."""
+
+    def freeze(self) -> None:
+        """Computes once what follows from the weights alone, for inference step by step: they must not change then."""
 
     def theory(self, x: Tensor) -> dict[str, float]:
         """The paper's assumptions as numbers, in evaluation mode and without gradients, on a batch x."""
@@ -216,7 +221,8 @@ def detach(state: Any) -> Any:
 def normalised(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     """Batch normalisation of x (..., features) over all rows; one row is normalised by the running statistics."""
     rows = x.flatten(0, -2)
-    if len(rows) > 1:
+    # Of its shape, and not len(): an exporter would take the number of rows for a constant.
+    if not norm.training or rows.shape[0] > 1:
         return norm(rows).view_as(x)
     # One value has no variance, and torch refuses to train on it.
     rows = nn.functional.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

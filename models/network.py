@@ -68,6 +68,11 @@ class Network(nn.Module):
         # Not sequence[-1], whose gradient is a sequence of zeros.
         return self.read(state), state
 
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """The output (B, outputs) after the next step, whose input is x (B, D) or tokens (B,), and the new state."""
+        output, state = self.layer.step(self.embed(x), state)
+        return self.readout(output) if self.reads == "every" else self.read(state), state
+
     def embed(self, x: Tensor) -> Tensor:
         """The input of the layer, (T, B, inputs)."""
         return x if self.embedding is None else self.embedding(x)

@@ -98,6 +98,7 @@ class NeuralRDE(Layer):
     """
 
     stackable = False
+    starts_from_zeros = False
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
         super().__init__(batch_first, backend)
@@ -122,7 +123,7 @@ class NeuralRDE(Layer):
     def unroll(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None):
         # A compiler would unroll the reference's loop over the blocks. As a decorator, disable would import it with
         # this module.
-        eager = torch.compiler.is_compiling() and self.backend == "reference"
+        eager = x.shape[0] > 1 and torch.compiler.is_compiling() and self.backend == "reference"
         solve = torch.compiler.disable(self._unroll) if eager else self._unroll
         return solve(x, state)
 

@@ -29,6 +29,10 @@ class Layers(Layer):
         for layer in self.layers:
             layer.after_step(step)
 
+    def freeze(self) -> None:
+        for layer in self.layers:
+            layer.freeze()
+
     @property
     def backend(self) -> str:
         return self.layers[0].backend

@@ -24,6 +24,11 @@ METRICS = {
     # The mean of the RMSEs of batches.
     "batch_rmse": False,
     "mae": False,
+    "r2": True,
+    "balanced_accuracy": True,
+    "macro_f1": True,
+    "auroc": True,
+    "log_loss": False,
     "cross_entropy": False,
     "bpc": False,
     "perplexity": False,

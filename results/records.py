@@ -18,7 +18,7 @@ import numpy as np
 from longwave import home
 from longwave.schema import counted
 from longwave.training import record
-from longwave.training.config import numbers
+from longwave.training.config import experiment
 from longwave.training.errors import UserError
 from longwave.training.record import FINISHED, Record
 
@@ -36,7 +36,7 @@ _NOT_CURVES = ("step", "epoch", "seconds", "lr")
 
 @dataclass
 class Group:
-    """Runs that differ in the seed only: the finished ones, by seed, and others; ``mine`` if they are marked as own."""
+    """Runs that differ in seed or fold only: the finished ones, by these, and others; ``mine`` if marked as own."""
 
     runs: list[Record] = field(default_factory=list)
     unfinished: list[Record] = field(default_factory=list)
@@ -202,13 +202,12 @@ def flaws(record: Record) -> list[str]:
 
 
 def groups(records: Iterable[Record], mine: bool = False) -> list[Group]:
-    """The records by everything but their seed, in the order of model, task and settings."""
+    """The records by everything but seed and fold, in the order of model, task and settings."""
     found: dict[str, Group] = {}
     for one in records:
-        settings = {key: value for key, value in numbers(one.config).items() if key != "seed"}
-        text = json.dumps([one.model, one.task, one.recipe, settings], sort_keys=True)
+        text = json.dumps([one.model, one.task, one.recipe, experiment(one.config)], sort_keys=True)
         group = found.setdefault(text, Group(mine=mine))
         (group.runs if one.status == FINISHED else group.unfinished).append(one)
     for group in found.values():
-        group.runs.sort(key=lambda one: (one.seed, one.name))
+        group.runs.sort(key=lambda one: (one.seed, one.config["task"].get("fold") or 0, one.name))
     return [found[text] for text in sorted(found)]

@@ -44,7 +44,7 @@ from longwave.results.verdict import (
     judge,
 )
 from longwave.schema import MODEL, counted, marked, one_line
-from longwave.training.config import CONF, choices, numbers, recipe_overrides, schemas
+from longwave.training.config import CONF, choices, experiment, recipe_overrides, schemas
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
@@ -225,8 +225,12 @@ def _aim(key: str | None, config: dict) -> str | None:
 
 
 def task_of(record: Record) -> str:
-    """The task of a run; a data set of the archives by its own name, as the published records have it."""
-    return record.config["task"].get("dataset") or record.task
+    """The task of a run; a data set of the archives by its own name, as the published records have it; a user's own by
+    its title and the beginning of its checksum."""
+    settings = record.config["task"]
+    if settings.get("title"):
+        return f"{settings['title']} ({(settings.get('content') or '?')[:8]})"
+    return settings.get("dataset") or record.task
 
 
 def _title(task: str, settings: dict) -> str:
@@ -287,7 +291,7 @@ def _row(group: Group) -> Row:
     if len(read) > 1:
         names = sorted({file for file, _ in frozenset.union(*read) - frozenset.intersection(*read)})
         odd.append(f"runs not trained on the same data: {', '.join(names)}")
-    row.notes = [*row.verdict.notes, *_other_tests(row), *odd]
+    row.notes = [*row.verdict.notes, *_other_tests(row), *_folds(group.runs, metric), *odd]
     return row
 
 
@@ -298,11 +302,23 @@ def _other_tests(row: Row) -> list[str]:
     return [f"{row.metric} on {name}: {_mean(values, row.metric)}" for name, values in found.items() if all(values)]
 
 
+def _folds(runs: list[Record], metric: str) -> list[str]:
+    """Metric of every fold, and the folds that are missing."""
+    number = runs[0].config["task"].get("folds") if runs else None
+    if not number:
+        return []
+    scale = 100 if metric == "accuracy" else 1
+    by_fold = sorted((run.config["task"]["fold"], scale * run.metrics["test"][metric]) for run in runs)
+    left = sorted(set(range(number)).difference(fold for fold, _ in by_fold))
+    note = "folds " + ", ".join(f"{fold}: {value:.4g}" for fold, value in by_fold)
+    return [note + (f"; not run: {', '.join(map(str, left))}" if left else "")]
+
+
 def _changed(record: Record) -> dict:
     """The settings that are not the recipe's or, without a recipe, that its command has."""
     if record.recipe is not None:
         return record.changed
-    settings, found = numbers(record.config), {}
+    settings, found = experiment(record.config), {}
     for word in shlex.split(record.command)[2:]:
         key, _, value = word.lstrip("+~").partition("=")
         section, _, name = key.partition(".")

@@ -21,7 +21,8 @@ the degrees of freedom of Welch and Satterthwaite (a binomial has infinitely man
 
 A published single run, or the best of several, is no mean. It is compared with the interval in which 95 % of single
 runs of ours would lie, or of the best of as many: mean + c s, with c from the joint distribution of ``n`` runs and
-``k`` further ones, all from one normal distribution. The test set has no term here: our runs were tested on it.
+``k`` further ones, all from one normal distribution. The test set has no term here: our runs were tested on it. A best
+of an unknown number counts as one run.
 
 Errors on generated sequences (:data:`GENERATED`) are compared by their logarithms: a mean is a geometric one, and ``d``
 the logarithm of a ratio.
@@ -178,6 +179,8 @@ def judge(
     found["margin"] = bound = margin(published)
     spread = statistics.stdev(values)
     if published.kind in ("single", "best"):
+        if not spread:
+            return Verdict(UNDECIDED, **found, reason=f"{n} seeds that do not differ", notes=notes)
         k = published.n or 1
         low, high = (mean + c * spread for c in _range_of_best(n, k, METRICS[published.metric]))
         name = INSIDE if low <= target <= high else OUTSIDE
@@ -293,7 +296,8 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.kind == "best":
         unit = " %" if published.metric == "accuracy" else ""
         best = (max if METRICS[published.metric] else min)(ours)
-        return (f"the published value is a best one; our best is {amount(best, published.metric)}{unit}",)
+        of = "" if published.n else ", of how many runs is not known"
+        return (f"the published value is a best one{of}; our best is {amount(best, published.metric)}{unit}",)
     if published.n is None:
         return ("how many runs are behind the published value is not known; its own error is left out",)
     return ()

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longwave.schema import Annotated, Ge, Le, OneOf, Section
-from longwave.tasks.base import ArrayTask, Task
+from longwave.schema import Annotated, Ge, Le, OneOf
+from longwave.tasks.base import ArrayTask, Task, TaskConfig
 from longwave.tasks.randomness import generator
 
 
@@ -42,7 +42,7 @@ PROTOCOLS = {
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Add the two marked numbers of a sequence.
 
     Args:

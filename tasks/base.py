@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longwave import home
+from longwave.schema import Section
 from longwave.tasks.randomness import generator
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -30,6 +32,44 @@ def start_readout(readout: nn.Linear, how: str) -> None:
         nn.init.kaiming_normal_(readout.weight, nonlinearity="relu")
     if how != "model":
         nn.init.zeros_(readout.bias)
+
+
+class TaskConfig(Section):
+    """Base class of the configurations of tasks: dataclasses whose fields are the settings.
+
+    Attributes:
+        stepwise: whether a step is prepared without those that follow it, as a stream needs it.
+    """
+
+    stepwise = True
+
+    def build(self, seed: int, data_root: Path) -> "Task":
+        """The task; OSError where its data are missing or damaged."""
+        raise NotImplementedError
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """One raw sample as the model reads it, before any transform: (T, D), or tokens (T,).
+
+        Args:
+            sample: as the data set has it: numbers (T, D) or (T,), a text, ...
+            statistics: :attr:`Task.statistics` of the training.
+            start: index of its first step, where it is a part of a longer one.
+
+        Raises:
+            ValueError: for what is no such sample.
+        """
+        return numbers(sample)
+
+
+def numbers(sample: Any, channels: int | None = None) -> Tensor:
+    """An array (T, D) or (T,) as a float32 tensor (T, D); ValueError for another shape, or D where that is given."""
+    x = torch.as_tensor(sample, dtype=torch.float32)
+    if x.dim() not in (1, 2) or not x.numel():
+        raise ValueError(f"must be (T, D) or (T,), got {tuple(x.shape)}")
+    x = x.unsqueeze(1) if x.dim() == 1 else x
+    if channels not in (None, x.shape[1]):
+        raise ValueError(f"must have {channels} channels, got {x.shape[1]}")
+    return x
 
 
 class Task:
@@ -61,6 +101,8 @@ class Task:
     """Splits that are tested in the end; the first gives the result."""
     selects_on_test: bool = False
     """True if the protocol selects the weights by the test set, as some papers do."""
+    gathers: bool = False
+    """True if there are ``metrics`` of all predictions of a split together."""
     milestones: tuple[float, ...] = ()
     """Values of the metric on ``monitor``; the record has the step at which each was first passed."""
     baseline: dict[str, float] = {}
@@ -77,10 +119,19 @@ class Task:
     """Lengths of all samples."""
     classes: list[str] | None = None
     """Names of the classes; None where they are numbered."""
+    statistics: dict[str, Any] = {}
+    """What :meth:`TaskConfig.prepare` needs beside the settings, tensors and plain values; a checkpoint keeps it."""
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each data file."""
     notes: dict = {}
     """Further facts on the data, for the record."""
+
+    @property
+    def predicts(self) -> str:
+        """What an output is: "values", or with a cross-entropy as objective "classes" (logits) or "binary" (one)."""
+        if self.objective != "cross_entropy":
+            return "values"
+        return "binary" if self.outputs == 1 else "classes"
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """Number of batches in an epoch, of which the last may be smaller; None for an endless stream."""
@@ -116,6 +167,18 @@ class Task:
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Reported scores, given the means over a split: a root mean squared error is the root of a mean."""
         return means
+
+    def predictions(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`metrics` needs of a batch on the CPU, (n, ...) and (n,); only where the task ``gathers``."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        """Further scores, which are no means over predictions, of all of a split's."""
+        return {}
+
+    def picture(self, predictions: Tensor, targets: Tensor, title: str) -> bytes | None:
+        """A PNG of all predictions of the test set; None (the default) where there is nothing to see."""
+        return None
 
     def better(self, a: float, b: float | None) -> bool:
         """True if metric value ``a`` is better than ``b``; everything is better than None."""

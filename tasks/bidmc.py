@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longwave.schema import Annotated, Gt, Lt, OneOf, Section
+from longwave.schema import Annotated, Gt, Lt, OneOf
 from longwave.tasks import series
 from longwave.tasks.checks import DataError
 from longwave.tasks.eigenworms import nrde
-from longwave.tasks.series import SeriesTask
+from longwave.tasks.series import SeriesConfig, SeriesTask
 from longwave.tasks.splits import by_seed, train_test
 from longwave.tasks.uea import seventy_fifteen_fifteen
 
@@ -26,7 +26,7 @@ LEM = (5565, 1192, 1192)  # train, test, validation
 
 
 @dataclass
-class Config(Section):
+class Config(SeriesConfig):
     """Predict breaths a minute (``bidmc_rr``), beats a minute (``bidmc_hr``) or percent (``bidmc_spo2``).
 
     The 7,949 windows of 4,000 steps are of few patients and overlap: every protocol but ``official`` splits them at

@@ -12,10 +12,10 @@ from longwave.schema import one_line
 # Sums of squares of more cannot be formed in 32 bits.
 LARGEST = 1e15
 
-# First bytes of a file that is not the text that it should be.
+# First bytes, in small letters, of a file that is not the text that it should be.
 _OTHERS = {
     b"\x1f\x8b": "is compressed by gzip; unpack it",
-    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"pk\x03\x04": "is a zip archive; unpack it",
     b"\xff\xfe": "is in UTF-16; convert it to UTF-8",
     b"\xfe\xff": "is in UTF-16; convert it to UTF-8",
     b"\xef\xbb\xbf": "begins with a byte order mark; remove it",

@@ -4,18 +4,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longwave.schema import Annotated, Ge, Le, OneOf, Section
-from longwave.tasks.base import READOUTS, Task
+from longwave.schema import Annotated, Ge, Le, OneOf
+from longwave.tasks.base import READOUTS, Task, TaskConfig, numbers
 from longwave.tasks.randomness import generator
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Repeat a few symbols a long time after they were read.
 
     Args:
@@ -36,6 +37,15 @@ class Config(Section):
 
     def build(self, seed: int, data_root: Path) -> "Copying":
         return Copying(self, seed)
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """Symbols (T,), of which 0 is the blank and ``alphabet + 1`` the marker, or as they are read, (T, D)."""
+        x = torch.as_tensor(sample)
+        if x.dim() != 1:
+            return numbers(x)
+        if x.is_floating_point() or not len(x) or not 0 <= x.min() <= x.max() <= self.alphabet + 1:
+            raise ValueError(f"symbols must be whole numbers from 0 to {self.alphabet + 1}")
+        return F.one_hot(x.long(), self.alphabet + 2).float()
 
 
 class Copying(Task):

@@ -151,7 +151,8 @@ def _check(source: Source, path: Path, url: str | None = None) -> None:
     if expected is None and source.md5 is not None:
         if not unchanged:
             verify(path, "md5", source.md5, advice)
-    elif expected is None and note:
+    elif expected is None and note.get("url"):
+        # Not of a file that the user has put there, and may mend.
         expected = note["sha256"]
         advice = f"changed since its first use: {advice}; if the new file is right, delete {_note_path(path)} only"
     if expected not in (None, found):

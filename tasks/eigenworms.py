@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from longwave.schema import LATER, Annotated, OneOf, Section
+from longwave.schema import LATER, Annotated, OneOf
 from longwave.tasks import series
-from longwave.tasks.series import SeriesTask
+from longwave.tasks.series import SeriesConfig, SeriesTask
 from longwave.tasks.splits import train_test
 from longwave.tasks.uea import seventy_fifteen_fifteen
 
@@ -19,7 +19,7 @@ FALLBACKS = {"eigenworms": series.on_zenodo("EigenWorms", 11206196)}
 
 
 @dataclass
-class Config(Section):
+class Config(SeriesConfig):
     """Classify a worm (wild type or one of four mutants) by how it moves.
 
     The archive's training and test sets are joined and split again. 23 of the 259 series are exact copies of others, so

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longwave.schema import Annotated, Ge, Le, Section
-from longwave.tasks.base import ArrayTask
+from longwave.schema import Annotated, Ge, Le
+from longwave.tasks.base import ArrayTask, TaskConfig
 from longwave.tasks.data import cached, log
 from longwave.tasks.randomness import generator
 
@@ -23,7 +23,7 @@ LAST = 128
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Predict v at the next point of time from v up to now, at every point.
 
     Args:

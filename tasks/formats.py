@@ -48,14 +48,18 @@ class Part:
     lines: list[int]
 
 
-def read(file: BinaryIO, name: str) -> Part:
-    """Reads a file opened in binary; the suffix of ``name`` selects the format.
+def read(file: BinaryIO, name: str, strict: bool = True) -> Part:
+    """Reads a file opened in binary; the suffix of ``name``, without ``.gz``, selects the format.
+
+    Args:
+        strict: whether the header's word on lengths and missing values is to be kept. Files of other tools often break
+            it.
 
     Raises:
         DataError: for a malformed line.
     """
     numbered = lines(file, name, ended=False)
-    header = _arff_header if name.endswith(".arff") else _ts_header
+    header = _arff_header if name.lower().removesuffix(".gz").endswith(".arff") else _ts_header
     split, head = header(numbered, name)
     series, labels, places = [], [], []
     known = None if head.classes is None else {_plain(label) for label in head.classes}
@@ -71,14 +75,14 @@ def read(file: BinaryIO, name: str) -> Part:
             if series and values.shape[1] != series[0].shape[1]:
                 raise ValueError(f"{values.shape[1]} channels, where the first series has {series[0].shape[1]}")
             written = written or len(values)
-            if head.equal and len(values) != written:
+            if strict and head.equal and len(values) != written:
                 raise ValueError(
                     f"{len(values)} steps, where the first series has {written} "
                     "and the header says that all are of one length"
                 )
             _check_label(label, known, name, place)
             steps = _steps(values)
-            if steps < len(values) and head.complete:
+            if strict and steps < len(values) and head.complete:
                 raise ValueError(
                     f"ends with {len(values) - steps} missing values, where the header says @missing false; "
                     "@missing true reads them as the end of the series"
@@ -247,8 +251,9 @@ def _arff_header(numbered: Iterator[tuple[int, bytes]], name: str) -> tuple[Call
     relational = attributes[0][1].lower() == "relational"
     kind = attributes[-1][1]
     classes = None
-    if kind.startswith("{"):
-        classes = [label.strip().strip("'\"") for label in kind.strip("{} ").split(",")]
+    if listed := re.match(r"\{((?:'[^']*'|\"[^\"]*\"|[^'\"}])*)\}", kind):
+        labels = re.findall(r"'[^']*'|\"[^\"]*\"|[^,'\"]+", listed[1])
+        classes = [label.strip().strip("'\"") for label in labels if label.strip()]
     elif kind.lower() not in ("numeric", "real"):
         raise DataError(name, None, f"the label is of the type {one_line(kind)}; it must be {{a,b,...}} or numeric")
 

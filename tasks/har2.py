@@ -3,14 +3,15 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longwave.schema import Annotated, Gt, Lt, OneOf, Section
+from longwave.schema import Annotated, Gt, Lt, OneOf
 from longwave.tasks import formats
-from longwave.tasks.base import ArrayTask, binary_scores
+from longwave.tasks.base import ArrayTask, TaskConfig, binary_scores, numbers
 from longwave.tasks.checks import DataError, check, lines
 from longwave.tasks.data import AGAIN, Source, cached, code, digest, fetch, unpack
 from longwave.tasks.splits import hold_out, index_hash
@@ -42,7 +43,7 @@ ONES = (1, 3, 5)
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Tell {walking, walking downstairs, standing} (1) from {walking upstairs, sitting, laying} (0).
 
     The validation windows and the normalisation of coRNN's authors are not known.
@@ -63,6 +64,17 @@ class Config(Section):
 
     def build(self, seed: int, data_root: Path) -> "HAR2":
         return HAR2(self, seed, data_root)
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        x = numbers(sample, 9)
+        if self.normalisation == "none":
+            return x
+        mean, std = statistics["mean"], statistics["std"]
+        if self.normalisation == "feature":
+            if start + len(x) > len(mean):
+                raise ValueError(f"must have at most {len(mean)} steps where task.normalisation=feature")
+            mean, std = mean[start : start + len(x)], std[start : start + len(x)]
+        return (x - mean) / std
 
 
 class HAR2(ArrayTask):
@@ -90,7 +102,9 @@ class HAR2(ArrayTask):
             seen = windows[splits["train"]]
             dim = (0, 1) if config.normalisation == "channel" else 0
             std = seen.std(dim, correction=0)
-            windows = (windows - seen.mean(dim)) / std.where(std > 0, 1)
+            std = std.where(std > 0, 1)
+            self.statistics = {"mean": seen.mean(dim), "std": std}
+            windows = (windows - self.statistics["mean"]) / std
         targets = torch.isin(labels, torch.tensor(ONES)).float()
         super().__init__(windows, targets, splits, seed)
         ones = targets[train:].mean().item()

@@ -1,21 +1,22 @@
 """IMDB (Maas et al., ACL 2011): the sentiment of film reviews."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf, Section
+from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf
 from longwave.tasks import formats
-from longwave.tasks.base import Batch, Task, binary_scores
+from longwave.tasks.base import Batch, Task, TaskConfig, binary_scores
 from longwave.tasks.checks import DataError, check, decoded, lines
 from longwave.tasks.data import AGAIN, Source, cached, code, content, digest, fetch, find, log, open_archive
 from longwave.tasks.randomness import generator
@@ -57,7 +58,7 @@ VECTORS = {f"glove.6B.{width}d": width for width in (50, 100, 200, 300)}
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Classify film reviews as favourable or not, word by word.
 
     The defaults are the protocol of coRNN and UnICORNN except for ``bucketing``, which their recipes switch off, and
@@ -94,8 +95,21 @@ class Config(Section):
     average: Annotated[str, OneOf("batches", "samples")] = "batches"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
+    stepwise = False
+
     def build(self, seed: int, data_root: Path) -> "IMDB":
         return IMDB(self, seed, data_root)
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """A review, or numbers of words (T,)."""
+        if not isinstance(sample, str):
+            return torch.as_tensor(sample).view(-1)
+        split, _ = _tokenizer(self.tokenizer)
+        words = split(sample.lower() if self.lower else sample)
+        if not words:
+            raise ValueError("a review without words")
+        place = _places(statistics["words"])
+        return torch.tensor([place.get(word, UNKNOWN) for word in words])
 
 
 class IMDB(Task):
@@ -121,6 +135,7 @@ class IMDB(Task):
         word = torch.full((len(types),), UNKNOWN, dtype=torch.int32)
         word[kept] = torch.arange(2, 2 + len(kept), dtype=torch.int32)
         self.words = word[text["tokens"]]
+        self.statistics = {"words": "\0".join(types[index] for index in kept.tolist())}
 
         self.vectors = torch.randn(2 + len(kept), self.inputs, generator=generator(seed, "vectors"))
         self.vectors[[UNKNOWN, PADDING]] = 0
@@ -252,6 +267,12 @@ def read(root: Path, tokenizer: str, lower: bool) -> tuple[dict, list[str], str]
 
     text = cached(root, "imdb", {"files": state, "tokenizer": version, "lower": lower}, build)
     return text, text["types"].split("\0"), text["sha256"]
+
+
+@functools.lru_cache(1)
+def _places(words: str) -> dict[str, int]:
+    """Numbers of the words of a vocabulary."""
+    return {word: number for number, word in enumerate(words.split("\0"), 2)}
 
 
 def _tokenizer(name: str) -> tuple[Callable[[str], list[str]], str]:

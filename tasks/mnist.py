@@ -3,14 +3,15 @@
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from longwave.files import replacing
-from longwave.schema import Annotated, Ge, Le, OneOf, Section
-from longwave.tasks.base import ArrayTask, class_scores
+from longwave.schema import Annotated, Ge, Le, OneOf
+from longwave.tasks.base import ArrayTask, TaskConfig, class_scores
 from longwave.tasks.data import Source, fetch, locked, verify
 from longwave.tasks.splits import hold_out, index_hash
 
@@ -60,7 +61,7 @@ SHA256 = {
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Classify a digit from its 784 pixels, row by row (``smnist``) or permuted (``psmnist``).
 
     Args:
@@ -85,6 +86,19 @@ class Config(Section):
 
     def build(self, seed: int, data_root: Path) -> "SequentialMNIST":
         return SequentialMNIST(self, seed, data_root)
+
+    @property
+    def stepwise(self) -> bool:
+        return self.permutation is None
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """784 pixels from 0 to 255, in any shape and row by row; without a permutation any number of them."""
+        pixels = torch.as_tensor(sample).flatten()
+        if self.permutation is not None:
+            if len(pixels) != 784:
+                raise ValueError(f"must have 784 pixels, got {len(pixels)}")
+            pixels = pixels[permutation(self.permutation)]
+        return scaled(pixels, self.protocol).unsqueeze(1)
 
 
 class SequentialMNIST(ArrayTask):
@@ -118,8 +132,12 @@ class SequentialMNIST(ArrayTask):
         self.split_id = f"{config.name}/{order}{whose}/validation={held_out}/{index_hash(splits['validation'])}"
 
     def prepare(self, samples: Tensor) -> Tensor:
-        x = samples.T.to(torch.float32).unsqueeze(-1)
-        return (x / 256 - 0.5) * 2 if self.protocol == "indrnn" else x / 255
+        return scaled(samples.T, self.protocol).unsqueeze(-1)
+
+
+def scaled(pixels: Tensor, protocol: str) -> Tensor:
+    x = pixels.to(torch.float32)
+    return (x / 256 - 0.5) * 2 if protocol == "indrnn" else x / 255
 
 
 def permutation(name: str) -> Tensor:

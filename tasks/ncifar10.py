@@ -4,13 +4,14 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longwave.schema import Annotated, Ge, Le, OneOf, Section
-from longwave.tasks.base import ArrayTask, class_scores
+from longwave.schema import Annotated, Ge, Le, OneOf
+from longwave.tasks.base import ArrayTask, TaskConfig, class_scores
 from longwave.tasks.data import Source, digest, fetch, unpack, verify
 from longwave.tasks.randomness import generator
 from longwave.tasks.splits import hold_out, index_hash
@@ -38,7 +39,7 @@ MD5 = {
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Classify an image of CIFAR-10 from its 32 rows, long after they were read.
 
     Args:
@@ -52,8 +53,23 @@ class Config(Section):
     noise: Annotated[str, OneOf("constant", "fresh")] = "constant"
     validation: Annotated[int, Ge(1), Le(49_999)] = 3000
 
+    stepwise = False
+
     def build(self, seed: int, data_root: Path) -> "NoisyCIFAR10":
         return NoisyCIFAR10(self, seed, data_root)
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """An image as CIFAR-10 has it: 3,072 values from 0 to 255, (3, 32, 32) in this or another shape.
+
+        Where the noise is fresh, it is that of one sample, drawn by the seed 0.
+        """
+        image = torch.as_tensor(sample)
+        if image.numel() != 3072:
+            raise ValueError(f"must have 3072 values, got {image.numel()}")
+        noise = statistics.get("noise")
+        if noise is None:
+            noise = torch.randn(NoisyCIFAR10.T - 32, 96, generator=generator(0, "noise"))
+        return torch.cat([by_rows(image).to(torch.float32).div(255)[0], noise])
 
 
 class NoisyCIFAR10(ArrayTask):
@@ -74,12 +90,12 @@ class NoisyCIFAR10(ArrayTask):
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         images, labels, self.files = read(data_root)
-        rows = images.view(-1, 3, 32, 32).transpose(1, 2).reshape(-1, 32, 96)
         splits = hold_out(50000, config.validation, seed) | {"test": torch.arange(50000, 60000)}
-        super().__init__(rows, labels, splits, seed)
+        super().__init__(by_rows(images), labels, splits, seed)
         self.noise = None
         if config.noise == "constant":
             self.noise = torch.randn(self.T - 32, 1, 96, generator=generator(seed, "noise"))
+            self.statistics = {"noise": self.noise[:, 0]}
         held_out = index_hash(splits["validation"])
         self.split_id = f"ncifar10/noise={config.noise}/validation={config.validation}/{held_out}"
 
@@ -101,6 +117,11 @@ class NoisyCIFAR10(ArrayTask):
         else:
             noise = self.noise.expand(shape)
         return torch.cat([rows, noise])
+
+
+def by_rows(images: Tensor) -> Tensor:
+    """Images of red, green and blue planes as rows, (N, 32, 96)."""
+    return images.reshape(-1, 3, 32, 32).transpose(1, 2).reshape(-1, 32, 96)
 
 
 def read(root: Path) -> tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longwave.schema import LATER, Annotated, Ge, Le, OneOf, Section, one_line
-from longwave.tasks.base import READOUTS, Task
+from longwave.schema import LATER, Annotated, Ge, Le, OneOf, one_line
+from longwave.tasks.base import READOUTS, Task, TaskConfig
 from longwave.tasks.checks import DataError, decoded, lines
 from longwave.tasks.data import Source, cached, content, fetch, unpack
 from longwave.tasks.randomness import generator
@@ -34,7 +35,7 @@ UNKNOWN = "<unk>"
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Predict each character of a text from those before it.
 
     The text is cut into as many strips as a batch has samples, which are read side by side in chunks of ``T``:
@@ -61,6 +62,17 @@ class Config(Section):
     def build(self, seed: int, data_root: Path) -> "PTBChar":
         return PTBChar(self, seed, data_root)
 
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """A text, of which a line's end is a symbol where the training had one; or numbers of characters (T,)."""
+        if not isinstance(sample, str):
+            return torch.as_tensor(sample).view(-1)
+        place = {character: number for number, character in enumerate(statistics["characters"])}
+        written = [{" ": "_", "\n": END}.get(character, character) for character in sample]
+        for character in written:
+            if character not in place and UNKNOWN not in place:
+                raise ValueError(f"{one_line(character)!r} is none of the characters of the training")
+        return torch.tensor([place.get(character, place.get(UNKNOWN)) for character in written])
+
 
 class PTBChar(Task):
     """Characters (T, B) as integers; cross-entropy of the next one at every step, in bits per character as the metric.
@@ -83,6 +95,7 @@ class PTBChar(Task):
                 reason = f"{len(self.texts[split])} characters, too few for task.evaluation_batch="
                 raise DataError(FILES[split], None, f"{reason}{config.evaluation_batch}")
         self.inputs, self.outputs = config.embedding, len(self.characters)
+        self.statistics = {"characters": self.characters}
         counts = torch.bincount(self.texts["train"], minlength=self.outputs).clamp(min=1).double()
         # Of predicting each character with its frequency in the training text.
         bits = -(counts / counts.sum()).log2()

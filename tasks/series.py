@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from longwave.schema import one_line
 from longwave.tasks import formats
-from longwave.tasks.base import ArrayTask, class_scores
+from longwave.tasks.base import ArrayTask, TaskConfig, class_scores, numbers
 from longwave.tasks.checks import DataError
 from longwave.tasks.data import Source, cached, code, digest, fetch_all, find, open_archive
 from longwave.tasks.splits import fingerprint
@@ -149,6 +150,19 @@ def _fill(values: np.ndarray, missing: str, file: str, place: str) -> np.ndarray
     return values
 
 
+class SeriesConfig(TaskConfig):
+    """Base class of the configurations of tasks on series."""
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """Steps (T, C), with the normalisation and the time of the training."""
+        if "mean" not in statistics:
+            x = numbers(sample)
+        else:
+            x = numbers(sample, len(statistics["mean"]))
+            x = (x - statistics["mean"]) / statistics["deviation"]
+        return with_time(x, statistics["steps"], start, statistics["clock"]) if "steps" in statistics else x
+
+
 class SeriesTask(ArrayTask):
     """Classification (accuracy), or regression of one number (root mean squared error), of whole series.
 
@@ -186,7 +200,11 @@ class SeriesTask(ArrayTask):
             files = " and ".join(name for name, _ in data.files)
             raise DataError(files, None, f"{len(data.values)} series, too few to train and test on")
         indices = {key: torch.from_numpy(part) for key, part in splits.items() if len(part)}
-        values = _normalised(data.values, data.lengths, indices["train"]) if normalise else data.values
+        values, self.statistics = data.values, {}
+        if normalise:
+            values, self.statistics = _normalised(data.values, data.lengths, indices["train"])
+        if time:
+            self.statistics |= {"steps": values.shape[1], "clock": clock}
         super().__init__(values, data.targets, indices, seed)
         self.split_id = f"{protocol}/{fingerprint(splits)}"
         self.lengths, self.time, self.files = data.lengths, time, data.files
@@ -221,11 +239,7 @@ class SeriesTask(ArrayTask):
 
     def prepare(self, samples: Tensor) -> Tensor:
         x = samples.transpose(0, 1)
-        if self.time:
-            steps = self.samples.shape[1]
-            clock = torch.arange(len(x), dtype=x.dtype) / (max(steps - 1, 1) if self.clock == "ends" else steps)
-            x = torch.cat([clock[:, None, None].expand(-1, x.shape[1], 1), x], dim=-1)
-        return x.contiguous()
+        return (with_time(x, self.samples.shape[1], clock=self.clock) if self.time else x).contiguous()
 
     def _take(self, indices: Tensor) -> tuple[Tensor, ...]:
         if not self.ragged:
@@ -247,10 +261,19 @@ class SeriesTask(ArrayTask):
         return means if self.classes is not None else means | {"rmse": math.sqrt(means["mse"])}
 
 
-def _normalised(values: Tensor, lengths: Tensor, train: Tensor) -> Tensor:
+def with_time(x: Tensor, steps: int, start: int = 0, clock: str = "ends") -> Tensor:
+    """x (T, ..., C) with the time of each of ``steps`` before its channels; see :class:`SeriesTask`."""
+    times = torch.arange(start, start + len(x), dtype=x.dtype) / (max(steps - 1, 1) if clock == "ends" else steps)
+    times = times.view(-1, *[1] * (x.dim() - 1))
+    return torch.cat([times.expand(*x.shape[:-1], 1), x], dim=-1)
+
+
+def _normalised(values: Tensor, lengths: Tensor, train: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The values with mean 0 and deviation 1 over the training series, and these two of each channel before."""
     there = torch.arange(values.shape[1]) < lengths[:, None]
     fitted = values[train][there[train]].double()  # (steps, C)
     mean, deviation = fitted.mean(0), fitted.std(0, correction=0)
     deviation[deviation == 0] = 1
-    scaled = (values - mean.float()) / deviation.float()
-    return scaled.masked_fill_(~there[:, :, None], 0)
+    mean, deviation = mean.float(), deviation.float()
+    scaled = (values - mean) / deviation
+    return scaled.masked_fill_(~there[:, :, None], 0), {"mean": mean, "deviation": deviation}

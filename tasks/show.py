@@ -97,7 +97,7 @@ def _targets(axes, task: Task) -> None:
     """Frequencies of the classes in each split, or histograms of the numbers to predict."""
     axes.set(title="targets", ylabel="fraction of the split")
     if task.targets is not None:
-        found = {name: task.targets[part].flatten() for name, part in task.splits.items() if len(part)}
+        found = {name: _there(task, task.targets[part]) for name, part in task.splits.items() if len(part)}
     else:
         found = {name: next(iter(task.evaluation(name)))[1].flatten() for name in dict.fromkeys([task.monitor, "test"])}
     values = torch.cat(list(found.values())).double().unique()
@@ -113,6 +113,12 @@ def _targets(axes, task: Task) -> None:
         weights = [np.full(len(targets), 1 / len(targets)) for targets in drawn]
         axes.hist(drawn, 40, weights=weights, histtype="step", label=list(found))
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _there(task: Task, targets: Tensor) -> Tensor:
+    """Targets, flat, without the steps that have none."""
+    targets = targets.flatten()
+    return targets[~targets.isnan()] if targets.is_floating_point() else targets[targets >= 0]
 
 
 def _lengths(axes, task: Task, x: Tensor) -> None:
@@ -140,9 +146,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     root = data_root(options.root and os.path.abspath(os.path.expanduser(options.root)))
     try:
-        config = configure(options.task, options.overrides)
+        name = options.task.removeprefix("task=")
+        config = configure(name, options.overrides)
         task = config.build(options.seed, root)
-        out = options.out or home() / "outputs" / "show" / f"{options.task}.png"
+        out = options.out or home() / "outputs" / "show" / f"{name}.png"
         out.parent.mkdir(parents=True, exist_ok=True)
         draw(config, task).savefig(out, dpi=100)
     except (OSError, ValueError) as error:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from longwave.schema import LATER, Annotated, Ge, Le, Lt, OneOf, Section, shown
+from longwave.schema import LATER, Annotated, Ge, Le, Lt, OneOf, shown
 from longwave.tasks import series
 from longwave.tasks.checks import DataError
-from longwave.tasks.series import SeriesTask
+from longwave.tasks.series import SeriesConfig, SeriesTask
 from longwave.tasks.splits import by_seed
 
 # Records on Zenodo of the regression sets of the Monash, UEA and UCR archive (2020).
@@ -36,7 +36,7 @@ ZENODO = {
 
 
 @dataclass
-class Config(Section):
+class Config(SeriesConfig):
     """Classify the series of an archive's data set, or predict a number from each.
 
     Args:

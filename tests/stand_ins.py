@@ -28,6 +28,7 @@ SHORT = {
     "copying": ["task.L=20"],
     "ptb_char": ["task.embedding=5"],
     "uea": ["task.dataset=JapaneseVowels"],
+    "files": [f"task.path={Path(__file__).parent / 'data' / 'gestures.csv'}"],
 }
 
 SIGNALS = ["body_acc_x", "body_acc_y", "body_acc_z", "body_gyro_x", "body_gyro_y", "body_gyro_z"]

@@ -183,7 +183,7 @@ def test_resuming_after_any_step(settings, fit_here, tmp_path, monkeypatch):
 OWN = {
     "exprnn": ["model.mode=dtriv", "model.period=2", "model.projection_period=2"],
     "indrnn": ["model.dropout=0.2", "model.norm=after"],
-    "linoss": ["model.state=2", "model.dropout=0.2"],
+    "linoss": ["model.state=2", "model.dropout=0.2", "model.block=released"],
     "unicornn": ["model.layers=2", "model.dropout=0.2"],
     "nrde": ["transform.step=2"],
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longwave.schema import NEUTRAL, Annotated, Ge, Gt, Le, OneOf, Section
+from longwave.schema import LATER, NEUTRAL, Annotated, Ge, Gt, Le, OneOf, Section
 from longwave.training.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Training(Section):
         checkpoint_seconds: time between checkpoints; 0 is after every step.
         limit_evaluation: evaluate on that many batches only; null is all. Such a run is no result.
         overfit: train on the first batch only. Such a run is no result.
+        start_from: a finished run whose weights this one starts from, by folder, name or identity; null is none. What
+            counts as a setting is their content: the value becomes <run>@<hash of the weights>, and may be given so.
     """
 
     steps: Annotated[int | None, Ge(1), Le(10**9)] = None
@@ -48,6 +50,7 @@ class Training(Section):
     checkpoint_seconds: Annotated[float, Ge(0), Le(10**6), NEUTRAL] = 60.0
     limit_evaluation: Annotated[int | None, Ge(1), Le(10**9)] = None
     overfit: bool = False
+    start_from: Annotated[str | None, LATER] = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -29,13 +29,8 @@ def compare_data(config: Config, earlier: Record) -> None:
         refuse_changed(earlier.data.files, files_of(task))
 
 
-def build(config: Config, device: torch.device | None = None) -> tuple[Task, Network]:
-    """Builds the task, with its transform, and the model, whose initialisation depends on the seed alone.
-
-    Raises:
-        UserError: where data are missing or damaged, settings do not go with the task or the model, or the run
-            cannot fit into the memory of ``device``, where that is given.
-    """
+def build_task(config: Config) -> Task:
+    """The task with its transform; UserError where data are missing or damaged, or settings do not go with it."""
     root = data_root(config.data.root)
     try:
         task = config.task.build(config.seed, root)
@@ -46,6 +41,17 @@ def build(config: Config, device: torch.device | None = None) -> tuple[Task, Net
             task = config.transform.apply(task, root)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
+    return task
+
+
+def build(config: Config, device: torch.device | None = None) -> tuple[Task, Network]:
+    """Builds the task, with its transform, and the model, whose initialisation depends on the seed alone.
+
+    Raises:
+        UserError: where data are missing or damaged, settings do not go with the task or the model, or the run
+            cannot fit into the memory of ``device``, where that is given.
+    """
+    task = build_task(config)
     config.training.check(task)
     if device is not None:
         memory.check(config, task, device)

@@ -28,7 +28,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from longwave import CONF, home, models, tasks
-from longwave.schema import LATER, NEUTRAL, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
+from longwave.schema import LATER, NEUTRAL, REPEAT, Annotated, Ge, Le, Lt, OneOf, Section, marked, one_line
 from longwave.tasks import transforms
 from longwave.training.budget import Diagnostics, Training
 from longwave.training.curriculum import Curriculum
@@ -110,10 +110,8 @@ class Config(Section):
         return values if self.curriculum.name != "none" else values | {"curriculum": None}
 
     def identity(self, with_seed: bool = True) -> str:
-        """Hash of every setting that can change a number; it names the run, or without the seed its group."""
-        kept = numbers(self.as_dict())
-        if not with_seed:
-            kept.pop("seed")
+        """Hash of every setting that can change a number; it names the run, or without seed and fold its group."""
+        kept = numbers(self.as_dict()) if with_seed else experiment(self.as_dict())
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -131,7 +129,7 @@ def numbers(config: dict) -> dict:
     """The settings of a configuration, as ``Config.as_dict`` gives them, that can change a number of the run.
 
     Left out are those marked NEUTRAL, sections that are None (an older record has no curriculum), and those marked
-    LATER that have their default.
+    LATER that have their default. Of the run that training starts from, the content of its weights counts.
     """
     found = _numbers(config)
     for section, value in found.items():
@@ -147,15 +145,25 @@ def _numbers(config: dict) -> dict:
     for section, value in config.items():
         if section in marked(Config, NEUTRAL) or value is None:
             continue
-        neutral = _neutral(section) if isinstance(value, dict) else ()
+        neutral = _marked(section, NEUTRAL) if isinstance(value, dict) else ()
         found[section] = {k: v for k, v in value.items() if k not in neutral} if neutral else value
+    start = (found.get("training") or {}).get("start_from")
+    if start is not None:
+        found["training"] = found["training"] | {"start_from": start.rpartition("@")[2]}
     return found
 
 
+def experiment(config: dict) -> dict:
+    """The :func:`numbers` that repetitions of a run share: all but the seed, and the fold where the task has folds."""
+    found = {section: value for section, value in numbers(config).items() if section != "seed"}
+    repeated = _marked("task", REPEAT)
+    return found | {"task": {key: value for key, value in found["task"].items() if key not in repeated}}
+
+
 @functools.cache
-def _neutral(section: str) -> frozenset[str]:
-    """The keys of a section that are marked NEUTRAL in any of its schemas."""
-    return frozenset().union(*(marked(schema, NEUTRAL) for _, schema in schemas(section)))
+def _marked(section: str, mark: str) -> frozenset[str]:
+    """The keys of a section that have a mark in any of its schemas."""
+    return frozenset().union(*(marked(schema, mark) for _, schema in schemas(section)))
 
 
 @functools.cache
@@ -202,11 +210,36 @@ def about(overrides: list[str]) -> str:
             continue
         schema = SECTIONS.get(group)
         if schema is None:
-            file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
-            schema = dict(schemas(group))[file]
+            schema = _schema_of(group, name)
         text = inspect.getdoc(schema).replace("Args:", f"Keys, as {group}.<key>=<value>:")
         texts.append("\n" + textwrap.indent(f"{override}: {text}", "  "))
     return "\n".join(texts)
+
+
+def _schema_of(group: str, name: str) -> type:
+    file = OmegaConf.load(CONF / group / f"{name}.yaml").defaults[0].rsplit("/")[-1].removesuffix("@_here_")
+    return dict(schemas(group))[file]
+
+
+def restore(values: dict) -> Config:
+    """The configuration of a record; settings that are newer than it have their defaults.
+
+    Raises:
+        UserError: for a choice or a setting that there is no more.
+    """
+    kinds = SECTIONS | {"data": Data, "diagnostics": Diagnostics}
+    found = {}
+    try:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                kind = _schema_of(key, value["name"]) if key in PACKAGES else kinds[key]
+                found[key] = kind(**value)
+            # An older record has no curriculum, or None.
+            elif value is not None or key not in SECTIONS:
+                found[key] = value
+        return Config(**found)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"the run is of another version of the code: {one_line(str(error), 150)}") from error
 
 
 def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
@@ -226,6 +259,10 @@ def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:
         name = getattr(getattr(config, group), "name", "none")
         if name != chosen[group]:
             raise UserError(f"{group}.name={name}: is fixed; choose with {group}={' | '.join(choices(group))}")
+    if config.training.start_from is not None:
+        from longwave.training import weights
+
+        config.training.start_from = weights.pinned(config.training.start_from, config.output)
     return config
 
 

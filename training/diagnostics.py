@@ -63,7 +63,8 @@ def probe_batch(task: Task, batch_size: int, device: torch.device) -> tuple[Tens
 
     def error(output: Tensor) -> Tensor:
         output = output.float()
-        found = task.scores(output[None], target[-1:]) if task.read == "every" else task.scores(output, target)
+        last = target[len(x) - 1 : len(x)] if task.read == "every" else target
+        found = task.scores(output[None] if task.read == "every" else output, last)
         return found[task.objective]
 
     return x, error

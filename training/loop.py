@@ -17,7 +17,7 @@ from longwave.models.layer import detach, map_state
 from longwave.models.network import Network
 from longwave.tasks.base import Task
 from longwave.tasks.randomness import counted_seed
-from longwave.training import environment
+from longwave.training import environment, weights
 from longwave.training.budget import Training
 from longwave.training.config import Config
 from longwave.training.diagnostics import picture, probe
@@ -152,6 +152,9 @@ class Trainer:
                 message = f"checkpoint does not fit this code ({reason}); use fresh=true to start over"
                 raise UserError(message) from error
             log.info("resuming at step %d", self.state.step)
+        elif self.settings.start_from is not None:
+            weights.start(self.model, self.settings.start_from, self.config.output)
+            log.info("starting from the weights of %s", self.settings.start_from)
         self._began = time.monotonic() - self.state.seconds
         self._saved = time.monotonic()
         self.run.record.budget.steps = self.total
@@ -286,8 +289,8 @@ class Trainer:
         shown = ("curriculum/length", f"train/{task.objective}", self.monitored)
         self._bar.update(state.step, {key: entry[key] for key in shown if key in entry})
 
-    def _scores(self, task: Task, split: str) -> dict[str, float]:
-        return evaluate(self.model, task, split, self.device, self.settings, self.signals, self.state.step)
+    def _scores(self, task: Task, split: str, kept: list | None = None) -> dict[str, float]:
+        return evaluate(self.model, task, split, self.device, self.settings, self.signals, self.state.step, kept=kept)
 
     def _keep(self, entry: dict) -> None:
         self.state.history.append(entry)
@@ -359,6 +362,12 @@ class Trainer:
             # A full disk must not hide what ended the run.
             log.error("%s", error)
 
+    def _draw_predictions(self, kept: list[Tensor]) -> None:
+        """Keeps a picture of the predictions of the test set, where the task has one."""
+        png = self.task.picture(*kept, self.run.name) if kept else None
+        if png is not None:
+            write_atomic(self.run.folder / "confusion.png", png)
+
     def _test(self) -> dict:
         state, task, settings = self.state, self.task, self.settings
         evaluations = [entry for entry in state.history if self.monitored in entry]
@@ -369,7 +378,13 @@ class Trainer:
         metrics: dict[str, dict] = {"train": {task.objective: chosen[f"train/{task.objective}"]}}
         split = f"{task.monitor}/"
         metrics[task.monitor] = {k.removeprefix(split): value for k, value in chosen.items() if k.startswith(split)}
-        metrics |= {name: self._scores(task, name) for name in task.tests if name != task.monitor}
+        kept: list[Tensor] = []
+        for name in task.tests:
+            if name != task.monitor:
+                metrics[name] = self._scores(task, name, kept if name == "test" else None)
+        if task.monitor == "test" and task.gathers:
+            self._scores(task, "test", kept)
+        self._draw_predictions(kept)
         first_passed = {
             str(bound): next((e["step"] for e in evaluations if task.better(e[self.monitored], bound)), None)
             for bound in task.milestones
@@ -402,25 +417,53 @@ def _forward(model, task: Task, device, x: Tensor, lengths: list[Tensor], carrie
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, task: Task, split: str, device: torch.device, settings: Training, signals: Signals, step: int
+    model: nn.Module,
+    task: Task,
+    split: str,
+    device: torch.device,
+    settings: Training,
+    signals: Signals | None,
+    step: int,
+    on_batch: Callable[..., None] | None = None,
+    kept: list[Tensor] | None = None,
 ) -> dict[str, float]:
-    """The task's summary of the mean of every score over ``split``.
+    """The task's summary of the mean of every score over ``split``, and its metrics of all predictions.
 
-    Diverged where one is not finite; Interrupted when a signal stopped the process.
+    Args:
+        on_batch: is called with output and target of each batch, on the CPU.
+        kept: gets all predictions and targets, for a task that has metrics of them.
+
+    Diverged where a score is not finite; Interrupted when a signal stopped the process.
     """
     model.eval()
     sums, counts, carried = Counter(), Counter(), None
+    gathered: list[tuple[Tensor, Tensor]] = []
     for index, (x, target, *lengths) in enumerate(task.evaluation(split)):
         if index == settings.limit_evaluation:
             break
-        signals.check(step)
+        if signals is not None:
+            signals.check(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             output, carried = _forward(model, task, device, x, lengths, carried)
+        if on_batch is not None:
+            on_batch(output.float().cpu(), target)
         for key, values in task.scores(output.float(), target.to(device)).items():
             # On the CPU, since not every device has float64.
             sums[key] += values.cpu().double().sum().item()
             counts[key] += values.numel()
+        if task.gathers:
+            gathered.append(task.predictions(output.float().cpu(), target))
     for key, value in sums.items():
         if not math.isfinite(value):
             raise Diverged(step, f"{split} {key}", value)
-    return task.summary({key: value / counts[key] for key, value in sums.items()})
+    found = task.summary({key: value / counts[key] for key, value in sums.items()})
+    if gathered:
+        predictions, targets = map(torch.cat, zip(*gathered, strict=True))
+        found |= task.metrics(predictions, targets)
+        if kept is not None:
+            kept += [predictions, targets]
+        if task.metric not in found:
+            raise UserError(
+                f"{task.metric} is not defined on this part of the {split} set: it lacks a class, or is one sample"
+            )
+    return found

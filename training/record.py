@@ -205,14 +205,16 @@ class Record(_Part):
 
     @property
     def far_below_trivial(self) -> bool:
-        """True if the trivial prediction is far better: twice the accuracy, or a tenth of the squared error."""
+        """True if the trivial prediction is far better: twice the score, or a tenth of the squared error."""
         metric = self.objective.metric.removeprefix("batch_") if self.objective else None
         if metric not in self.baseline or metric not in self.metrics.get("test", {}):
             return False
         value, trivial = self.metrics["test"][metric], self.baseline[metric]
-        if metric == "accuracy":
+        if metric == "r2":
+            return 1 - value > 10 * (1 - trivial)
+        if metric in ("accuracy", "balanced_accuracy", "macro_f1", "auroc"):
             return value < trivial / 2
-        return value > trivial * (10**0.5 if metric == "rmse" else 10)
+        return value > trivial * (10**0.5 if metric in ("rmse", "mae") else 10)
 
     def dump(self) -> dict:
         """The record as JSON has it; what was never set is left out."""

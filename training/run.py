@@ -23,6 +23,9 @@ from longwave.training.files import load_checkpoint, save_checkpoint, write_atom
 from longwave.training.progress import log
 from longwave.training.record import FAILED, FINISHED, INTERRUPTED, Budget, Data, File, Git, Record, refuse_changed
 
+# What a checkpoint keeps of the task, for use without its data.
+KEPT_OF_TASK = ("inputs", "outputs", "read", "predicts", "classes", "statistics")
+
 if TYPE_CHECKING:
     import torch
 
@@ -126,6 +129,7 @@ class Run:
         record.backend, record.device = model.layer.backend, environment.device_name(device)
         notes = {"notes": task.notes} if task.notes else {}
         record.data = Data(split_id=task.split_id, files=files_of(task), **notes)
+        self._task = {key: getattr(task, key) for key in KEPT_OF_TASK}
 
     def __enter__(self) -> "Run":
         with ExitStack() as opened:
@@ -203,7 +207,7 @@ class Run:
     def save(self, checkpoint: dict) -> None:
         """Writes a checkpoint, and the record as it would stand if the process died now."""
         files = [file.model_dump() for file in self.record.data.files]
-        save_checkpoint(self.folder / "checkpoint.pt", checkpoint | {"files": files})
+        save_checkpoint(self.folder / "checkpoint.pt", checkpoint | {"files": files, "task": self._task})
         self.write()
 
     def finish(self, outcome: dict) -> None:

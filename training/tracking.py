@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -212,7 +213,9 @@ def track(run: "Run", task: "Task", verdict: Callable[[Record], object]) -> Iter
         raise
     finally:
         if config.diagnostics.gradients and (run.folder / "gradients.png").exists():
-            tracker.tell(lambda shown: _show_gradients(shown, run))
+            tracker.tell(lambda shown: _show_picture(shown, run, "gradients"))
+        if (run.folder / "confusion.png").exists():
+            tracker.tell(lambda shown: _show_picture(shown, run, "confusion"))
         if config.tracking.artifacts and (run.folder / "checkpoint.pt").exists():
             tracker.tell(lambda shown: _keep_artifacts(shown, run))
         summary = _summary(run.record, verdict)
@@ -254,11 +257,11 @@ def _open(run: "Run", task: "Task"):
     return shown
 
 
-def _show_gradients(shown, run: "Run") -> None:
+def _show_picture(shown, run: "Run", name: str) -> None:
     import wandb
 
-    picture = wandb.Image(str(run.folder / "gradients.png"))
-    shown.log({f"{WATCH}gradients": picture}, step=run.record.budget.steps_done)
+    picture = wandb.Image(str(run.folder / f"{name}.png"))
+    shown.log({f"{WATCH}{name}": picture}, step=run.record.budget.steps_done)
 
 
 def _keep_artifacts(shown, run: "Run") -> None:
@@ -280,9 +283,12 @@ def _title(run: "Run") -> str:
     """What differs between runs first, since the lists of W&B cut names: ``T500-cornn-s0-adding-h128``."""
     record = run.record
     model, task = record.config["model"], record.config["task"]
-    place = f"T{task['T']}" if "T" in task else task.get("dataset", record.task)
+    place = f"T{task['T']}" if "T" in task else task.get("dataset") or task.get("title") or record.task
+    # It becomes part of an id and of a folder's name; a title is a user's.
+    place = re.sub(r"[^\w.-]+", "_", place)[:40]
+    fold = [f"f{task['fold']}"] if task.get("fold") is not None else []
     size = [f"h{model['hidden']}"] if "hidden" in model else []
-    return "-".join(dict.fromkeys([place, record.model, f"s{record.seed}", record.task, *size]))
+    return "-".join(dict.fromkeys([place, record.model, f"s{record.seed}", *fold, record.task, *size]))
 
 
 def _wandb_id(run: "Run") -> str:

@@ -19,6 +19,7 @@ plain, gated = (
         gates=gates,
         name=name,
         folder="antisymmetric_rnn",
+        half=True,
         # Both gates take the same product.
         products={"h": 1},
         units=1,

@@ -11,6 +11,7 @@ gru = public(
         states=("h",),
         gates=3,
         optional=("b_n",),
+        half=True,
         products={"h": 3},
         units=1,
         tape=4,

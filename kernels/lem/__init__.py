@@ -11,6 +11,7 @@ lem = public(
         per_step=("dt",),
         states=("y", "z"),
         gates=4,
+        half=True,
         # y_{n-1} for both gates and z_n, then z_n for y_n.
         products={"y": 3, "z": 1},
         units=1,

@@ -9,6 +9,7 @@ modrelu_rnn = public(
         reference.modrelu_rnn,
         parameters={"w": (1, 1), "bias": (1,)},
         states=("h",),
+        half=True,
         products={"h": 1},
         units=1,
         tape=1,

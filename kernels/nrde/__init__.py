@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from longwave.kernels import library
 from longwave.kernels.derivatives import refuse_transforms, transformed
-from longwave.kernels.dispatch import SOURCES, backend_for
+from longwave.kernels.dispatch import SOURCES, backend_for, described_by
 from longwave.kernels.library import DeclarationError, Source
 from longwave.kernels.nrde import reference
 from longwave.kernels.nrde.reference import SOLVERS
@@ -36,7 +35,7 @@ def source(solvers: dict) -> Source:
 SOURCES["nrde"] = source(SOLVERS)
 
 
-@functools.wraps(reference.nrde)
+@described_by(reference.nrde)
 def nrde(x, state, weights, biases, repeats=1, *, solver="rk4", adjoint=False, repeat_last=False, backend="auto"):
     inner = _check(x, state, weights, biases, repeats, solver)
     chosen = backend_for("nrde", x, backend)
@@ -53,21 +52,6 @@ def nrde(x, state, weights, biases, repeats=1, *, solver="rk4", adjoint=False, r
     numbers = (len(weights[0]), inner, repeats, solver, adjoint, repeat_last)
     operator = torch.ops.longwave.nrde if chosen == "cpu" else torch.ops.longwave.nrde_triton
     return operator(*leaves, *numbers, keep)[0].to(x.dtype)
-
-
-def _document():
-    signature = inspect.signature(reference.nrde)
-    backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=str)
-    nrde.__signature__ = signature.replace(parameters=[*signature.parameters.values(), backend])
-    text = """
-    backend: "auto" (Triton for CUDA tensors, the C kernel for CPU tensors, else the reference), "reference", "cpu" or
-        "triton".
-
-Returns:"""
-    nrde.__doc__ = inspect.getdoc(reference.nrde).replace("\n\nReturns:", text)
-
-
-_document()
 
 
 def _instead(adjoint: bool) -> str:

@@ -3,9 +3,9 @@
 // The matrix (B, H, D) is never in memory: a panel of its columns is multiplied with x as soon as it is there, and its
 // gradient, the outer product of those of F(h) x and x, is made again where it is read.
 //
-// Forward, and backward to the states, a thread has its own rows of the batch, a block of up to MOST_ROWS at a time. The
-// gradients of the weights are sums over all rows, steps and stages: they are made after every segment of steps, each
-// thread with its own part of the weights, so that the bits do not depend on the number of threads.
+// Forward, and backward to the states, a thread has its own rows of the batch, a block of up to MOST_ROWS at a time.
+// The gradients of the weights are sums over all rows, steps and stages: they are made after every segment of steps,
+// each thread with its own part of the weights, so that the bits do not depend on the number of threads.
 #include "product.h"
 #include "threads.h"
 
@@ -113,7 +113,7 @@ static real *pack_last_transposed(const Loop *loop, const real *weight) {
 
 // The matrices as each pass needs them: number m, and transposed, number layers' matrices + m.
 static int pack_all(Loop *loop, int backward) {
-    long count = loop->inner + 2, hidden = loop->hidden, width = loop->width;
+    long count = loop->inner + 2, width = loop->width;
     loop->packed = calloc(2 * count, sizeof(real *));
     loop->biases = calloc(count, sizeof(real *));
     if (!loop->packed || !loop->biases) return 1;
@@ -218,8 +218,9 @@ INLINE void plus(const Loop *loop, int rows, real *to, const real *from, const r
     }
 }
 
-// out += in times a packed matrix.
-INLINE void add_product(int rows, const real *in, long terms, const real *weights, long stride, real *out, long outputs) {
+// out += in times a packed matrix, or some of its terms: a panel has `stride` of them.
+INLINE void add_product(int rows, const real *in, long terms, const real *weights, long stride, real *out,
+                        long outputs) {
     long vectors = vectors_of(outputs);
     for (long v = 0; v < vectors; v += WIDE, weights += stride * WIDE * LANES)
         products[rows](in, weights, out + v * rows * LANES, vectors - v < WIDE ? vectors - v : WIDE, 1, 1, terms);
@@ -300,18 +301,18 @@ static void gradient_of_x(const Loop *loop, Rows *b, const real *g, real weight,
 static void field_backward(const Loop *loop, Rows *b, const real *g, real *d_h) {
     int rows = b->rows;
     long vectors = vectors_of(loop->width), size = vectors * rows * LANES, at_once = channels_at_once(loop);
-    long units = vectors_of(loop->hidden), matrices = loop->inner + 2, terms = loop->channels * units * LANES;
+    long of_h = vectors_of(loop->hidden), matrices = loop->inner + 2, terms = loop->channels * of_h * LANES;
     real *d = b->d_hidden + (loop->layers - 1) * size, *z = b->hidden + (loop->layers - 1) * size;
     memset(d, 0, size * sizeof(real));
     for (long first = 0; first < loop->channels; first += at_once) {
         long count = loop->channels - first < at_once ? loop->channels - first : at_once;
         for (long c = 0; c < count; c++)
-            for (long v = 0; v < units; v++)
+            for (long v = 0; v < of_h; v++)
                 for (int r = 0; r < rows; r++)
-                    *(vec *)(b->outer + ((c * units + v) * rows + r) * LANES) =
+                    *(vec *)(b->outer + ((c * of_h + v) * rows + r) * LANES) =
                         b->x[r * loop->columns + first + c] * *(const vec *)(g + (v * rows + r) * LANES);
-        add_product(rows, b->outer, count * units * LANES,
-                    loop->packed[2 * matrices - 1] + first * units * LANES * WIDE * LANES, terms, d, loop->width);
+        add_product(rows, b->outer, count * of_h * LANES,
+                    loop->packed[2 * matrices - 1] + first * of_h * LANES * WIDE * LANES, terms, d, loop->width);
     }
     for (long i = 0; i < size; i += LANES) {
         vec y = *(vec *)(z + i);
@@ -327,7 +328,7 @@ static void field_backward(const Loop *loop, Rows *b, const real *g, real *d_h) 
             *to = choose(*(vec *)(z + i) <= 0, (vec){0}, *to);
         }
     }
-    memset(d_h, 0, units * rows * LANES * sizeof(real));
+    memset(d_h, 0, of_h * rows * LANES * sizeof(real));
     add_product(rows, d, loop->width, loop->packed[matrices], loop->width, d_h, loop->hidden);
 }
 
@@ -467,8 +468,8 @@ static int make_groups(Loop *loop) {
         }
     for (long d = 0; d < channels; d++)
         for (long first = 0; first < hidden; first += GROUP, g++) {
-            *g = (Group){.first = first, .outputs = hidden, .width = width, .channel = d, .stride = channels, .count = 1,
-                         .inputs = hidden + (loop->layers - 1) * width, .gradients = 0};
+            *g = (Group){.first = first, .outputs = hidden, .width = width, .channel = d, .stride = channels,
+                         .count = 1, .inputs = hidden + (loop->layers - 1) * width, .gradients = 0};
             long row = first * channels + d, m = loop->inner + 1;
             g->weight = loop->d_parameters + (weight_of(loop, m) - loop->parameters) + row * width;
             g->bias = loop->d_parameters + (bias_of(loop, m) - loop->parameters) + row;

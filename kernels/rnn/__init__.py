@@ -4,4 +4,4 @@ from longwave.kernels.dispatch import public
 from longwave.kernels.operation import Operation
 from longwave.kernels.rnn import reference
 
-rnn = public(Operation(reference.rnn, parameters={"w_h": (1, 1)}, states=("h",), products={"h": 1}, tape=1))
+rnn = public(Operation(reference.rnn, parameters={"w_h": (1, 1)}, states=("h",), half=True, products={"h": 1}, tape=1))

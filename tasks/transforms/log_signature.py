@@ -77,6 +77,36 @@ def of_unequal_lengths(x: Tensor, lengths: Tensor, *settings) -> tuple[Tensor, T
     return found, entries
 
 
+class Blocks:
+    """The entries of :func:`log_signatures` of a path that comes sample by sample.
+
+    Args:
+        config: of the transform.
+        length: samples of the whole path, over which the time goes from 0 to 1, and on behind them.
+    """
+
+    def __init__(self, config: "Config", length: int):
+        self.config, self.length = config, length
+        self._samples, self._count = [], 0
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """The entry (B, D) that the next sample (B, C) completes; None within a block."""
+        config = self.config
+        if config.time:
+            stamp = x.new_full((len(x), 1), self._count / max(self.length - 1, 1))
+            x = torch.cat([stamp, x], 1)
+        self._count += 1
+        self._samples.append(x)
+        if self._count == 1:
+            return F.pad(x, (0, config.components(x.shape[1]) - x.shape[1]))
+        if len(self._samples) <= config.step:
+            return None
+        block = torch.stack(self._samples, 1)  # (B, step + 1, C)
+        # Neighbours share an end point.
+        self._samples = [x]
+        return BACKENDS[_pick(config.backend)](block, config.depth)
+
+
 def _pick(backend: str) -> str:
     if backend != "auto":
         return backend
@@ -164,6 +194,18 @@ class Config(Section):
             how = "make signatory" if self.backend == "signatory" else "pip install pysiglib"
             raise ValueError(f"backend={self.backend}: is not installed; use {how}, or backend=auto")
 
+    def components(self, channels: int) -> int:
+        """Width of a log-signature of so many channels, with time."""
+        return sum(len(lyndon_words(channels, length)) for length in range(1, self.depth + 1))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """:func:`log_signatures` of (L, B, C)."""
+        return log_signatures(x, self.depth, self.step, self.time, self.backend)
+
+    def stream(self, length: int) -> Blocks:
+        """The same sample by sample, for a path of ``length`` samples."""
+        return Blocks(self, length)
+
     def apply(self, task: Task, data_root: Path) -> Task:
         """A copy of ``task`` with transformed inputs.
 
@@ -197,6 +239,7 @@ class Config(Section):
             longest, transformed.lengths = int(task.lengths.max()), 1 + (task.lengths - 1) // self.step
         transformed.split_id = f"{task.split_id}/log_signature/depth={self.depth}/step={self.step}/time={self.time}"
         transformed.notes = task.notes | {"log_signature": backend}
+        transformed.statistics = task.statistics | {"length": longest}
         transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
         # A task with a batch method of its own adds what is not in its samples, such as noise.
         if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:

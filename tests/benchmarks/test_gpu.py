@@ -222,16 +222,17 @@ def test_every_operation_with_a_triton_kernel_and_every_model_is_checked(monkeyp
         for size in (*gpu_cases.ODD, *gpu_cases.full_sizes(name)):
             assert f"{name} {' x '.join(map(str, size))}" in names
     assert {"cornn 5000 x 50 x 128", "unicornn 17984 x 8 x 32", "implicit_cornn 1 x 17 x 96"} <= set(names)
+    assert {"nrde 1 x 1 x 5", "nrde 70 x 181 x 32"} <= set(names)
     for path in (CONF / "model").glob("*.yaml"):
         assert {f"model {path.stem}", f"model {path.stem}, compiled"} <= set(names)
     timed = [item.what for item in gpu_speed.speeds(gpu_report.Report(None, device), False, None)]
-    assert fused <= {what.split()[0] for what in timed}
+    assert {*fused, "nrde"} <= {what.split()[0] for what in timed}
 
 
 def test_sizes_that_nobody_listed_have_a_usual_one():
     listed = set(gpu_cases.FULL)
     assert all(gpu_cases.full_sizes(name) for name in OPERATIONS)
-    assert listed <= set(gpu_cases.FUNCTIONS)
+    assert listed <= {*gpu_cases.FUNCTIONS, "nrde"}
 
 
 def test_products_are_in_the_precision_of_the_mode():

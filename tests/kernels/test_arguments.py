@@ -1,12 +1,14 @@
 """What is refused, and what the message names; which backend runs."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from longwave import kernels
 from longwave.benchmarks.cases import case
+from longwave.kernels import library
 from longwave.kernels.operation import OPERATIONS
 
 ALL = sorted(OPERATIONS)
@@ -66,7 +68,7 @@ def test_wrong_device_is_refused(name):
             refused(example, ValueError, name, "must be on cpu as pre is, got meta")
 
 
-def test_other_refusals():
+def test_other_refusals(monkeypatch, tmp_path):
     pre, u = torch.zeros(2, 3, 4), torch.zeros(4)
     with pytest.raises(ValueError, match="indrnn: backend='gpu': must be one of auto, reference, cpu, triton"):
         kernels.indrnn(pre, u, backend="gpu")
@@ -85,8 +87,10 @@ def test_other_refusals():
     for anchor in (-1, 2.5, None):
         with pytest.raises(ValueError, match=f"unicornn: anchor={anchor}: must be 0 \\(none\\) or a whole number"):
             kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=anchor)
-    with pytest.raises(RuntimeError, match="lstm: backend='triton' cannot run: there is no Triton kernel"):
-        kernels.lstm(torch.zeros(2, 3, 4), torch.zeros(4, 1), backend="triton")
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "FOLDER", tmp_path)
+        with pytest.raises(RuntimeError, match="lstm: backend='triton' cannot run: there is no Triton kernel"):
+            kernels.lstm(torch.zeros(2, 3, 4), torch.zeros(4, 1), backend="triton")
     with pytest.raises(RuntimeError, match="backend='cpu' needs CPU tensors, pre is on meta"):
         kernels.indrnn(pre.to("meta"), u.to("meta"), backend="cpu")
 
@@ -137,7 +141,9 @@ def test_half_precision_runs_on_the_reference():
         assert (h == 1.5).all()
 
 
-def test_half_precision_beside_float32_is_refused_where_it_is_not_computed_in_float32():
+def test_half_precision_beside_float32_is_refused_where_it_is_not_computed_in_float32(monkeypatch):
+    monkeypatch.setitem(OPERATIONS, "copy_of_rnn", None)
+    monkeypatch.setitem(OPERATIONS, "rnn", replace(OPERATIONS["rnn"], name="copy_of_rnn", half=False))
     pre = torch.ones(2, 3, 4, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"rnn: w_h must be torch\.bfloat16 as pre is, got torch\.float32"):
         kernels.rnn(pre, torch.zeros(4, 4))

@@ -10,6 +10,9 @@ from longwave import PACKAGE
 
 # The values and gradients of the example, in both types, against its definition.
 PROGRAM = """
+import importlib.util
+import os
+
 import torch
 
 from longwave import kernels
@@ -24,6 +27,9 @@ for size in cases.SIZES:
 example = cases.case("leaky", 4, 2, 3)
 keys, values = list(example.inputs), tuple(example.inputs.values())
 assert torch.autograd.gradcheck(lambda *values: example.run("cpu", dict(zip(keys, values))), values)
+os.environ["TRITON_INTERPRET"] = "1"
+for size in ((1, 1, 1), (2, 3, 5), (3, 2, 40)) if importlib.util.find_spec("triton") else ():
+    assert not cases.excess_errors(cases.case_by_unit("leaky", *size), "triton")
 print("checked")
 """
 
@@ -43,7 +49,9 @@ def test_the_example_is_a_cell(tmp_path):
     cases.write_text(head + example + last + tail)
     exports = folder / "kernels" / "__init__.py"
     exports.write_text(exports.read_text() + printed.pop("kernels/__init__.py"))
-    assert sorted(printed) == [f"kernels/leaky/{name}" for name in ("__init__.py", "cpu.c", "reference.py")]
+    assert sorted(printed) == [
+        f"kernels/leaky/{name}" for name in ("__init__.py", "cpu.c", "reference.py", "triton.py")
+    ]
     (folder / "kernels" / "leaky").mkdir()
     for name, code in printed.items():
         (folder / name).write_text(code)

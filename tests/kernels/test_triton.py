@@ -3,8 +3,11 @@
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longwave import kernels
+from longwave.benchmarks.cases import FUNCTIONS, case_by_unit
+from longwave.kernels.library import DeclarationError
 from longwave.kernels.operation import OPERATIONS
 
 pytest.importorskip("triton")
@@ -26,11 +31,16 @@ SIZES = {
     "unicornn": DIAGONAL,
     "indrnn": DIAGONAL,
     "linoss": DIAGONAL,
-    # Two blocks of rows and more, several tiles of units and of terms, and widths that fill none.
-    "cornn": [*EACH, (2, 17, 5), (2, 3, 256), (5, 3, 127), (5, 1, 128), (17, 3, 32), (2, 50, 128)],
 }
+DENSE = sorted(name for name, operation in OPERATIONS.items() if operation.dense)
+SIZES |= {name: [(1, 1, 1), (2, 3, 5), (5, 2, 33)] for name in DENSE}
+SLOW = [(name, *size) for name in DENSE for size in [(257, 1, 5), (3, 50, 5), (3, 2, 127), (2, 3, 200), (2, 1, 300)]]
+SLOW += [("cornn", 1000, 1, 2), ("cornn", 2, 50, 128), ("lem", 2, 3, 256), ("lstm", 2, 1, 1000)]
+# Two products, a gradient of pre that is not that of the products, two phases: all that the dense cells share.
+QUICK = ["unicornn", "indrnn", "cornn", "gru", "lem"]
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
 CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
-CASES = [pytest.param(*case, marks=[pytest.mark.slow] * (case[:2] == ("cornn", 1000))) for case in CASES]
+CASES += [pytest.param(*slow, marks=pytest.mark.slow) for slow in SLOW]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,8 +49,12 @@ def interpreter():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         for name in SIZES:
-            importlib.import_module(f"longwave.kernels.{name}.triton")
+            backend(name)
         yield
+
+
+def backend(name: str):
+    return getattr(importlib.import_module(f"longwave.kernels.{OPERATIONS[name].folder}.triton"), name)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +71,10 @@ def poison():
 
 def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch.Tensor]:
     """All arguments of an operation by name, initial states last, in float64 but exact in float32."""
+    if OPERATIONS[name].dense:
+        inputs = {key: value.detach() for key, value in case_by_unit(name, steps, batch, hidden).inputs.items()}
+        states = {key: inputs.pop(f"state_{key}") for key in OPERATIONS[name].states}
+        return inputs | states
     generator = torch.Generator().manual_seed(steps + batch + hidden)
 
     def normal(*shape, scale=1.0):
@@ -74,13 +92,6 @@ def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch
         },
         "indrnn": lambda: {"u": uniform(-1, 1.01)},
         "linoss": lambda: {"a": uniform(0, 2), "dt": uniform(0.1, 0.9)},
-        "cornn": lambda: {
-            "w_y": normal(hidden, hidden, scale=hidden**-0.5),
-            "w_z": normal(hidden, hidden, scale=hidden**-0.5),
-            "dt": uniform(0.02, 0.1),
-            "gamma": uniform(0, 3),
-            "epsilon": uniform(0, 5),
-        },
     }[name]()
     states = {key: normal(batch, hidden) for key in OPERATIONS[name].states}
     return {"pre": normal(steps, batch, hidden), **own, **states}
@@ -89,7 +100,8 @@ def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch
 def cotangents(name: str, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """One for the sequence and one for each final state."""
     generator = torch.Generator().manual_seed(0)
-    like = [given["pre"], *(given[key] for key in OPERATIONS[name].states)]
+    states = [given[key] for key in OPERATIONS[name].states]
+    like = [given["pre"][:, :, : states[0].shape[1]], *states]
     return [torch.randn(t.shape, generator=generator).double() for t in like]
 
 
@@ -98,7 +110,9 @@ def call(name: str, given: dict[str, torch.Tensor], backend: str, **options) -> 
     states = tuple(given[key] for key in OPERATIONS[name].states)
     rest = {key: value for key, value in given.items() if key not in OPERATIONS[name].states}
     state = states if len(states) > 1 else states[0]
-    sequence, final = getattr(kernels, name)(**rest, state=state, backend=backend, **options)
+    if name == "gated_antisymmetric_rnn":
+        options["gated"] = True
+    sequence, final = getattr(kernels, FUNCTIONS[name])(**rest, state=state, backend=backend, **options)
     return [sequence, *(final if isinstance(final, tuple) else [final])]
 
 
@@ -143,14 +157,61 @@ def test_values_and_gradients(name, steps, batch, hidden):
     assert_as_good(found, exact, plain)
 
 
-@pytest.mark.parametrize(("steps", "batch", "hidden"), [(2, 17, 5), (5, 3, 127), (17, 3, 32)])
-def test_implicit_damping(steps, batch, hidden):
-    given = arguments("cornn", steps, batch, hidden)
+def test_implicit_damping():
+    given = arguments("cornn", 5, 3, 37)
     grads = cotangents("cornn", given)
     exact, explicit = (run("cornn", given, grads, "reference", damping=d) for d in ("implicit", "explicit"))
     assert error(explicit["sequence"], exact["sequence"]) > 1e-3
     plain = run("cornn", single(given), grads, "reference", damping="implicit")
     assert_as_good(run("cornn", single(given), grads, "triton", damping="implicit"), exact, plain)
+
+
+@pytest.mark.parametrize("name", QUICK[2:])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({"MULTIPROCESSORS": 1}, lambda p: p.rows == 4),
+        ({"MOST_TILES": 19, "MULTIPROCESSORS": 1}, lambda p: p.resident > 0 and p.groups > 0),
+        ({"MOST_TILES": 8, "MULTIPROCESSORS": 1}, lambda p: p.resident == 0 and p.groups > 0),
+        ({"MOST_UNITS": 32, "MULTIPROCESSORS": 1}, lambda p: p.block < p.hidden and p.groups == 0),
+    ],
+    ids=["rows", "ring", "all in the ring", "units"],
+)
+def test_every_division_of_the_work(name, numbers, expected, monkeypatch):
+    dense = importlib.import_module("longwave.kernels.dense")
+    for key, value in numbers.items():
+        monkeypatch.setattr(dense, key, value)
+    size = (3, 9, 37)
+    plans = [dense.plan(OPERATIONS[name], size[2], size[1], dense.MULTIPROCESSORS, back)[0] for back in (False, True)]
+    assert any(map(expected, plans))
+    given = arguments(name, *size)
+    grads = cotangents(name, given)
+    exact, plain = (run(name, values, grads, "reference") for values in (given, single(given)))
+    assert_as_good(run(name, single(given), grads, "triton"), exact, plain)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lem"])
+def test_tensor_cores_where_tf32_is_allowed(name, monkeypatch):
+    """The interpreter multiplies in float32 even so."""
+    dense = importlib.import_module("longwave.kernels.dense")
+    monkeypatch.setattr(dense, "MULTIPROCESSORS", 1)
+    sizes = {"rnn": (2, 17, 100), "lem": (2, 17, 61)}[name]
+    operation, given = OPERATIONS[name], arguments(name, *sizes)
+    grads = cotangents(name, given)
+    exact, plain = (run(name, values, grads, "reference") for values in (given, single(given)))
+    for precision, rows in (("ieee", 4), ("tf32", 16)):
+        monkeypatch.setattr(dense, "tf32_allowed", lambda precision=precision: precision == "tf32")
+        assert dense.plan(operation, sizes[2], sizes[1], 1, tf32=dense.tf32_allowed())[0].rows == rows
+        assert_as_good(run(name, single(given), grads, "triton"), exact, plain)
+
+
+def test_tf32_is_that_of_pytorch():
+    dense = importlib.import_module("longwave.kernels.dense")
+    before = torch.get_float32_matmul_precision()
+    for precision in ("high", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        assert dense.tf32_allowed() == (precision == "high")
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("anchor", [0, 1, 7, 256])
@@ -183,7 +244,7 @@ HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str
 @HALF
 @pytest.mark.parametrize("name", SIZES)
 def test_half_precision(name, dtype):
-    given = arguments(name, 40, 3, 33)
+    given = arguments(name, 40, 3, 33) if name not in DENSE else arguments(name, 6, 2, 17)
     given["pre"] = given["pre"].to(dtype).double()
     grads = cotangents(name, given)
     grads[0] = grads[0].to(dtype).double()
@@ -199,7 +260,7 @@ def test_half_precision(name, dtype):
 
 @HALF
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_types_in_half_precision(name, backend, dtype):
     """The sequence is of the type of pre, final states are float32, a gradient is of the type of its argument."""
     given = single(arguments(name, 5, 3, 4))
@@ -222,15 +283,15 @@ def test_types_in_half_precision(name, backend, dtype):
             assert error(value, expected[key].double()) < 4 * torch.finfo(dtype).eps, key
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_twice_is_the_same_to_the_bit(name):
-    given = arguments(name, 20, 18, 5)
+    given = arguments(name, 20, 18, 5) if name not in DENSE else arguments(name, 4, 3, 40)
     grads = cotangents(name, given)
     first, second = (run(name, single(given), grads, "triton") for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_has_the_other_derivatives_is_named(name):
     given = {key: value.requires_grad_() for key, value in single(arguments(name, 3, 2, 4)).items()}
     (gradient,) = torch.autograd.grad(call(name, given, "triton")[0].sum(), given["pre"], create_graph=True)
@@ -240,7 +301,7 @@ def test_what_has_the_other_derivatives_is_named(name):
         torch.func.jacrev(lambda pre: call(name, given | {"pre": pre}, "triton")[0])(given["pre"])
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_strides_do_not_matter(name):
     given = arguments(name, 9, 3, 5)
     dense = run(name, single(given), cotangents(name, given), "triton")
@@ -250,7 +311,7 @@ def test_strides_do_not_matter(name):
     assert all(torch.equal(dense[key], strided[key]) for key in dense)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_gradient_of_the_sequence_or_of_the_final_state_alone(name):
     given = arguments(name, 9, 3, 5)
     for only in range(1 + len(OPERATIONS[name].states)):
@@ -279,7 +340,7 @@ def test_tanh():
     assert error.max() < 2 * EPSILON
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_nan_is_kept(name):
     given = single(arguments(name, 4, 2, 3))
     given["pre"][1, 0, 0] = torch.nan
@@ -295,20 +356,21 @@ def test_float64_is_refused(name):
         call(name, arguments(name, 2, 1, 3), "triton")
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_compile_keeps_the_graph(name):
     given = single(arguments(name, 5, 2, 3))
     grads = cotangents(name, given)
     eager = run(name, given, grads, "triton")
 
-    fused = getattr(importlib.import_module(f"longwave.kernels.{name}.triton"), name)
+    fused = backend(name)
     leaves = {key: value.clone().requires_grad_() for key, value in given.items()}
-    results = torch.compile(fused, backend="aot_eager", fullgraph=True)(*leaves.values())
+    options = {"damping": "explicit"} if name == "cornn" else {}
+    results = torch.compile(fused, backend="aot_eager", fullgraph=True)(*leaves.values(), **options)
     pulled = torch.autograd.grad(results, list(leaves.values()), [g.float() for g in grads])
     assert all(torch.equal(a, b) for a, b in zip([*results, *pulled], eager.values(), strict=True))
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_compile_keeps_the_graph_of_the_public_operation(name):
     """With its checks, the choice of the backend and numbers in place of tensors."""
     given = single(arguments(name, 5, 2, 3))
@@ -342,7 +404,19 @@ def test_auto_is_triton_for_cuda_tensors(name, monkeypatch):
     assert kernels.backend_for(name, tensors[torch.float32]) == "reference"
 
 
-@pytest.mark.parametrize("name", SIZES)
+def operator_arguments(name: str, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list, list]:
+    """What the operator of a dense cell gets: pre, parameters, states."""
+    operation, (pre, *tensors) = OPERATIONS[name], given.values()
+    states = len(operation.states)
+    if operation.cpu is None:
+        parameters = tensors[:-states]
+    else:
+        options = {"damping": "explicit"} if name == "cornn" else {}
+        parameters = operation.cpu(lambda _, parameters, state: parameters, pre, *tensors, **options)
+    return pre, [value.detach().requires_grad_() for value in parameters], tensors[-states:]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_operator_registration(name):
     """PyTorch's own checks: schema, fake kernel, autograd, and all of them under tracing with dynamic shapes."""
     given = single(arguments(name, 5, 2, 3))
@@ -350,16 +424,49 @@ def test_operator_registration(name):
         # The operator takes the step itself, and the steps between anchors.
         given["d"] = given.pop("dt")
         given = {key: given[key] for key in ("pre", "w", "d", "alpha", "y", "z")}
-    if name == "cornn":
-        # The operator takes a step for z of its own.
-        given["dt_z"] = given["dt"].clone()
-        given = {key: given[key] for key in ("pre", "w_y", "w_z", "dt", "dt_z", "gamma", "epsilon", "y", "z")}
     if name == "linoss":
         # The operator takes the damping, and the steps of a segment.
         given = {"pre": given.pop("pre"), "s": given["a"].neg().exp(), **given}
     leaves = [value.requires_grad_() for value in given.values()]
     options = {"unicornn": [2], "linoss": [8]}.get(name, [])
-    torch.library.opcheck(importlib.import_module(f"longwave.kernels.{name}.triton").forward, (*leaves, *options))
+    if name in DENSE:
+        leaves = operator_arguments(name, given)
+    torch.library.opcheck(getattr(torch.ops.longwave, f"{name}_triton").default, (*leaves, *options))
+
+
+# Where it is neither a declaration that cpu.c contradicts nor one that contradicts itself.
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"units": 2}, "declared by products={'y': 3, 'z': 1}, units=2, but the kernel gets"),
+        ({"products": {"y": 2, "z": 1}}, "declared by products={'y': 2, 'z': 1}, units=1, but the kernel gets"),
+    ],
+    ids=str,
+)
+def test_other_parameters_than_declared_are_an_error(changes, reason, monkeypatch):
+    copy = f"copy_{uuid.uuid4().hex}"
+    monkeypatch.setitem(OPERATIONS, copy, None)
+    step = importlib.import_module("longwave.kernels.lem.triton")
+    fused = importlib.import_module("longwave.kernels.dense").fused
+    copied = fused(replace(OPERATIONS["lem"], name=copy, **changes), step.forward_step, step.backward_step)
+    with pytest.raises(DeclarationError, match=re.escape(reason)):
+        copied(*single(arguments("lem", 2, 1, 3)).values())
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_step_that_returns_another_number_of_blocks_is_an_error(direction, monkeypatch):
+    copy = f"copy_{uuid.uuid4().hex}"
+    monkeypatch.setitem(OPERATIONS, copy, None)
+    rnn, modrelu = (importlib.import_module(f"longwave.kernels.{name}.triton") for name in ("rnn", "modrelu_rnn"))
+    steps = {
+        "forward": (modrelu.forward_step, rnn.backward_step),
+        "backward": (rnn.forward_step, modrelu.backward_step),
+    }
+    dense = importlib.import_module("longwave.kernels.dense")
+    copied = dense.fused(replace(OPERATIONS["rnn"], name=copy), *steps[direction])
+    leaves = [value.requires_grad_() for value in single(arguments("rnn", 2, 1, 3)).values()]
+    with pytest.raises(Exception, match=r"AssertionError|IndexError"):
+        torch.autograd.grad(copied(*leaves)[0].sum(), leaves)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import ctypes
 
 import torch
 
-from longwave.benchmarks.cases import EVERY_EQUATION, case, differences
+from longwave.benchmarks.cases import EVERY_EQUATION, NRDE_OPTIONS, NRDE_SIZES, case, differences, nrde_case
 
 libc = ctypes.CDLL(None)
 libc.aligned_alloc.restype = ctypes.c_void_p
@@ -54,6 +54,9 @@ for freed in (0x01, 0xFE):
                     torch.testing.assert_close(found, expected)
                 except AssertionError as error:
                     raise AssertionError(f"{name} {size}") from error
+        for size in NRDE_SIZES:
+            for options in NRDE_OPTIONS:
+                assert not differences(nrde_case(*size, **options)), (size, options)
 """
 
 

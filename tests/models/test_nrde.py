@@ -294,7 +294,7 @@ def test_compiled_and_in_bfloat16_it_is_the_same(adjoint):
     expected.square().sum().backward()
     gradient = model.layer.field.first.weight.grad.clone()
     model.zero_grad()
-    compiled = torch.compile(model, backend="aot_eager")(x)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
     torch.testing.assert_close(compiled, expected)
     compiled.square().sum().backward()
     torch.testing.assert_close(model.layer.field.first.weight.grad, gradient)

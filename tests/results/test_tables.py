@@ -123,7 +123,7 @@ def test_what_is_listed_as_out_of_reach_is_there():
 
 
 def test_the_other_verdicts():
-    assert row_of(rows_of(seeds(0.9, 0.9, 0.9)), "cornn/psmnist").verdict.name == "outside"
+    assert row_of(rows_of(seeds(0.9, 0.901, 0.9)), "cornn/psmnist").verdict.name == "outside"
     quoted = {"recipe": "cornn/psmnist_128", "published": {"key": "cornn/psmnist_128"}}
     for values, name in (((0.9, 0.9, 0.9), "falls short"), ((0.99, 0.99, 0.99), "exceeds"),
                          ((0.966, 0.967, 0.968), "reproduced"), ((0.95, 0.96, 0.97), "undecided")):  # fmt: skip
@@ -474,3 +474,24 @@ def test_a_data_set_of_the_archives_has_one_table():
     """Of its own name, and not of the task that reads it."""
     titles = [row.title for row in rows_of([]) if (row.recipe or "").startswith("linoss/uea_scp1")]
     assert titles == ["SelfRegulationSCP1"] * 2
+
+
+def of_a_fold(fold: int, value: float, folds: int = 3, **more) -> dict:
+    task = {"name": "files", "title": "mine", "content": "0123456789abcdef", "folds": folds, "fold": fold} | more
+    config = make_record()["config"] | {"task": task}
+    command = f"python train.py model=cornn task=files task.path=my.csv task.folds={folds} task.fold={fold}"
+    return make_record(task="files", recipe=None, value=value, name=f"f{fold}", config=config, command=command,
+                       published=None)  # fmt: skip
+
+
+def test_a_row_over_folds():
+    def made(*records) -> list[tables.Row]:
+        return [row for row in rows_of(list(records)) if row.runs]
+
+    (row,) = made(of_a_fold(2, 0.9), of_a_fold(0, 0.8), of_a_fold(1, 0.7))
+    assert (row.title, row.values, row.changed) == ("mine (01234567)", [0.8, 0.7, 0.9], {"task.folds": 3})
+    assert row.notes[-1] == "folds 0: 80, 1: 70, 2: 90"
+    (row,) = made(of_a_fold(2, 0.9), of_a_fold(0, 0.8))
+    assert row.notes[-1] == "folds 0: 80, 2: 90; not run: 1"
+    # Of other data, another table.
+    assert len({row.title for row in made(of_a_fold(0, 0.9), of_a_fold(1, 0.8, content="ff" * 8))}) == 2

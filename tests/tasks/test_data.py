@@ -290,6 +290,15 @@ def test_trust_on_first_use(server, source, tmp_path):
     assert fetch(unchecked, tmp_path).read_bytes() == CONTENT[::-1]
 
 
+@pytest.mark.parametrize("urls", [(), (NOWHERE,)])
+def test_a_file_that_nobody_downloaded_may_change(tmp_path, urls):
+    (tmp_path / "a.bin").write_bytes(CONTENT)
+    source = Source("a.bin", urls)
+    assert digest(fetch(source, tmp_path)) == SUM
+    (tmp_path / "a.bin").write_bytes(b"mended")
+    assert digest(fetch(source, tmp_path)) == hashlib.sha256(b"mended").hexdigest()
+
+
 def test_a_full_disk_while_downloading(server, source, tmp_path, monkeypatch):
     class Full(io.BytesIO):
         def write(self, _):

@@ -232,7 +232,16 @@ def test_a_result_far_worse_than_the_trivial_prediction_is_named(fit_here, caplo
 
 @pytest.mark.parametrize(
     ("metric", "trivial", "near", "far"),
-    [("accuracy", 0.5, 0.26, 0.24), ("rmse", 2.0, 6.0, 7.0), ("batch_rmse", 2.0, 6.0, 7.0), ("bpc", 4.0, 39.0, 41.0)],
+    [
+        ("accuracy", 0.5, 0.26, 0.24),
+        ("macro_f1", 0.4, 0.21, 0.19),
+        ("auroc", 0.5, 0.26, 0.24),
+        ("rmse", 2.0, 6.0, 7.0),
+        ("batch_rmse", 2.0, 6.0, 7.0),
+        ("mae", 2.0, 6.0, 7.0),
+        ("r2", -0.1, -9.9, -10.1),
+        ("bpc", 4.0, 39.0, 41.0),
+    ],
 )
 def test_how_far_a_result_may_be_below_the_trivial_prediction(metric, trivial, near, far, fit_here):
     name = metric.removeprefix("batch_")
@@ -351,10 +360,10 @@ def test_the_state_is_carried_and_its_gradient_is_not(fit_here, fake_ptb):
     from longwave.tasks.ptb_char import Config
     from longwave.tasks.randomness import counted_seed
 
-    arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "optimizer=sgd")
+    arguments = ("model=lstm", "task=ptb_char", "task.T=60", "task.embedding=3", "model.hidden=4", "recipe=none")
     _, folder = fit_here(
         *arguments, f"data.root={fake_ptb}", "training.steps=8", "training.log_every=1", "training.batch_size=3",
-        "optimizer.lr=1", "training.evaluate_every=4", "task.readout=model", "model.forget_bias=null",
+        "optimizer=sgd", "optimizer.lr=1", "training.evaluate_every=4",
     )  # fmt: skip
     task = Config(T=60, embedding=3).build(0, fake_ptb)
     assert task.steps_per_epoch(3) == 4

@@ -15,6 +15,7 @@ from PIL import Image
 from longwave.training import loop, tracking
 from longwave.training.config import compose_run
 from longwave.training.errors import Interrupted, Pruned, UserError
+from tests.stand_ins import SHORT
 from tests.wandb_server import wandb_server
 
 SMALL = (
@@ -289,6 +290,22 @@ def test_gradients_are_curves_and_a_picture(fit_here, monkeypatch):
     assert run.entries[-1]["step"] == 6
     with Image.open(folder / "gradients.png") as drawn:
         assert run.entries[-1]["watch/gradients"].image.tobytes() == drawn.tobytes()
+
+
+def test_a_confusion_matrix_is_a_picture(fit_here, monkeypatch, tmp_path):
+    import wandb
+
+    told, run = {}, FakeRun(logged=0)
+    run.resumed, run.sync_dir = False, "somewhere"
+    monkeypatch.setattr(wandb, "init", lambda **arguments: told.update(arguments) or run)
+    data = ["task=files", *SHORT["files"], "task.title=of mine/2", "task.folds=5", "task.fold=2"]
+    small = ["model=cornn", "model.hidden=4", "training.steps=2", "tracking=wandb", "tracking.mode=offline"]
+    _, folder = fit_here(*data, *small)
+    assert told["name"] == "of_mine_2-cornn-s0-f2-files-h4"
+    assert run.entries[-1].keys() == {"watch/confusion", "step"}
+    with Image.open(folder / "confusion.png") as drawn:
+        assert run.entries[-1]["watch/confusion"].image.tobytes() == drawn.tobytes()
+    assert run.summary["final/test/auroc"] >= 0
 
 
 @pytest.mark.parametrize(("mode", "environment", "expected"), [

@@ -1,0 +1,680 @@
+"""Your own data: arrays, tables and archive files, with no code. docs/own-data.md shows how."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longwave import home
+from longwave.files import replacing
+from longwave.schema import NEUTRAL, REPEAT, Annotated, Ge, Gt, Le, Lt, OneOf, Section, counted, one_line, shown
+from longwave.tasks import checks, formats
+from longwave.tasks.base import ArrayTask, data_root
+from longwave.tasks.checks import DataError
+from longwave.tasks.data import Absent, cached, code
+from longwave.tasks.own import archives, arrays, columns, delimited, preparation, samples, scores, tables
+from longwave.tasks.own.columns import suffix
+from longwave.tasks.own.delimited import SEPARATORS
+from longwave.tasks.own.preparation import Preparation
+from longwave.tasks.own.samples import UNITS, Samples, encode
+from longwave.tasks.own.split import PARTS, folds, held_out
+from longwave.tasks.splits import fingerprint
+
+log = logging.getLogger("longwave")
+
+# Files of more bytes are parsed once, and hashed once as long as they do not change.
+LARGE = 16_000_000
+
+SUFFIXES = (".npz", *tables.SUFFIXES, ".txt", ".ts", ".arff")
+NORMALISED = ("refuse", "forward", "linear", "mask")
+
+
+@dataclass
+class Config(Section):
+    """Classify your own series, or predict numbers from them: one of each series, or one at every step.
+
+    Args:
+        path: a ``.npz``, CSV, Parquet, ``.ts`` or ``.arff`` file; or a folder of ``.npy`` arrays, of folders that are
+            named by class, with a table a sample in them, or with one pair ``*_TRAIN`` and ``*_TEST``. Relative to the
+            checkout, or for ``longwave train`` to the current folder; so are ``labels_path`` and ``test_path``.
+        labels_path: a second table, with a row a sample: target, group and split are read from it where it has them.
+        test_path: a second file like ``path``, whose samples are the test set.
+        content: sha256 of all of these files; null takes them as they are. It names the run; the paths do not.
+        title: of the data, in tables and in W&B; null is the name of the file.
+        layout: ``auto``, by suffix and columns; ``arrays``; ``long``, a table with a row a time step; ``wide``, a table
+            with a row a sample; ``archive``; ``folder``, with a table a sample.
+        sample_column: of a long table: which sample a row belongs to; null is ``sample``.
+        time_column: null is ``time``, if there is one.
+        target_column: null is ``target``; in a wide table the first column, where there is none of that name.
+        group_column: such as the subject; null is ``group``, if there is one.
+        split_column: train, validation or test; null is ``split``, if there is one.
+        channels: columns that are read as inputs; null is all others.
+        per_step: of a table: whether the target is to be predicted at every step. Of arrays, their shape says so.
+        predict: ``classes``, ``numbers``, or ``auto``: classes where the targets are text or whole numbers.
+        sep: separator of columns: comma, semicolon, tab, bar or space; null is the one that the first line has most of.
+        decimal: point, or comma.
+        comment: lines that begin with it are passed over; null is none.
+        encoding: of a text.
+        time_format: of times, as in Python's strptime; null is numbers or ISO 8601.
+        time_unit: of times that are numbers: s, ms, us or ns.
+        missing_marks: further marks of a missing value, such as [-999]; an empty cell, NaN, NA, NULL and ? always are.
+        missing: what becomes of missing values: ``refuse``; ``forward``, the last value before; ``linear``, on the line
+            between neighbours in time; ``mask``, the channel's mean in the training set, and a further channel for each
+            that says which values are there.
+        missing_ends: what becomes of those before the first value of a series, or for ``linear`` also behind the last:
+            ``refuse``, or ``mean``, the channel's mean in the training set.
+        normalise: z-score every channel by the values of the training set.
+        scale_target: train on the z-scores of numbers, by the training set; metrics are in the numbers' own unit.
+        time: adds the time as the first channel, 1 at the end of the longest series of the training set.
+        split: ``random``; ``stratified``, the same fraction of each class; ``group``, no group in two splits; ``file``,
+            as the file or ``test_path`` has it; ``auto``, the first of file, group, stratified, random that can be had.
+        validation: fraction of the samples that is held out for validation, where the file does not say.
+        test: fraction of the samples that is held out for the test, where neither the file nor ``folds`` says.
+        folds: the samples in so many parts, by ``split``; one is the test set. Null is none.
+        fold: which of them, from 0.
+        class_weights: ``balanced`` weighs the loss of a sample by N / (classes x samples of its class), of the training
+            set; ``none``.
+        metric: that selects and stops: accuracy, balanced_accuracy, macro_f1, auroc, log_loss; rmse, mae or r2. Null is
+            accuracy, or rmse.
+        memory: GB; a ``.npy`` array that is larger is read from the disk batch by batch.
+    """
+
+    name: str = "files"
+    path: Annotated[str, NEUTRAL] = ""
+    labels_path: Annotated[str | None, NEUTRAL] = None
+    test_path: Annotated[str | None, NEUTRAL] = None
+    content: str | None = None
+    title: Annotated[str | None, NEUTRAL] = None
+    layout: Annotated[str, OneOf("auto", "arrays", "long", "wide", "archive", "folder")] = "auto"
+    sample_column: str | None = None
+    time_column: str | None = None
+    target_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    channels: list[str] | None = None
+    per_step: bool = False
+    predict: Annotated[str, OneOf("auto", "classes", "numbers")] = "auto"
+    sep: Annotated[str | None, OneOf(None, *SEPARATORS)] = None
+    decimal: Annotated[str, OneOf("point", "comma")] = "point"
+    comment: str | None = "#"
+    encoding: str = "utf-8"
+    time_format: str | None = None
+    time_unit: Annotated[str, OneOf(*UNITS)] = "s"
+    missing_marks: list[str] = field(default_factory=list)
+    missing: Annotated[str, OneOf(*NORMALISED)] = "refuse"
+    missing_ends: Annotated[str, OneOf("refuse", "mean")] = "refuse"
+    normalise: bool = True
+    scale_target: bool = True
+    time: bool = False
+    split: Annotated[str, OneOf("auto", "random", "stratified", "group", "file")] = "auto"
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.15
+    test: Annotated[float, Gt(0), Lt(1)] = 0.15
+    folds: Annotated[int | None, Ge(2), Le(1000)] = None
+    fold: Annotated[int | None, Ge(0), REPEAT] = None
+    class_weights: Annotated[str, OneOf("none", "balanced")] = "none"
+    metric: Annotated[str | None, OneOf(None, *scores.OF_CLASSES, *scores.OF_NUMBERS)] = None
+    memory: Annotated[float, Gt(0), Le(10**6), NEUTRAL] = 8.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.folds is None) != (self.fold is None) or (self.folds is not None and self.fold >= self.folds):
+            if self.folds is None:
+                raise ValueError(f"fold={self.fold}: is one of task.folds; set that too, such as task.folds=5")
+            every = ",".join(map(str, range(self.folds)))
+            raise ValueError(
+                f"fold={shown(self.fold)}: must be from 0 to {self.folds - 1}; -m task.fold={every} runs all"
+            )
+        if self.folds is None and self.validation + self.test >= 1:
+            raise ValueError(f"validation={self.validation}: leaves nothing to train on beside task.test={self.test}")
+        if self.folds is not None and self.split == "file":
+            raise ValueError("split=file: has no folds; omit task.folds, or set task.split to another")
+        if not self.path:
+            return
+        if self.title is None:
+            name = Path(self.path).name.removesuffix(".gz")
+            self.title = name if self.resolved(self.path).is_dir() else name.rpartition(".")[0] or name
+        paths = self._paths()
+        gone = next(((key, text) for key, text in paths.items() if not self.resolved(text).exists()), None)
+        if gone is None:
+            try:
+                found = content_of([self.resolved(text) for text in paths.values()])
+            except OSError as error:
+                raise ValueError(f"path={shown(self.path)}: {error}") from error
+            if self.content not in (None, found):
+                raise ValueError(f"content={shown(self.content)}: the data have changed; their sha256 is now {found}")
+            self.content = found
+        elif self.content is None:
+            raise ValueError(f"{gone[0]}={shown(gone[1])}: no such file or folder ({self.resolved(gone[1])})")
+
+    def _paths(self) -> dict[str, str]:
+        keys = ("path", "labels_path", "test_path")
+        return {key: getattr(self, key) for key in keys if getattr(self, key)}
+
+    @staticmethod
+    def resolved(path: str) -> Path:
+        """A path as the file system has it."""
+        return home() / Path(path).expanduser()
+
+    def build(self, seed: int, data_root: Path) -> "Files":
+        if not self.path:
+            raise DataError("task.path", None, "name your file, such as task.path=my.npz")
+        found = read(self, data_root)
+        paths = [self.resolved(text) for text in self._paths().values()]
+        files = tuple((path.name, content_of([path])) for path in paths)
+        kind = OnDisk if isinstance(found.x, samples.Mapped) else Files
+        return kind(self, found, seed, files)
+
+
+# Content
+
+
+def content_of(paths: list[Path]) -> str:
+    """sha256 of one file; of several, or of a folder, of their checksums, and of the names in the folder."""
+    sums = []
+    for path in paths:
+        if path.is_dir():
+            found = [(file.relative_to(path).as_posix(), _digest(file)) for file in _files_in(path)]
+            sums.append(hashlib.sha256(json.dumps(found).encode()).hexdigest())
+        else:
+            sums.append(_digest(path))
+    return sums[0] if len(sums) == 1 else hashlib.sha256("/".join(sums).encode()).hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What is read of a folder."""
+    pair = _pair(folder)
+    return list(pair) if pair else arrays.files_in(folder) or tables.files_in(folder)
+
+
+def _pair(folder: Path) -> tuple[Path, Path] | None:
+    """The one pair ``*_TRAIN``, ``*_TEST`` of a folder."""
+    for ending in (".ts", ".arff", ".tsv", ".csv", ".txt"):
+        found = [path for path in folder.glob(f"*_TRAIN{ending}") if _test_of(path).is_file()]
+        if len(found) == 1:
+            return found[0], _test_of(found[0])
+    return None
+
+
+def _test_of(path: Path) -> Path:
+    return path.with_name(path.name.replace("_TRAIN", "_TEST"))
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _hashed(path: Path, state: tuple[int, ...]) -> str:
+    """sha256 of a file in a state; that of a large one is noted in the cache."""
+    if state[0] < LARGE:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    note = data_root() / "cache" / f"sha256-{place}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        kept = json.loads(note.read_text())
+        if kept["state"] == list(state):
+            return kept["sha256"]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    # A data root that cannot be written to is no obstacle.
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(note) as out:
+            out.write(json.dumps({"state": list(state), "sha256": found}).encode())
+    return found
+
+
+# Reading
+
+
+def read(config: Config, root: Path) -> Samples:
+    """Samples of all files of a configuration; those of large tables are kept in the cache of ``root``.
+
+    Raises:
+        DataError: for the first thing that is wrong, with file, row and column.
+    """
+    path = config.resolved(config.path)
+    if not path.exists():
+        raise Absent(path, None, "is not there")
+    pair = _pair(path) if path.is_dir() and config.layout in ("auto", "archive", "wide") else None
+    others = [config.resolved(config.test_path)] if config.test_path else []
+    parts = [*(pair or [path]), *others]
+    beside = _test_of(path)
+    if len(parts) == 1 and beside != path and beside.exists():
+        log.info("%s is not read; task.test_path=%s takes it as the test set", beside, beside)
+    found = [_read_one(part, config, root) for part in parts]
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def _read_one(path: Path, config: Config, root: Path) -> Samples:
+    reader = _reader(path, config)
+    if reader is arrays.read or path.is_dir() or path.stat().st_size < LARGE:
+        return reader(path, config)
+    labels = [_digest(config.resolved(config.labels_path))] if config.labels_path else []
+    settings = {
+        key: getattr(config, key)
+        for key in (
+            "layout", "sample_column", "time_column", "target_column", "group_column", "split_column", "channels",
+            "per_step", "predict", "sep", "decimal", "comment", "encoding", "time_format", "time_unit", "missing_marks",
+        )
+    }  # fmt: skip
+    sources = code(*(module.__file__ for module in (archives, checks, columns, delimited, formats, samples, tables)))
+    key = {"files": [_digest(path), *labels], "settings": settings, "code": sources}
+    kept = cached(root, "files", key, lambda: _packed(reader(path, config)))
+
+    @functools.cache
+    def again() -> Samples:
+        return reader(path, config)
+
+    kept = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in kept.items()}
+    return Samples(file=path, **kept, place=lambda *where: again().place(*where))
+
+
+def _packed(found: Samples) -> dict[str, Any]:
+    fields = {key: getattr(found, key) for key in found.__dataclass_fields__ if key not in ("file", "place")}
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
+
+
+def _reader(path: Path, config: Config) -> Callable[[Path, Config], Samples]:
+    ending, layout = suffix(path), config.layout
+    if layout == "auto" and path.is_dir():
+        layout = "arrays" if (path / "x.npy").exists() else "folder"
+    if layout == "auto":
+        layout = {".npz": "arrays", ".ts": "archive", ".arff": "archive"}.get(ending, "table")
+    if layout == "folder":
+        if not path.is_dir():
+            raise DataError(path, None, "task.layout=folder: is no folder")
+        return tables.read_folder
+    if layout == "arrays":
+        if not path.is_dir() and ending != ".npz":
+            raise DataError(path, None, "task.layout=arrays: must be a .npz, or a folder with x.npy and y.npy")
+        return arrays.read
+    if path.is_dir():
+        raise DataError(path, None, f"task.layout={layout}: is a folder, not a file")
+    if layout == "archive":
+        return archives.read
+    if ending == ".npy":
+        raise DataError(path, None, "one array; put x.npy and y.npy into a folder, and name that by task.path")
+    if ending not in SUFFIXES:
+        raise DataError(path, None, f"of no known suffix; there are {', '.join(SUFFIXES)}, and .gz of a text")
+    return tables.read
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    """Training samples, then test samples."""
+    first, second = parts
+    for part in parts:
+        if isinstance(part.x, samples.Mapped):
+            raise DataError(part.file, None, "too large for task.test_path; use an array split")
+        if part.channels != first.channels:
+            file = part.file
+            there = f"{len(part.channels)} channels" if len(part.channels) != len(first.channels) else "other channels"
+            raise DataError(file, None, f"{there}, where {first.file.name} has {len(first.channels)}")
+        clocks = [(one.times is None, one.per_second, one.per_step) for one in (first, part)]
+        if clocks[0] != clocks[1]:
+            raise DataError(part.file, None, "targets or times are not as in the first file")
+    count = len(first)
+
+    def place(index: int, step: int | None, column: int | str | None) -> tuple[Path | str, str]:
+        return first.place(index, step, column) if index < count else second.place(index - count, step, column)
+
+    names = [(part.classes or []) for part in parts]
+    flat = [part.flat(part.targets) if part.per_step else part.targets for part in parts]
+    if all(part.classes is not None for part in parts):
+        codes = [np.where(codes < 0, -1, codes + (0 if part is first else len(names[0])))
+                 for part, codes in zip(parts, flat, strict=True)]  # fmt: skip
+        targets, classes = encode([*names[0], *names[1]], np.concatenate(codes), "classes", lambda index: ("", ""))
+    else:
+        # Whole numbers are classes only where all are.
+        targets = np.concatenate([_values(part, values) for part, values in zip(parts, flat, strict=True)])
+        classes = None
+    times = None if first.times is None else np.concatenate([part.flat(part.times) for part in parts])
+    return Samples(
+        file=first.file,
+        x=np.concatenate([part.flat(part.x, part.mask) for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        channels=first.channels,
+        targets=targets,
+        classes=classes,
+        per_step=first.per_step,
+        place=place,
+        times=times,
+        per_second=first.per_second,
+        split=["train" if index < count else "test" for index in range(count + len(second))],
+    )
+
+
+def _values(part: Samples, targets: np.ndarray) -> np.ndarray:
+    if part.classes is None:
+        return targets
+    values = [samples.number(name) for name in part.classes]
+    if None in values:
+        name = part.classes[values.index(None)]
+        raise DataError(part.file, None, f"{one_line(name)!r} is not a number to predict")
+    return np.array([*values, np.nan])[targets]
+
+
+# The task
+
+
+class Files(ArrayTask):
+    """Samples in memory: x (T, B, D), padded with zeros up to the longest of the batch, whose lengths then follow.
+
+    Attributes:
+        mask: (N, T, channels), True where there is a value; None where none is missing.
+        times: (N, T), seconds from the first step, float64; None where the file has no times.
+        preparation: from raw samples to inputs.
+        unit: mean and deviation by which outputs are brought to the unit of the targets.
+    """
+
+    gathers = True
+
+    def __init__(self, config: Config, found: Samples, seed: int, files: tuple[tuple[str, str], ...]):
+        splits, how = _split(config, found, seed)
+        train = splits["train"]
+        self._refuse_missing(config, found)
+        self.preparation = preparation.fit(found, train, config.missing, config.normalise, config.time)
+        self._refuse_ends(config, found, self.preparation)
+        self.classes, self.per_step = found.classes, found.per_step
+        self.times = self.mask = None
+        super().__init__(*self._held(found), {k: torch.from_numpy(part) for k, part in splits.items()}, seed)
+        self.lengths = torch.from_numpy(found.lengths)
+        self.ragged = bool((self.lengths != self.lengths[0]).any())
+        self.inputs, self.read = self.preparation.inputs, "every" if self.per_step else "last"
+        self.outputs = len(self.classes) if self.classes is not None else 1
+        self.monitor = "validation" if "validation" in splits else "test"
+        # Bounds the memory for the hidden states.
+        self.evaluation_batch = max(1, min(self.evaluation_batch, 500_000 // int(found.lengths.max())))
+        self.files, self.title = files, config.title
+        self.split_id = f"files/{config.content[:16]}/{how}/{fingerprint({'validation': [], **splits})}"
+        self._set_scores(config, train, found)
+        self.notes = {
+            "samples": {key: len(part) for key, part in splits.items()},
+            "classes": self.classes,
+            "channels": found.channels[:100],
+            "missing_values": self._missing,
+            "split": how,
+        }
+        if found.groups is not None:
+            groups = np.array(found.groups)
+            self.notes["groups"] = {key: len(np.unique(groups[part])) for key, part in splits.items()}
+        self._announce(how, found)
+
+    def _announce(self, how: str, found: Samples) -> None:
+        steps = sorted({int(found.lengths.min()), int(found.lengths.max())})
+        kind = f"{len(self.classes):,} classes" if self.classes else "numbers to predict"
+        parts = ", ".join(f"{len(part):,} {name}" for name, part in self.splits.items())
+        shape = f"{' to '.join(f'{n:,}' for n in steps)} steps, {counted(len(found.channels), 'channel')}"
+        log.info("%s: %s of %s, %s; %s (%s)", self.title, counted(len(found), "sample"), shape, kind, parts, how)
+
+    def _refuse_missing(self, config: Config, found: Samples) -> None:
+        self._missing = 0
+        first = None
+        for indices in found.chunks():
+            gaps = np.isnan(found.block(indices))
+            gaps &= (np.arange(gaps.shape[1]) < found.lengths[indices][:, None])[..., None]
+            self._missing += int(gaps.sum())
+            if first is None and gaps.any():
+                i, step, channel = (int(part[0]) for part in gaps.nonzero())
+                first = int(indices[i]), step, channel
+        if first is not None and config.missing == "refuse":
+            reason = f"a missing value, one of {self._missing:,}; use task.missing=forward, linear or mask"
+            raise DataError(*found.place(*first), reason)
+
+    @staticmethod
+    def _refuse_ends(config: Config, found: Samples, prepared: Preparation) -> None:
+        if config.missing not in ("forward", "linear") or config.missing_ends == "mean":
+            return
+        for indices in found.chunks():
+            left = np.isnan(prepared.filled(found.block(indices), found.block_times(indices)))
+            left &= (np.arange(left.shape[1]) < found.lengths[indices][:, None])[..., None]
+            if left.any():
+                i, step, channel = (int(part[0]) for part in left.nonzero())
+                what = "before it" if config.missing == "forward" else "on both sides"
+                raise DataError(
+                    *found.place(int(indices[i]), step, channel),
+                    f"a missing value without one {what}, for task.missing={config.missing}; "
+                    "use task.missing_ends=mean or task.missing=mask",
+                )
+
+    def _held(self, found: Samples) -> tuple[Tensor, Tensor]:
+        """All inputs (N, T, inputs) and targets."""
+        longest = int(found.lengths.max())
+        x = torch.zeros(len(found), longest, self.preparation.inputs)
+        if self._missing:
+            self.mask = torch.zeros(len(found), longest, len(found.channels), dtype=torch.bool)
+        if found.times is not None:
+            self.times = torch.zeros(len(found), longest, dtype=torch.float64)
+        for indices in found.chunks():
+            raw, times = found.block(indices), found.block_times(indices)
+            here = slice(int(indices[0]), int(indices[-1]) + 1), slice(raw.shape[1])
+            x[here] = self.preparation(raw, found.lengths[indices], times)
+            if self.mask is not None:
+                self.mask[here] = torch.from_numpy(~np.isnan(raw))
+            if times is not None:
+                self.times[here] = torch.from_numpy(times)
+        return x, self._targets(found, longest)
+
+    def _targets(self, found: Samples, longest: int) -> Tensor:
+        kind, empty = (torch.int64, -1) if self.classes is not None else (torch.float32, torch.nan)
+        if not self.per_step:
+            return torch.from_numpy(found.targets).to(kind)
+        targets = torch.full((len(found), longest), empty, dtype=kind)
+        for indices in found.chunks():
+            block = torch.from_numpy(found.block_targets(indices)).to(kind)
+            targets[int(indices[0]) : int(indices[-1]) + 1, : block.shape[1]] = block
+        return targets
+
+    def _set_scores(self, config: Config, train: np.ndarray, found: Samples) -> None:
+        offered = scores.OF_CLASSES if self.classes is not None else scores.OF_NUMBERS
+        self.metric = config.metric or next(iter(offered))
+        file = found.file
+        if self.metric not in offered:
+            raise DataError(
+                file, None, f"task.metric={self.metric}: must be one of {', '.join(offered)} for these targets"
+            )
+        self.higher_is_better = offered[self.metric]
+        self.weights, self.unit = None, (0.0, 1.0)
+        seen = self._there(self.targets[train])
+        if self.classes is None:
+            if config.class_weights != "none":
+                raise DataError(file, None, "task.class_weights=balanced: there are no classes")
+            if config.scale_target:
+                deviation = seen.double().std(correction=0).item()
+                self.unit = seen.double().mean().item(), deviation or 1.0
+            self.objective = "mse"
+        else:
+            self._check_classes(file, found)
+            counts = torch.bincount(seen, minlength=self.outputs).double()
+            self.objective = "cross_entropy"
+            if config.class_weights == "balanced":
+                occurring = int((counts > 0).sum())
+                self.weights = (counts.sum() / (occurring * counts.clamp(min=1))).float()
+                self.objective = "weighted_cross_entropy"
+        self.baseline = self._trivial(seen)
+
+    def _check_classes(self, file: Path | str, found: Samples) -> None:
+        if len(self.classes) < 2:
+            raise DataError(file, None, f"one class, {one_line(self.classes[0])!r}; there must be two or more")
+        counts = {key: torch.bincount(self._there(self.targets[part]), minlength=self.outputs)
+                  for key, part in self.splits.items()}  # fmt: skip
+        if (counts["train"] > 0).sum() < 2:
+            raise DataError(file, None, "one class in the training set; use another task.split, or more samples")
+        for key, count in counts.items():
+            lacking = [self.classes[i] for i in (count == 0).nonzero()[:, 0].tolist()]
+            if not lacking:
+                continue
+            names = one_line(", ".join(lacking), 100)
+            if self.metric == "auroc" and key != "train":
+                raise DataError(
+                    file, None, f"task.metric=auroc: needs all classes, and the {key} set has none of {names}"
+                )
+            log.warning("%s: the %s set has no sample of %s", self.title, key, names)
+
+    def _there(self, targets: Tensor) -> Tensor:
+        """Targets, flat, without the steps that have none."""
+        targets = targets.flatten()
+        return targets[targets >= 0] if self.classes is not None else targets[~targets.isnan()]
+
+    def _trivial(self, seen: Tensor) -> dict[str, float]:
+        """Metrics on the test set of always predicting the classes' frequencies, or the mean, of the training set."""
+        target = self._there(self.targets[self.splits["test"]])
+        if not len(target) or not len(seen):
+            return {}
+        if self.classes is None:
+            constant = torch.full_like(target, seen.double().mean().item())
+        else:
+            frequencies = torch.bincount(seen, minlength=self.outputs).double() / len(seen)
+            constant = frequencies.expand(len(target), -1)
+        return self.metrics(constant, target)
+
+    def _take(self, indices: Tensor) -> tuple[Tensor, ...]:
+        lengths = self.lengths[indices]
+        longest = int(lengths.max())
+        x = self._inputs(indices, longest)
+        target = self.targets[indices]
+        target = target[:, :longest].T.contiguous() if self.per_step else target
+        return (x, target, lengths) if self.ragged else (x, target)
+
+    def _inputs(self, indices: Tensor, longest: int) -> Tensor:
+        return self.prepare(self.samples[indices, :longest])
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        return samples.transpose(0, 1).contiguous()
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if self.classes is None:
+            there = ~target.isnan()
+            mean, deviation = self.unit
+            # In units of the deviation; that of a target that is not scaled is 1.
+            return {"mse": (output.squeeze(-1)[there] - (target[there] - mean) / deviation) ** 2}
+        there = target >= 0
+        output, target = output[there], target[there]
+        loss = F.cross_entropy(output, target, reduction="none")
+        found = {"cross_entropy": loss}
+        if self.weights is not None:
+            found["weighted_cross_entropy"] = self.weights.to(loss.device)[target] * loss
+        return found
+
+    def predictions(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if self.classes is None:
+            there = ~target.isnan()
+            mean, deviation = self.unit
+            return output.squeeze(-1)[there].double() * deviation + mean, target[there]
+        there = target >= 0
+        return output[there].double().softmax(-1), target[there]
+
+    def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
+        score = scores.of_numbers if self.classes is None else scores.of_classes
+        return score(predictions.double().numpy(), targets.numpy())
+
+    def picture(self, predictions: Tensor, targets: Tensor, title: str) -> bytes | None:
+        if self.classes is None:
+            return None
+        return scores.confusion(predictions.numpy(), targets.numpy(), self.classes, title)
+
+
+class OnDisk(Files):
+    """Samples of a file that is larger than the memory for it: each batch is read and prepared when it is asked for."""
+
+    def _held(self, found: Samples) -> tuple[Tensor, Tensor]:
+        self.raw = found
+        return torch.empty(0), self._targets(found, int(found.lengths.max()))
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, ...]:
+        return super().batch(step, batch_size)
+
+    def _inputs(self, indices: Tensor, longest: int) -> Tensor:
+        chosen = indices.numpy()
+        # From the start of the file to its end, whatever the order of the batch.
+        order = np.argsort(chosen, kind="stable")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        where = chosen[order]
+        times = self.raw.block_times(where) if self.raw.times is not None else None
+        x = self.preparation(self.raw.block(where), self.raw.lengths[where], times)
+        return self.prepare(x[torch.from_numpy(back)])
+
+
+# The split
+
+
+def _split(config: Config, found: Samples, seed: int) -> tuple[dict[str, np.ndarray], str]:
+    """Indices of the samples by split, and how they were split.
+
+    Raises:
+        DataError: where the file does not have what the split needs, or has too few samples.
+    """
+    file = found.file
+    everything = np.arange(len(found))
+    classes = None if found.classes is None or found.per_step else found.targets
+    groups = None if found.groups is None else np.array(found.groups)
+    how = config.split
+    if how == "auto":
+        within = "random" if classes is None else "stratified"
+        within = within if groups is None else "group"
+        how = "file" if found.split is not None and config.folds is None else within
+    else:
+        within = (
+            how if how != "file" else ("random" if classes is None else "stratified") if groups is None else "group"
+        )
+    if how == "group" and groups is None:
+        raise DataError(file, None, "task.split=group: has no groups; name their column by task.group_column")
+    if how == "stratified" and classes is None:
+        raise DataError(file, None, "task.split=stratified: needs one class a sample; use random")
+    if how == "file" and found.split is None:
+        raise DataError(file, None, "task.split=file: has no split; name its column by task.split_column")
+    labels, groups = classes if within == "stratified" else None, groups if within == "group" else None
+    name = how
+    if how == "file":
+        splits = _of_file(found)
+        if "train" not in splits or "test" not in splits:
+            raise DataError(file, None, f"its split has no {'train' if 'train' not in splits else 'test'} samples")
+        rest, test = splits["train"], splits["test"]
+        validation = splits.get("validation")
+    else:
+        validation = None
+        if config.folds is not None:
+            try:
+                parts = folds(everything, config.folds, seed, labels, groups)
+            except ValueError as error:
+                raise DataError(file, None, f"task.folds={config.folds}: {error}") from error
+            test = parts[config.fold]
+            rest = np.sort(np.concatenate([part for index, part in enumerate(parts) if index != config.fold]))
+            name = f"{how}/fold={config.fold}/{config.folds}"
+        else:
+            test, rest = held_out(everything, config.test, seed, labels, groups, "test groups")
+    if validation is None and config.validation:
+        validation, rest = held_out(rest, config.validation, seed, labels, groups, "validation groups")
+    found_splits = {"train": rest, "validation": validation, "test": test}
+    splits = {
+        key: part for key, part in found_splits.items() if part is not None and (len(part) or key != "validation")
+    }
+    for key, part in splits.items():
+        if not len(part):
+            raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to {_PURPOSE[key]}")
+    if config.validation and "validation" not in splits:
+        raise DataError(file, None, f"{counted(len(found), 'sample')}, too few: none is left to select by")
+    return splits, name
+
+
+_PURPOSE = {"train": "train on", "validation": "select by", "test": "test on"}
+
+
+def _of_file(found: Samples) -> dict[str, np.ndarray]:
+    for index, text in enumerate(found.split):
+        if text.strip().lower() not in PARTS:
+            raise DataError(*found.place(index, None, "split"), f"{one_line(text)!r} is not train, validation or test")
+    names = np.array([PARTS[text.strip().lower()] for text in found.split])
+    return {part: np.flatnonzero(names == part) for part in dict.fromkeys(PARTS.values()) if (names == part).any()}
