@@ -28,14 +28,19 @@ HALF = (torch.bfloat16, torch.float16)
 SOURCES: dict[str, library.Source] = {}
 
 
-def backend_for(name: str, pre: Tensor, backend: str = "auto") -> str:
+def backend_for(name: str, pre: Tensor, backend: str = "auto", per_step: bool = False) -> str:
     """The backend that operation ``name`` runs on for ``pre``: "reference", "cpu" or "triton".
 
-    "auto" is Triton for CUDA tensors, the C kernel for CPU tensors, and the reference where there is none or where it
-    cannot be built. A backend that is asked for by name and cannot run raises a ``RuntimeError`` that says why.
+    "auto" is Triton for CUDA tensors, the C kernel for CPU tensors, and the reference where there is none, where it
+    cannot be built, or where a parameter differs ``per_step``. A backend that is asked for by name and cannot run
+    raises a ``RuntimeError`` that says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"{name}: backend={backend!r}: must be one of {', '.join(BACKENDS)}")
+    if per_step:
+        if backend in ("auto", "reference"):
+            return "reference"
+        raise RuntimeError(f"{name}: backend={backend!r} cannot run: only the reference takes a dt for each step")
     device = pre.device.type
     wanted = {"cuda": "triton", "cpu": "cpu"}.get(device, "reference") if backend == "auto" else backend
     if wanted == "reference":
@@ -127,6 +132,8 @@ def _run(name: str, backend: str, pre: Tensor | Input, state, options: dict, par
     ``state`` is a tensor where the operation has one state, else a tuple; None for zeros.
     """
     operation, given = OPERATIONS[name], pre
+    if any(isinstance(parameters[key], Tensor) and parameters[key].dim() == 3 for key in operation.per_step):
+        backend = backend_for(name, pre, backend, per_step=True)
     for key, (allowed, words) in operation.options.items():
         if not allowed(options[key]):
             raise ValueError(f"{name}: {key}={options[key]!r}: must be {words}")
@@ -195,6 +202,9 @@ def _check_parameters(operation: Operation, pre: Tensor, hidden: int, parameters
             raise TypeError(f"{operation.name}: {key} must be {kind}, got {type(value).__name__}")
         if shape == SCALAR:
             allowed, words = ((), (hidden,)), f"a number, () or (H,) = ({hidden},)"
+            if key in operation.per_step:
+                steps = tuple(pre.shape[:2])
+                allowed, words = (*allowed, (*steps, 1), (*steps, hidden)), f"{words}, (T, B, 1) or (T, B, H)"
         else:
             symbols = ", ".join("H" if factor == 1 else f"{factor}H" for factor in shape) + "," * (len(shape) == 1)
             expected = tuple(hidden * factor for factor in shape)

@@ -34,6 +34,8 @@ class Operation:
         folder: name of the folder of ``cpu.c`` and ``triton.py``, and of the public function; by default ``name``.
         options: arguments that are no tensors: whether a value is allowed, and how a message describes those that are.
         optional: parameters (H,) that may be None, for zeros.
+        per_step: ``SCALAR`` parameters that may also differ by step and sequence, (T, B, 1) or (T, B, H): then the
+            reference runs.
         half: whether a bfloat16 or float16 ``pre`` is computed on in float32: then each other tensor may be float32 or
             of the type of ``pre``, the sequence is of the type of ``pre``, and final states are float32.
         products: of a dense cell (``dense.h``), for each phase of a step: the neighbouring states that its matrix
@@ -62,6 +64,7 @@ class Operation:
     folder: str = ""
     options: dict[str, tuple[Callable[[Any], bool], str]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    per_step: tuple[str, ...] = ()
     half: bool = False
     products: dict[str, int] = field(default_factory=dict)
     units: int = 0

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer, start_wide
+from longwave.models.irregular import Irregular
+from longwave.models.layer import start_wide
 from longwave.models.network import Group, ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
+from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, OneOf
 
 # With explicit damping a velocity is multiplied by 1 - epsilon dt a step. Beyond 2 it grows; a trained one stays below.
 MOST_DAMPING = 1.5
@@ -34,6 +35,8 @@ class Config(ModelConfig):
         input_initialisation: of V and b: pytorch (the released code) or wide, U(-3, 3).
         recurrent_initialisation: of W, which acts on y: pytorch (the released code) or critical, N(0, gamma^2 / H),
             of spectral radius gamma, so that some directions of W y cancel the pull gamma y from the start.
+        spacing: duration between two samples that counts as one dt, for irregular times: the first input channel is
+            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
     """
 
     name: str = "cornn"
@@ -46,6 +49,7 @@ class Config(ModelConfig):
     train_dynamics: Annotated[str, OneOf("none", "shared", "unit"), MODEL] = "none"
     input_initialisation: Annotated[str, OneOf("pytorch", "wide")] = "pytorch"
     recurrent_initialisation: Annotated[str, OneOf("pytorch", "critical")] = "pytorch"
+    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,7 +70,7 @@ class Config(ModelConfig):
         return Network(layer, nn.Linear(self.hidden, outputs), groups)
 
 
-class CoRNN(Layer):
+class CoRNN(Irregular):
     """One coRNN layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.cornn`.
 
     The affine map V x + b + W y + W_z z is made of one, two or three of PyTorch's Linears (``parametrisation``, see
@@ -78,9 +82,9 @@ class CoRNN(Layer):
     operation = "cornn"
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
-        super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
-        self.inputs, self.hidden = inputs, hidden
+        super().__init__(inputs, batch_first, backend, config.spacing)
+        inputs, self.hidden = self.inputs, hidden
         self.parametrisation, self.damping = config.parametrisation, config.damping
         if self.parametrisation == "concatenated":
             self.affine = nn.Linear(inputs + 2 * hidden, hidden)
@@ -104,11 +108,12 @@ class CoRNN(Layer):
             with torch.no_grad():
                 nn.init.normal_(w_y, std=self.gamma / math.sqrt(hidden))
 
-    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def run(self, x: Tensor, factor: float | Tensor, state: tuple | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The positions y (T, B, hidden) and the final (y, z)."""
         v, bias, w_y, w_z = self.weights()
+        dt, gamma, epsilon = self.dynamics()
         pre = kernels.Input(x, v, bias)
-        return kernels.cornn(pre, w_y, w_z, *self.dynamics(), state, self.damping, backend=self.requested)
+        return kernels.cornn(pre, w_y, w_z, dt * factor, gamma, epsilon, state, self.damping, backend=self.requested)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """V (hidden, inputs), b (hidden), W and W_z (hidden, hidden), which act on x, on y and on z."""

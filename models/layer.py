@@ -25,11 +25,13 @@ class Layer(nn.Module):
     Attributes:
         operation: name of the time loop in :mod:`longwave.kernels`; None where torch computes it.
         stackable: whether it may read the output of another layer, and a sequence backwards.
+        spacing: of a layer whose first input channel is the time: the duration that counts as one dt; else None.
         starts_from_zeros: whether a state of None is one of zeros.
     """
 
     operation: str | None = None
     stackable = True
+    spacing: float | None = None
     starts_from_zeros = True
 
     def __init__(self, batch_first: bool = False, requested: str = "auto"):
@@ -111,7 +113,8 @@ class Layer(nn.Module):
         """Name of the backend that runs on the weights' device."""
         if self.operation is None:
             return "torch"
-        return kernels.backend_for(self.operation, next(self.parameters()), self.requested)
+        per_step = self.spacing is not None
+        return kernels.backend_for(self.operation, next(self.parameters()), self.requested, per_step)
 
     def exchanged(self, sequence: Tensor) -> Tensor:
         """A sequence from the order of :meth:`forward` to time-major, and back."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longwave import kernels
+from longwave.models.irregular import durations, join, split, untimed
 from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import LATER, MODEL, Annotated, Ge, Le, Lt, OneOf
+from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Config(ModelConfig):
         block: ``released``: as in the released code, which normalises by running averages (momentum 0.99) in training,
             too, takes GELU's tanh form, and drops the same values of all sequences of a batch; or ``standard``: the
             statistics of each batch, GELU itself, and each sequence by itself.
+        spacing: duration between two samples that counts as one step, for irregular times: the first input channel is
+            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
     """
 
     name: str = "linoss"
@@ -42,6 +45,7 @@ class Config(ModelConfig):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
     pooling: Annotated[str, OneOf("mean", "last"), MODEL] = "mean"
     block: Annotated[str, OneOf("standard", "released"), MODEL, LATER] = "standard"
+    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(LinOSS(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
@@ -53,18 +57,16 @@ class LinOSS(Layer):
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
         super().__init__(batch_first, backend)
         config = Config(hidden=hidden, **settings)
-        self.pooling = config.pooling
+        self.pooling, self.spacing = config.pooling, config.spacing
         # Drawn before the encoder.
         kind = ReleasedBlock if config.block == "released" else Block
-        blocks = [
-            kind(hidden, config.state, config.discretisation, config.learned_step, config.dropout, backend)
-            for _ in range(config.blocks)
-        ]
-        self.encoder = nn.Linear(inputs, hidden)
+        of_ssm = (hidden, config.state, config.discretisation, config.learned_step, backend, config.spacing is not None)
+        blocks = [kind(hidden, SSM(*of_ssm), config.dropout) for _ in range(config.blocks)]
+        self.encoder = nn.Linear(untimed(inputs, config.spacing), hidden)
         self.blocks = nn.ModuleList(blocks)
 
     def unroll(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """The sequence (T, B, hidden), and the state (read, steps, *oscillators).
+        """The sequence (T, B, hidden), and the state (read, steps, *oscillators), with a ``spacing`` the last time too.
 
         ``read`` (B, hidden) is the mean over all steps so far, or the last step; ``steps`` () is their number, (B, 1)
         behind a packed sequence; the oscillators of each block are (B, 2, 2 state). In evaluation the parts of a
@@ -100,15 +102,29 @@ class LinOSS(Layer):
         ``read`` takes the frames to the last ones, or to their sums; ``steps_of`` (N,) are their steps, None for a
         sequence.
         """
+        times, x = split(x, self.spacing)
         if state is None:
-            state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * len(self.blocks))
+            parts = len(self.blocks) + (times is not None)
+            state = (0.0, torch.zeros((), dtype=torch.int64, device=x.device), *[None] * parts)
         before, steps, *oscillators = state
+        last_time = ()
+        if times is not None:
+            over_time, *last_time = self._timed(over_time, times, oscillators.pop())
         sequence, final = kernels.linear(x, self.encoder.weight, self.encoder.bias), []
         for block, initial in zip(self.blocks, oscillators, strict=True):
             sequence, last = block(sequence, initial, over_time, steps_of)
             final.append(last)
         total, end = steps + count, read(sequence)
-        return sequence, (end if self.pooling == "last" else (before * steps + end) / total, total, *final)
+        return sequence, (end if self.pooling == "last" else (before * steps + end) / total, total, *final, *last_time)
+
+    def _timed(self, over_time: Callable, times: Tensor, last: Tensor | None) -> tuple[Callable, Tensor]:
+        """``over_time`` that puts the factor of dt before the inputs, and the last time."""
+        factor, last = over_time(partial(durations, spacing=self.spacing))(times, last)
+
+        def timed(unroll: Callable) -> Callable:
+            return lambda u, state: over_time(unroll)(join(factor, u), state)
+
+        return timed, last
 
     def ends(self, sequence: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "last":
@@ -135,12 +151,10 @@ class Block(nn.Module):
     GLU(v) = (W1 v + b1) (.) sigmoid(W2 v + b2).
     """
 
-    def __init__(
-        self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float, backend: str = "auto"
-    ):
+    def __init__(self, hidden: int, ssm: "SSM", dropout: float):
         super().__init__()
         self.norm = nn.BatchNorm1d(hidden, affine=False)
-        self.ssm = SSM(hidden, state, discretisation, learned_step, backend)
+        self.ssm = ssm
         self.glu = nn.Linear(hidden, 2 * hidden)
         self.dropout = nn.Dropout(dropout)
 
@@ -156,10 +170,8 @@ class Block(nn.Module):
 class ReleasedBlock(Block):
     """:class:`Block` as in tk-rusch/linoss: running averages, GELU's tanh form, one dropout mask (T, hidden)."""
 
-    def __init__(
-        self, hidden: int, state: int, discretisation: str, learned_step: bool, dropout: float, backend: str = "auto"
-    ):
-        super().__init__(hidden, state, discretisation, learned_step, dropout, backend)
+    def __init__(self, hidden: int, ssm: "SSM", dropout: float):
+        super().__init__(hidden, ssm, dropout)
         self.norm = RunningNorm(hidden)
 
     def forward(
@@ -207,6 +219,8 @@ class RunningNorm(nn.BatchNorm1d):
 class SSM(nn.Module):
     """Oscillators y'' = -A y + B u, read out as Re(C y) + D u; (T, B, hidden) to the same.
 
+    Where it is ``timed``, u has a first channel more, the factor of dt at each step.
+
     With z = y' and the diagonal A = relu(A_hat), one step of dt = sigmoid(s), or 1, is
 
         im:   z_n = z_{n-1} + dt (B u_n - A y_n),       y_n = y_{n-1} + dt z_n
@@ -219,9 +233,17 @@ class SSM(nn.Module):
     Initialisation: A_hat and s ~ U[0, 1), B ~ U(-k, k) with k = 1/sqrt(hidden), C with k = 1/sqrt(state), D ~ N(0, 1).
     """
 
-    def __init__(self, hidden: int, state: int, discretisation: str, learned_step: bool, backend: str = "auto"):
+    def __init__(
+        self,
+        hidden: int,
+        state: int,
+        discretisation: str,
+        learned_step: bool,
+        backend: str = "auto",
+        timed: bool = False,
+    ):
         super().__init__()
-        self.discretisation, self.requested = discretisation, backend
+        self.discretisation, self.requested, self.timed = discretisation, backend, timed
         self.A_hat = nn.Parameter(torch.rand(state))
         self.s = nn.Parameter(torch.rand(state)) if learned_step else None
         self.B = nn.Parameter(torch.empty(2 * state, hidden).uniform_(-1, 1) / math.sqrt(hidden))
@@ -235,6 +257,9 @@ class SSM(nn.Module):
 
     def forward(self, u: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The output and the final (z, y), (B, 2, 2 state), from zeros or from ``state``."""
+        factor = 1.0
+        if self.timed:
+            factor, u = u[..., :1], u[..., 1:]
         # Under autocast the products are in bfloat16, and the recurrence in the type of its weights.
         drive = F.linear(u, self.B).to(self.A_hat.dtype)  # (T, B, 2 state)
         if state is None:
@@ -247,16 +272,16 @@ class SSM(nn.Module):
             x = scan(M.repeat(1, 1, 2), g.repeat(1, 2) * drive.unsqueeze(-2), state)
             y, final = x[..., 1, :], x[-1]
         else:
-            A, dt = A.repeat(2), dt.repeat(2)
+            A, dt = A.repeat(2), dt.repeat(2) * factor
             y, (last, z) = kernels.linoss(drive, A, dt, (y, z), self.discretisation, backend=self.requested)
             final = torch.stack([z, last], dim=1)
         return F.linear(y, self.C) + self.D * u, final
 
     @property
     def backend(self) -> str:
-        """The kernel's, or "scan": without a kernel a scan has fewer steps than a loop."""
-        found = kernels.backend_for("linoss", self.A_hat, self.requested)
-        return "scan" if self.requested == "auto" and found == "reference" else found
+        """The kernel's, or "scan": without a kernel a scan of equal steps has fewer of them than a loop."""
+        found = kernels.backend_for("linoss", self.A_hat, self.requested, per_step=self.timed)
+        return "scan" if self.requested == "auto" and found == "reference" and not self.timed else found
 
 
 def step(A: Tensor, dt: Tensor, discretisation: str) -> tuple[Tensor, Tensor]:

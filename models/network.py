@@ -92,7 +92,14 @@ class Network(nn.Module):
 
 
 class ModelConfig(Section):
-    """Base class of the configurations of models: dataclasses whose fields are the settings of a layer."""
+    """Base class of the configurations of models: dataclasses whose fields are the settings of a layer.
+
+    Attributes:
+        spacing: a field of those models whose first input channel may be the time: see
+            :class:`longwave.models.irregular.Irregular`.
+    """
+
+    spacing = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         """The layer with its readout, as it starts."""

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.models.irregular import join, split
 from longwave.models.layer import Layer, Packing, map_state
 
 
 class Layers(Layer):
-    """A layer that is made of ``layers``, run one by one by :meth:`through`."""
+    """A layer that is made of ``layers``, run one by one by :meth:`through`; each reads the times, where one does."""
 
     layers: nn.ModuleList
 
@@ -53,7 +54,7 @@ class Stack(Layers):
 
     def __init__(self, layers: list[Layer], dropout: float = 0.0, residual: bool = False, *, batch_first: bool = False):
         super().__init__(batch_first)
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.spacing = nn.ModuleList(layers), layers[0].spacing
         self.dropout, self.residual = dropout, residual
 
     def through(self, x: Tensor, state: tuple | None, run: Callable, packing: Packing | None) -> tuple[Tensor, tuple]:
@@ -63,8 +64,12 @@ class Stack(Layers):
         """
         initial = [None] * len(self.layers) if state is None else state[1]
         finals, end = [], None
+        times, x = split(x, self.spacing)
         for layer, start in zip(self.layers, initial, strict=True):
-            sequence, final = run(layer, x, start)
+            sequence, final = run(layer, join(times, x), start)
+            if times is not None:
+                # Not the layer's own, which came with what depends on weights.
+                final = (*final[:-1], times[-1] if packing is None else times[packing.ends])
             below, end = end, final[0] if isinstance(final, tuple) else final
             if self.training and self.dropout:
                 mask = nn.functional.dropout(torch.ones_like(end), self.dropout)  # (B, H)
@@ -117,10 +122,13 @@ class Stacked(Layers):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout}: must be at least 0 and less than 1")
         self.directions = 1 + bidirectional
-        widths = [inputs] * self.directions + [self.directions * hidden] * (self.directions * (num_layers - 1))
-        self.layers = nn.ModuleList([kind(width, hidden, **settings) for width in widths])
+        layers = [kind(inputs, hidden, **settings) for _ in range(self.directions)]
+        self.spacing = layers[0].spacing
+        above = self.directions * hidden + (self.spacing is not None)
+        layers += [kind(above, hidden, **settings) for _ in range(self.directions * (num_layers - 1))]
+        self.layers = nn.ModuleList(layers)
         self.dropout = nn.Dropout(dropout)
-        if not all(layer.stackable for layer in self.layers) and len(widths) > 1:
+        if not all(layer.stackable for layer in self.layers) and len(layers) > 1:
             name = type(self.layers[0]).__name__
             raise ValueError(f"{name} cannot be stacked or reversed: it reads log-signatures, not sequences")
 
@@ -137,12 +145,17 @@ class Stacked(Layers):
             return x.flip(0) if packing is None else x[packing.backwards]
 
         outputs, finals = [], []
+        times, x = split(x, self.spacing)
         for index, layer in enumerate(self.layers):
             backwards = index % self.directions
             if index and not backwards:
                 x, outputs = self.dropout(torch.cat(outputs, -1)), []
             start = None if state is None else state[index]
-            sequence, final = run(layer, reverse(x) if backwards else x, start)
+            given = join(times, x)
+            if backwards:
+                # A step lasts until the sample that comes later.
+                given = join(None if times is None else -reverse(times), reverse(x))
+            sequence, final = run(layer, given, start)
             outputs.append(reverse(sequence) if backwards else sequence)
             finals.append(final)
         return torch.cat(outputs, -1), tuple(finals)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer, Packing, normalised, start_wide
+from longwave.models.irregular import Irregular, join, split
+from longwave.models.layer import Packing, normalised, start_wide
 from longwave.models.network import ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
-from longwave.schema import MODEL, Annotated, Ge, Le, Lt, OneOf, shown
+from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, Lt, OneOf, shown
 
 LARGEST_DT = 100
 # Of dt, where step sizes are spread: sigmoid(c) is below 1.
@@ -41,6 +42,8 @@ class Config(ModelConfig):
         input_initialisation: of V and b: released (:func:`longwave.models.stack.affine`) or wide, U(-3, 3).
         output: of a layer: position (y; the released code) or deviation (y minus the position of the same units driven
             by the mean input), with which the readout also standardises each unit by its running mean and variance.
+        spacing: duration between two samples that counts as one dt, for irregular times: the first input channel is
+            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
     """
 
     name: str = "unicornn"
@@ -54,6 +57,7 @@ class Config(ModelConfig):
     dt_spread: Annotated[float, Ge(1), Le(10**9)] = 1.0
     input_initialisation: Annotated[str, OneOf("released", "wide")] = "released"
     output: Annotated[str, OneOf("position", "deviation"), MODEL] = "position"
+    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +80,7 @@ class Config(ModelConfig):
         return Network(layer, readout)
 
 
-class UnICORNNLayer(Layer):
+class UnICORNNLayer(Irregular):
     """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.unicornn`.
 
     w ~ U(0, 1), c ~ U(-0.1, 0.1), and the map of the input is :func:`longwave.models.stack.affine`
@@ -85,10 +89,19 @@ class UnICORNNLayer(Layer):
 
     operation = "unicornn"
 
-    def __init__(self, inputs: int, hidden: int, dt: float, alpha: float, anchor: int = 256, backend: str = "auto"):
-        super().__init__(requested=backend)
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        dt: float,
+        alpha: float,
+        anchor: int = 256,
+        backend: str = "auto",
+        spacing: float | None = None,
+    ):
+        super().__init__(inputs, False, backend, spacing)
         self.dt, self.alpha, self.anchor = dt, alpha, anchor
-        self.affine = affine(inputs, hidden)
+        self.affine = affine(self.inputs, hidden)
         self.w = nn.Parameter(torch.empty(hidden).uniform_(0, 1))
         self.c = nn.Parameter(torch.empty(hidden).uniform_(-0.1, 0.1))
 
@@ -101,10 +114,11 @@ class UnICORNNLayer(Layer):
         if input_initialisation == "wide":
             start_wide(self.affine.weight, self.affine.bias)
 
-    def unroll(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def run(self, x: Tensor, factor: float | Tensor, state: tuple | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The positions y (T, B, hidden) and the final (y, z)."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
-        return kernels.unicornn(pre, self.w, self.c, self.dt, self.alpha, state, self.anchor, backend=self.requested)
+        dt = self.dt * factor
+        return kernels.unicornn(pre, self.w, self.c, dt, self.alpha, state, self.anchor, backend=self.requested)
 
     def stability(self) -> tuple[float, float]:
         """The least and the largest d^2 (w + alpha) of a unit, d = dt sigmoid(c).
@@ -160,32 +174,36 @@ class DeviationLayer(UnICORNNLayer):
 
     def __init__(self, inputs: int, *args, **kwargs):
         super().__init__(inputs, *args, **kwargs)
-        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("mean", torch.zeros(self.inputs))
         self.register_buffer("batches", torch.zeros(()))
 
     def unroll(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The deviations (T, B, hidden), and the final deviation, y and z (B, hidden), and y and z of the reference."""
         self._update_mean(x)
-        return self._deviation(x, state)
+        return super().unroll(x, state)
 
     def unroll_packed(self, x: Tensor, packing: Packing, state: tuple[Tensor, ...] | None = None):
         self._update_mean(x)
-        return packing.unroll(self._deviation, x, state)
+        return packing.unroll(super().unroll, x, state)
 
     @torch.no_grad()
     def _update_mean(self, x: Tensor) -> None:
         if self.training:
+            _, x = split(x, self.spacing)
             self.batches += 1
             share = (1 / self.batches).clamp(min=INPUT_MOMENTUM)
             self.mean.lerp_(x.mean(tuple(range(x.dim() - 1))).to(self.mean.dtype), share)
 
-    def _deviation(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, x: Tensor, factor: float | Tensor, state: tuple | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The deviations (T, B, hidden), and the final deviation, y and z (B, hidden), and y and z of the reference."""
         batch, references = x.shape[1], 1 if state is None else len(state[-1])
+        if self.spacing is not None:
+            # Each sequence has a reference of its own times.
+            references, factor = batch, factor.repeat(1, 2, 1)
         if state is not None:
             _, y, z, reference_y, reference_z = state
             state = torch.cat([y, reference_y]), torch.cat([z, reference_z])
         reference = self.mean.to(x.dtype).expand(len(x), references, -1)
-        sequence, (y, z) = super().unroll(torch.cat([x, reference], 1), state)
+        sequence, (y, z) = super().run(torch.cat([x, reference], 1), factor, state)
         driven, reference = sequence[:, :batch], sequence[:, batch:]
         return driven - reference, (y[:batch] - y[batch:], y[:batch], z[:batch], y[batch:], z[batch:])
 
@@ -212,9 +230,9 @@ class UnICORNN(Stack):
         config = Config(hidden=hidden, **settings)
         kind = DeviationLayer if config.output == "deviation" else UnICORNNLayer
         steps = config.dt if isinstance(config.dt, list) else [config.dt] * config.layers
-        widths = [inputs] + [hidden] * (config.layers - 1)
+        widths = [inputs] + [hidden + (config.spacing is not None)] * (config.layers - 1)
         layers = [
-            kind(width, hidden, dt, config.alpha, config.anchor, backend)
+            kind(width, hidden, dt, config.alpha, config.anchor, backend, config.spacing)
             for width, dt in zip(widths, steps, strict=True)
         ]
         super().__init__(layers, config.dropout, config.residual, batch_first=batch_first)
@@ -231,14 +249,16 @@ class UnICORNN(Stack):
 
         Returns:
             For each layer l = 1, 2, ...: ``least_stability_<l>`` and ``stability_<l>``, see
-            :meth:`UnICORNNLayer.stability`, and ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`.
+            :meth:`UnICORNNLayer.stability`, and ``inversion_drift_<l>``, see :meth:`UnICORNNLayer.inversion_drift`;
+            with a ``spacing`` only the former, for steps of dt: no states are rebuilt then.
         """
-        found, x = {}, self.exchanged(x)
+        found, (times, x) = {}, split(self.exchanged(x), self.spacing)
         for number, layer in enumerate(self.layers, start=1):
             found[f"least_stability_{number}"], found[f"stability_{number}"] = layer.stability()
-            found[f"inversion_drift_{number}"] = layer.inversion_drift(x)
+            if times is None:
+                found[f"inversion_drift_{number}"] = layer.inversion_drift(x)
             training = layer.training
-            sequence, _ = layer.eval()(x)  # no running means
+            sequence, _ = layer.eval()(join(times, x))  # no running means
             layer.train(training)
             x = x + sequence if self.residual and number > 1 else sequence
         return found

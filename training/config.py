@@ -102,6 +102,7 @@ class Config(Section):
         # A model may depend on the transform of its inputs.
         if dataclasses.is_dataclass(self.model):
             self.model.check(self.transform)
+            _check_times(self.model.spacing, self.task, self.transform)
 
     def as_dict(self) -> dict:
         """All keys; a curriculum that is none is None, as a transform is."""
@@ -112,6 +113,16 @@ class Config(Section):
         """Hash of every setting that can change a number; it names the run, or without seed and fold its group."""
         kept = numbers(self.as_dict()) if with_seed else experiment(self.as_dict())
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _check_times(spacing: float | None, task: Any, transform: Any) -> None:
+    """Raises ValueError unless what a model with a ``spacing`` takes for the time is the time."""
+    if spacing is None:
+        return
+    if transform is not None:
+        raise ValueError(f"model.spacing={spacing}: needs the time of each sample; use transform=none")
+    if not getattr(task, "time", False):
+        raise ValueError(f"model.spacing={spacing}: needs the time of each sample; use a task with task.time=true")
 
 
 def numbers(config: dict) -> dict:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,8 @@ def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor],
         for lag in sorted(lags, reverse=True):
             _, state = model.layer(x[done : len(x) - lag], state)
             # Copies: one part of a state may have been computed from another, through which no error is to flow here.
-            state = tree_map_only(Tensor, _copy, state)
+            trained = any(part.requires_grad for part in tree_leaves(state))
+            state = tree_map_only(Tensor, partial(_copy, trained=trained), state)
             states[lag], done = [part for part in tree_leaves(state) if part.requires_grad], len(x) - lag
         total = error(model.read(state)).sum()
         gradients = iter(torch.autograd.grad(total, [p for parts in states.values() for p in parts], allow_unused=True))
@@ -112,9 +114,10 @@ def gradient_norms(model: Network, x: Tensor, error: Callable[[Tensor], Tensor],
     return {lag: math.sqrt(squares[lag] / x.shape[1]) for lag in sorted(lags)}
 
 
-def _copy(part: Tensor) -> Tensor:
-    # A state may count its steps, in whole numbers.
-    return part.clone().requires_grad_(part.is_floating_point() or part.is_complex())
+def _copy(part: Tensor, trained: bool) -> Tensor:
+    # Where others depend on weights, a part that does not is no hidden state: a number of steps, a time.
+    wanted = part.requires_grad if trained else part.is_floating_point() or part.is_complex()
+    return part.clone().requires_grad_(wanted)
 
 
 def _square(gradient: Tensor | None) -> float:

@@ -16,6 +16,7 @@ cornn = public(
     Operation(
         reference.cornn,
         parameters={"w_y": (1, 1), "w_z": (1, 1), "dt": SCALAR, "gamma": SCALAR, "epsilon": SCALAR},
+        per_step=("dt",),
         states=("y", "z"),
         options={"damping": (lambda value: value in ("explicit", "implicit"), "one of explicit, implicit")},
         half=True,

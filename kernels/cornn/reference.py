@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from longwave.kernels.steps import each_step
+
 
 def cornn(
     pre: Tensor,
@@ -27,7 +29,7 @@ def cornn(
         pre: (T, B, H), the input's contribution V x_n + b for every step.
         w_y: (H, H), acts as ``y @ w_y.T``.
         w_z: (H, H), acts as ``z @ w_z.T``.
-        dt: step size: a number, () or (H,).
+        dt: step size: a number, () or (H,); or one for each step, (T, B, 1) or (T, B, H).
         gamma: stiffness: a number, () or (H,).
         epsilon: damping: a number, () or (H,).
         state: initial (y, z), each (B, H); zeros where not given.
@@ -39,8 +41,8 @@ def cornn(
     y, z = (pre.new_zeros(pre.shape[1:]),) * 2 if state is None else state
     # One product a step: [y, z] (B, 2H) with [W_y, W_z]^T (2H, H).
     w = torch.cat([w_y, w_z], dim=1).T.contiguous()
-    sequence = []
-    for drive in pre.unbind(0):
+    steps, sequence = each_step(dt, len(pre)), []
+    for drive, dt in zip(pre.unbind(0), steps, strict=True):
         force = torch.addmm(drive, torch.cat([y, z], dim=1), w).tanh()
         if damping == "explicit":
             z = z + dt * (force - gamma * y - epsilon * z)

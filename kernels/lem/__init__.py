@@ -8,6 +8,7 @@ lem = public(
     Operation(
         reference.lem,
         parameters={"w_y": (3, 1), "w_z": (1, 1), "dt": SCALAR},
+        per_step=("dt",),
         states=("y", "z"),
         gates=4,
         half=True,

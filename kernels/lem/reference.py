@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from longwave.kernels.steps import each_step
+
 
 def lem(
     pre: Tensor, w_y: Tensor, w_z: Tensor, dt: float | Tensor = 1.0, state: tuple[Tensor, Tensor] | None = None
@@ -18,7 +20,7 @@ def lem(
         pre: (T, B, 4H), the input's contribution and all biases for every step, in the order d1, d2, z, y.
         w_y: (3H, H), [W_1; W_2; W_3], acts as ``y @ w_y.T``.
         w_z: (H, H), acts as ``z @ w_z.T``.
-        dt: step size: a number, () or (H,).
+        dt: step size: a number, () or (H,); or one for each step, (T, B, 1) or (T, B, H).
         state: initial (y, z), each (B, H); zeros where not given.
 
     Returns:
@@ -27,8 +29,8 @@ def lem(
     hidden = pre.shape[2] // 4
     y, z = (pre.new_zeros(pre.shape[1], hidden),) * 2 if state is None else state
     w_y, w_z = w_y.T.contiguous(), w_z.T.contiguous()
-    sequence = []
-    for drive in pre.unbind(0):
+    steps, sequence = each_step(dt, len(pre)), []
+    for drive, dt in zip(pre.unbind(0), steps, strict=True):
         d1, d2, force = torch.addmm(drive[:, : 3 * hidden], y, w_y).chunk(3, dim=1)
         d1, d2 = dt * d1.sigmoid(), dt * d2.sigmoid()
         z = z + d2 * (force.tanh() - z)

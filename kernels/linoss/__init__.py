@@ -16,6 +16,7 @@ linoss = public(
     Operation(
         reference.linoss,
         parameters={"a": (1,), "dt": SCALAR},
+        per_step=("dt",),
         states=("y", "z"),
         options={"discretisation": (lambda value: value in ("im", "imex"), "one of im, imex")},
         half=True,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from longwave.kernels.steps import each_step
+
 
 def linoss(
     pre: Tensor, a: Tensor, dt: float | Tensor, state: tuple[Tensor, Tensor] | None = None, discretisation: str = "im"
@@ -15,7 +17,7 @@ def linoss(
     Args:
         pre: (T, B, H), the input's contribution B u_n for every step.
         a: (H,), the squared frequency of each oscillator, 0 or more.
-        dt: step size, above 0: a number, () or (H,).
+        dt: step size, above 0: a number, () or (H,); or one for each step, (T, B, 1) or (T, B, H).
         state: initial (y, z), each (B, H); zeros where not given.
         discretisation: im (implicit: dissipative) or imex (symplectic Euler: conservative).
 
@@ -23,9 +25,10 @@ def linoss(
         y for every step, (T, B, H), and the final (y, z).
     """
     y, z = (pre.new_zeros(pre.shape[1:]),) * 2 if state is None else state
-    s = damping(a, dt, discretisation)
+    # Once for all steps where dt is.
+    steps = each_step(dt, len(pre)), each_step(damping(a, dt, discretisation), len(pre))
     sequence = []
-    for drive in pre.unbind(0):
+    for drive, dt, s in zip(pre.unbind(0), *steps, strict=True):
         z = s * (z + dt * (drive - a * y))
         y = y + dt * z
         sequence.append(y)
@@ -33,5 +36,5 @@ def linoss(
 
 
 def damping(a: Tensor, dt: float | Tensor, discretisation: str) -> Tensor:
-    """s (H,), with which both are z_n = s (z_{n-1} + dt (pre_n - a y_{n-1})), one equation put into the other."""
+    """s, with which both are z_n = s (z_{n-1} + dt (pre_n - a y_{n-1})), one equation put into the other."""
     return 1 / (1 + dt * dt * a) if discretisation == "im" else torch.ones_like(a)

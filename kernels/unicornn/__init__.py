@@ -13,6 +13,7 @@ unicornn = public(
     Operation(
         reference.unicornn,
         parameters={"w": (1,), "c": (1,), "dt": SCALAR, "alpha": SCALAR},
+        per_step=("dt",),
         states=("y", "z"),
         options={"anchor": (lambda n: isinstance(n, int) and n >= 0, "0 (none) or a whole number of steps")},
         half=True,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from longwave.kernels.steps import each_step
+
 
 def unicornn(
     pre: Tensor,
@@ -23,7 +25,7 @@ def unicornn(
         pre: (T, B, H), the input's contribution V x_n + b for every step.
         w: (H,), the recurrent weight of each unit.
         c: (H,), sets the step of each unit.
-        dt: step size: a number, () or (H,).
+        dt: step size: a number, () or (H,); or one for each step, (T, B, 1) or (T, B, H).
         alpha: stiffness: a number, () or (H,).
         state: initial (y, z), each (B, H); zeros where not given.
         anchor: the fused backends rebuild the states in the backward pass, and store them every ``anchor`` steps to do
@@ -33,9 +35,8 @@ def unicornn(
         y for every step, (T, B, H), and the final (y, z).
     """
     y, z = (pre.new_zeros(pre.shape[1:]),) * 2 if state is None else state
-    d = dt * c.sigmoid()
-    sequence = []
-    for drive in pre.unbind(0):
+    steps, sequence = each_step(dt * c.sigmoid(), len(pre)), []
+    for drive, d in zip(pre.unbind(0), steps, strict=True):
         z = z - d * ((w * y + drive).tanh() + alpha * y)
         y = y + d * z
         sequence.append(y)

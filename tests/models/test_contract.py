@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves as states
 
 from longwave import kernels
 from longwave.kernels import dispatch
-from longwave.models import antisymmetric_rnn, cornn, exprnn, indrnn, linoss, lstm, nrde, unicornn
+from longwave.models import antisymmetric_rnn, cornn, exprnn, indrnn, lem, linoss, lstm, nrde, unicornn
 from longwave.models.layer import Layer
 from longwave.models.network import Network
 from longwave.training.config import choices, compose_run
@@ -28,6 +28,12 @@ VARIANTS = {
     "dtriv": exprnn.Config(hidden=12, mode="dtriv"),
     "linoss imex, last": linoss.Config(hidden=12, state=3, discretisation="imex", pooling="last"),
     "nrde adjoint": nrde.Config(hidden=12, adjoint=True, solver="heun"),
+    # The first of two inputs is the time, which goes back where it is random.
+    "cornn irregular": cornn.Config(hidden=12, dt=0.5, spacing=1.0),
+    "lem irregular": lem.Config(hidden=12, spacing=1.0),
+    "unicornn irregular": unicornn.Config(hidden=12, layers=2, dt=1.0, residual=True, spacing=1.0),
+    "unicornn deviation, irregular": unicornn.Config(hidden=12, layers=2, output="deviation", dropout=0, spacing=1.0),
+    "linoss irregular": linoss.Config(hidden=12, state=3, spacing=1.0),
 }
 NAMES = [*choices("model"), *VARIANTS]
 # Dynamics that get somewhere in few steps, where the defaults do not.
@@ -396,11 +402,11 @@ def test_on_cuda_it_is_torchs(name, batch_first, monkeypatch):
         torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
 
 
-# They learn other problems, in their own files.
-STACKS = ("unicornn", "indrnn", "linoss", "nrde")
+# They learn other problems, in their own files; the time, the first number here, is no input.
+OTHERS = ("unicornn", "indrnn", "linoss", "nrde", "cornn irregular", "lem irregular")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(STACKS)])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(OTHERS)])
 def test_learns(name):
     """Recalls the first of five numbers N(0, 1), in 120 steps to below 0.1; whoever says 0 has 1."""
     model = build(name)

@@ -364,7 +364,7 @@ def test_gradients_of_the_running_averages():
 
 def test_the_released_block_drops_the_same_of_all_sequences():
     torch.manual_seed(0)
-    block = ReleasedBlock(4, 3, "im", True, dropout=0.5)
+    block = ReleasedBlock(4, SSM(4, 3, "im", True), dropout=0.5)
     mask = block._dropped(torch.ones(7, 5, 4), None)
     assert set(mask.unique().tolist()) == {0.0, 2.0}
     assert (mask == mask[:, :1]).all()

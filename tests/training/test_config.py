@@ -118,6 +118,13 @@ WRONG = [
         "model=nrde training.steps=1 transform.depth=2 model.depth=1",
         r"model\.depth=1: follows transform\.depth; set that",
     ),
+    # Step sizes that follow the time, without one.
+    ("model.spacing=0.1", r"model\.spacing=0\.1: needs the time of each sample; use a task with task\.time=true"),
+    ("model.spacing=0", r"model\.spacing=0\.0: must be greater than 0"),
+    (
+        "model=lem task=uea task.time=true model.spacing=0.1 transform=log_signature training.steps=1",
+        r"model\.spacing=0\.1: needs the time of each sample; use transform=none",
+    ),
     # The grammar.
     ("model.hidden", r"cannot read 'model\.hidden': write key=value"),
     ("seed=0,1", r"seed=0,1: several values make several runs; add -m"),
@@ -186,7 +193,7 @@ def test_process_says_it_in_one_line_and_leaves_nothing(train_process):
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "error: model.hiden: no such key (did you mean hidden?); there are name, hidden, dt, gamma, epsilon, "
-        "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation"
+        "parametrisation, damping, train_dynamics, input_initialisation, recurrent_initialisation, spacing"
     ]
     # What only shows when the task is built is said in one line too.
     done = train_process.run("model=cornn", "training.selection=best")
@@ -286,7 +293,8 @@ def test_a_transform_is_part_of_the_identity_where_there_is_one():
     hashed = {key: value for key, value in config.as_dict().items() if key not in without}
     hashed["training"].pop("checkpoint_seconds")
     assert hashed["training"].pop("start_from") is None
-    # As it was before there were transforms and curricula.
+    assert hashed["model"].pop("spacing") is None
+    # As it was before there were transforms, curricula and irregular times.
     assert config.identity() == hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:10]
     assert identity("task.T=101", "curriculum=none", "transform=none") == config.identity()
     other = ("task.T=101", "curriculum=none", "transform=log_signature")
@@ -307,6 +315,13 @@ def test_a_later_setting_changes_the_identity_where_it_is_not_its_default():
     assert identity(*own, "model.block=standard") == identity(*own) != identity(*own, "model.block=released")
     assert changed(*own, "model.block=released") == {"model.block": "released"}
     assert changed("model=linoss", "task=eigenworms", "model.block=standard") == {"model.block": "standard"}
+
+
+@pytest.mark.parametrize("model", ["cornn", "lem", "linoss", "unicornn"])
+def test_irregular_times_are_another_run_only_where_they_are_wanted(model):
+    own = (f"model={model}", "task=uea", "task.time=true", "training.steps=1")
+    assert "spacing" not in numbers(compose_run(list(own))[0].as_dict())["model"]
+    assert identity(*own) == identity(*own, "model.spacing=null") != identity(*own, "model.spacing=0.1")
 
 
 def test_a_model_may_choose_the_transform_that_it_needs():
