@@ -45,7 +45,7 @@ setup: .venv/installed  ## The virtual environment, made once
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Longwave needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv: once, some minutes, about 6 GB"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib,submitit]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib,submitit,export]'
 	@touch $@
 
 clean:  ## Removes the virtual environment and caches; runs and data are kept

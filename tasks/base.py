@@ -60,6 +60,10 @@ class TaskConfig(Section):
         """
         return numbers(sample)
 
+    def in_units(self, output: Tensor, statistics: dict[str, Any]) -> Tensor:
+        """An output of the network, (..., outputs), in the unit of the targets."""
+        return output
+
 
 def numbers(sample: Any, channels: int | None = None) -> Tensor:
     """An array (T, D) or (T,) as a float32 tensor (T, D); ValueError for another shape, or D where that is given."""

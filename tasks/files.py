@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longwave import home
-from longwave.schema import NEUTRAL, REPEAT, Annotated, Ge, Gt, Le, Lt, OneOf, Section, counted, one_line, shown
-from longwave.tasks.base import ArrayTask
+from longwave.schema import NEUTRAL, REPEAT, Annotated, Ge, Gt, Le, Lt, OneOf, counted, one_line, shown
+from longwave.tasks.base import ArrayTask, TaskConfig, numbers
 from longwave.tasks.checks import DataError
 from longwave.tasks.own import preparation, samples, scores
 from longwave.tasks.own.content import content_of
@@ -26,7 +27,7 @@ log = logging.getLogger("longwave")
 
 
 @dataclass
-class Config(Section):
+class Config(TaskConfig):
     """Classify your own series, or predict numbers from them: one of each series, or one at every step.
 
     Args:
@@ -150,6 +151,32 @@ class Config(Section):
         if self.split == "file":
             raise ValueError("split=file: has no folds; omit task.folds, or set task.split to another")
 
+    @property
+    def stepwise(self) -> bool:
+        # Filling forward looks back, interpolating looks ahead.
+        return self.missing in ("refuse", "mask")
+
+    def prepare(self, sample: Any, statistics: dict[str, Any], start: int = 0) -> Tensor:
+        """Steps (T, D), NaN where a value is missing; with ``time``, where the file had times, a pair of these and of
+        the times (T,), in seconds from the first step."""
+        timed = self.time and statistics["timed"]
+        if timed and not (isinstance(sample, tuple) and len(sample) == 2):
+            raise ValueError("must be a pair: steps (T, D), and their times (T,) in seconds from the first")
+        values, times = sample if timed else (sample, None)
+        x = numbers(values, len(statistics["mean"])).numpy()
+        times = np.arange(start, start + len(x)) if times is None else np.asarray(times, np.float64)
+        if times.shape != x.shape[:1]:
+            raise ValueError(f"must have a time for each of {len(x)} steps, got {times.shape}")
+        if self.missing == "refuse" and np.isnan(x).any():
+            raise ValueError("has missing values, and the training had none (task.missing=refuse)")
+        mean, deviation = (statistics[key].numpy() for key in ("mean", "deviation"))
+        how = Preparation(mean, deviation, statistics["longest"], self.missing, self.normalise, self.time)
+        return how(x[None], np.array([len(x)]), times[None])[0]
+
+    def in_units(self, output: Tensor, statistics: dict[str, Any]) -> Tensor:
+        mean, deviation = statistics["unit"]
+        return output * deviation + mean
+
     def paths(self) -> dict[str, Path]:
         """All files and folders of the data, by their keys."""
         keys = ("path", "labels_path", "test_path")
@@ -200,6 +227,14 @@ class Files(ArrayTask):
         self.files, self.title = files, config.title
         self.split_id = f"files/{config.content[:16]}/{how}/{fingerprint({'validation': [], **splits})}"
         self._set_scores(config, train, found)
+        prepared = self.preparation
+        self.statistics = {
+            "mean": torch.from_numpy(prepared.mean),
+            "deviation": torch.from_numpy(prepared.deviation),
+            "longest": prepared.longest,
+            "timed": found.times is not None,
+            "unit": self.unit,
+        }
         self.notes = {
             "samples": {key: len(part) for key, part in splits.items()},
             "classes": self.classes,
@@ -211,6 +246,10 @@ class Files(ArrayTask):
             groups = np.array(found.groups)
             self.notes["groups"] = {key: len(np.unique(groups[part])) for key, part in splits.items()}
         self._announce(how, found)
+
+    @property
+    def predicts(self) -> str:
+        return "values" if self.classes is None else "classes"
 
     def _announce(self, how: str, found: Samples) -> None:
         steps = sorted({int(found.lengths.min()), int(found.lengths.max())})

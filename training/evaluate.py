@@ -6,7 +6,9 @@ error. ``predictions.csv`` in the run's folder gets a row for each prediction.
 
 import argparse
 import csv
+import functools
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from longwave.schema import one_line
 from longwave.tasks.base import Task
 from longwave.training import entry, environment, memory, weights
 from longwave.training.build import build
-from longwave.training.config import restore
+from longwave.training.config import Config, restore
 from longwave.training.errors import UserError
 from longwave.training.loop import evaluate
 from longwave.training.record import Record, refuse_changed
@@ -65,7 +67,7 @@ def again(folder: Path, split: str | None = None, root: str | None = None, devic
         try:
             with replacing(folder / "predictions.csv") as out:
                 text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
-                rows = Rows(task, text)
+                rows = Rows(config, task, text)
                 for name in _splits(task, record, split):
                     rows.split(name)
                     step = record.selected_step or 0
@@ -112,7 +114,8 @@ class Rows:
     class and probabilities.
     """
 
-    def __init__(self, task: Task, out: TextIO):
+    def __init__(self, config: Config, task: Task, out: TextIO):
+        self.in_units = functools.partial(config.task.in_units, statistics=task.statistics)
         self.task, self.writer = task, csv.writer(out, lineterminator="\n")
         self.every = task.read == "every"
         names = task.classes or [str(number) for number in range(2 if task.predicts == "binary" else task.outputs)]
@@ -133,7 +136,7 @@ class Rows:
         if not self.every:
             output, target = output.unsqueeze(0), target.unsqueeze(0)
         predicts = self.task.predicts
-        parts = output if predicts == "values" else probabilities(output, predicts)
+        parts = self.in_units(output) if predicts == "values" else probabilities(output, predicts)
         classes = parts.argmax(-1).tolist()
         if predicts != "values" and not self.wide:
             parts = parts.amax(-1, keepdim=True)
@@ -141,6 +144,9 @@ class Rows:
         for sample in range(output.shape[1]):
             for step in range(output.shape[0]):
                 wanted, number = targets[step][sample], classes[step][sample]
+                # Behind the end of a shorter sample, or without a target.
+                if math.isnan(wanted) if predicts == "values" else wanted < 0:
+                    continue
                 named = [wanted] if predicts == "values" else [self.names[int(wanted)], self.names[number]]
                 place = [self.step + step] if self.every else []
                 self.writer.writerow([self.name, self.first + sample, *place, *named, *parts[step][sample]])

@@ -198,7 +198,13 @@ class Trained:
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             output = self.network(x.to(device), *(one.to(device) for one in lengths))
-        return (output.float() if output.dtype == torch.bfloat16 else output).cpu()
+        return self.in_units((output.float() if output.dtype == torch.bfloat16 else output).cpu())
+
+    def in_units(self, output: Tensor) -> Tensor:
+        """An output in the unit of the targets; logits of classes as they are."""
+        if self.task["predicts"] != "values":
+            return output
+        return self.config.task.in_units(output, self.task["statistics"])
 
     def _prediction(self, outputs: list[Tensor]) -> Prediction:
         equal = len({output.shape for output in outputs}) <= 1
@@ -259,4 +265,4 @@ class Stream:
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.trained.config.training.precision == "bf16"):
             output, self.state = self.network.step(entry.to(device), self.state)
-        return (output.float() if output.dtype == torch.bfloat16 else output).cpu()[0]
+        return self.trained.in_units((output.float() if output.dtype == torch.bfloat16 else output).cpu())[0]

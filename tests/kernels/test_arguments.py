@@ -8,7 +8,7 @@ import torch
 
 from longwave import kernels
 from longwave.benchmarks.cases import case
-from longwave.kernels import library
+from longwave.kernels import dispatch
 from longwave.kernels.operation import OPERATIONS
 
 ALL = sorted(OPERATIONS)
@@ -88,7 +88,8 @@ def test_other_refusals(monkeypatch, tmp_path):
         with pytest.raises(ValueError, match=f"unicornn: anchor={anchor}: must be 0 \\(none\\) or a whole number"):
             kernels.unicornn(pre, u, u, 0.1, 1.0, anchor=anchor)
     with monkeypatch.context() as patch:
-        patch.setattr(library, "FOLDER", tmp_path)
+        elsewhere = replace(dispatch._source("lstm"), path=tmp_path / "cpu.c")
+        patch.setattr(dispatch, "_source", lambda name: elsewhere)
         with pytest.raises(RuntimeError, match="lstm: backend='triton' cannot run: there is no Triton kernel"):
             kernels.lstm(torch.zeros(2, 3, 4), torch.zeros(4, 1), backend="triton")
     with pytest.raises(RuntimeError, match="backend='cpu' needs CPU tensors, pre is on meta"):
