@@ -49,7 +49,7 @@ class Operation:
         incremental: the second state of a diagonal cell is what the first has grown by in the step; the backward pass
             takes it from the sequence, and reads ``pre`` again, too.
         cpu: ``cpu(kernel, pre, *parameters, *state, **options)`` calls :meth:`kernel` where that takes other arguments
-            than the operation.
+            than the operation; of a dense cell the Triton kernel, too.
 
     Raises:
         DeclarationError: where the numbers contradict each other. Where they are not those of ``cpu.c``, or of the
