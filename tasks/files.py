@@ -338,7 +338,7 @@ class Files(ArrayTask):
                 self.unit = seen.double().mean().item(), deviation or 1.0
             self.objective = "mse"
         else:
-            self._check_classes(file, found)
+            self._check_classes(config, found)
             counts = torch.bincount(seen, minlength=self.outputs).double()
             self.objective = "cross_entropy"
             if config.class_weights == "balanced":
@@ -347,7 +347,13 @@ class Files(ArrayTask):
                 self.objective = "weighted_cross_entropy"
         self.baseline = self._trivial(seen)
 
-    def _check_classes(self, file: Path | str, found: Samples) -> None:
+    def _check_classes(self, config: Config, found: Samples) -> None:
+        file = found.file
+        numeric = all(samples.number(name) is not None for name in self.classes)
+        many = len(found) >= 10 and len(self.classes) > len(found) / 2
+        if config.predict == "auto" and numeric and many and not self.per_step:
+            reason = f"{len(self.classes)} different whole numbers as targets of {len(found):,} samples"
+            raise DataError(file, None, f"{reason}; set task.predict=numbers, or classes if they are")
         if len(self.classes) < 2:
             raise DataError(file, None, f"one class, {one_line(self.classes[0])!r}; there must be two or more")
         counts = {key: torch.bincount(self._there(self.targets[part]), minlength=self.outputs)
