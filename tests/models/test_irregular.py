@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from longwave import LEM, CoRNN, Stacked, UnICORNN, kernels
 from longwave.models import cornn, lem, linoss, nrde, unicornn
 from longwave.models.irregular import durations
 from longwave.tasks.transforms.log_signature import log_signatures
+from longwave.training.build import build as build_run
+from longwave.training.config import compose_run
 from longwave.training.diagnostics import gradient_norms
 
 MODELS = {
@@ -190,12 +193,38 @@ def test_layers_on_top_of_each_other_all_have_the_times(kind):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_run(fit_here, fake_archives):
-    arguments = ["model=lem", "task=eigenworms", "recipe=none", "debug=fast", f"data.root={fake_archives}"]
-    arguments += ["model.hidden=4", "training.batch_size=3"]
-    _, folder = fit_here(*arguments, "task.time=true", "model.spacing=0.1")
-    record = json.loads((folder / "record.json").read_text())
-    assert (record["status"], record["backend"], record["config"]["model"]["spacing"]) == ("finished", "reference", 0.1)
+@pytest.fixture
+def own_data(tmp_path):
+    """The arguments of a run on 20 series with times, and these times (20, 12), from 0 to 100 each."""
+    times = irregular(12, 20)[..., 0].T.numpy()
+    times = 100 * (times - times[:, :1]) / (times[:, -1:] - times[:, :1])
+    x = torch.randn(20, 12, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(20) % 2, t=times)
+    arguments = [f"task.path={tmp_path / 'mine.npz'}", "task=files", "task.time=true", "recipe=none", "debug=fast"]
+    return [*arguments, f"data.root={tmp_path}", "model.hidden=4", "training.batch_size=3"], torch.from_numpy(times)
+
+
+@pytest.mark.parametrize("model", ["cornn", "lem", "linoss", "unicornn"])
+def test_real_times_are_step_sizes(model, own_data, fit_here):
+    arguments, times = own_data
+    chosen = [f"model={model}", *arguments, "model.spacing=0.09"]
+    task = build_run(compose_run(chosen)[0])[0]
+    x, *_ = task.batch(0, 3)
+    # Scaled by one number: the longest series ends at 1.
+    assert all((times / 100 - one).abs().max(1).values.min() < 1e-6 for one in x[..., 0].T)
+    _, folder = fit_here(*chosen)
+    assert json.loads((folder / "record.json").read_text())["backend"] == "reference"
+
+
+def test_real_times_are_the_time_channel_of_a_neural_cde(own_data, fit_here):
+    arguments, times = own_data
+    chosen = ["model=nrde", *arguments, "transform.time=false"]
+    x, *_ = build_run(compose_run(chosen)[0])[0].batch(0, 3)
+    # Behind the first sample, at time 0, the durations between samples.
+    assert x.shape == (12, 3, 3)
+    assert all((times.diff() / 100 - one).abs().max(1).values.min() < 1e-6 for one in x[1:, :, 0].T)
+    _, folder = fit_here(*chosen)
+    assert json.loads((folder / "record.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.parametrize("wide", [False, True])
