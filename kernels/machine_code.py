@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,8 +79,8 @@ class Case(NamedTuple):
     plan: dense.Plan | None = None  # of dense cells
 
 
-def cases(gpu: GPU) -> Iterator[Case]:
-    """The kernels as they are launched on ``gpu``."""
+def cases(gpu: GPU, quick: bool = False) -> Iterator[Case]:
+    """The kernels as they are launched on ``gpu``; ``quick`` leaves each dense cell one size."""
     # UnICORNN's outer loop, over segments of hundreds of steps, does not count.
     for name, module, rounds in (("unicornn", unicornn, (0, 1 / AHEAD)), ("indrnn", indrnn, (1 / AHEAD,))):
         for dtype, size in (("fp32", 4), ("bf16", 2)):
@@ -90,7 +90,7 @@ def cases(gpu: GPU) -> Iterator[Case]:
                 yield Case(f"{name} {direction}, {dtype}", kernel, dtype, *launch)
     yield from linoss_cases()
     for name, sizes in DENSE.items():
-        for hidden, batch in sizes:
+        for hidden, batch in sizes[:1] if quick else sizes:
             for backward in (False, True):
                 yield dense_case(name, hidden, batch, backward, gpu)
 
@@ -231,11 +231,11 @@ def figures(case: Case, gpu: GPU) -> dict[str, float]:
     }
 
 
-def table() -> tuple[str, int]:
+def table(gpus: Sequence[GPU], quick: bool = False) -> tuple[str, int]:
     """The table in Markdown, with what it assumes, and the number of spills in it."""
     rows, spills = [], 0
-    for on_each in zip(*(cases(gpu) for gpu in GPUS), strict=True):
-        found = [figures(case, gpu) for case, gpu in zip(on_each, GPUS, strict=True)]
+    for on_each in zip(*(cases(gpu, quick) for gpu in gpus), strict=True):
+        found = [figures(case, gpu) for case, gpu in zip(on_each, gpus, strict=True)]
         spills += sum(figure["spills"] for figure in found)
         columns = [[f"{figure[title]:,.0f}" for figure in found] for title in found[0]]
         # One value where all cards agree.
@@ -244,10 +244,10 @@ def table() -> tuple[str, int]:
     cards = "; ".join(
         f"{g.name} (sm_{g.architecture}) {g.multiprocessors} multiprocessors at {g.clock / 1e9:.2f} GHz, "
         f"{g.bandwidth / 1e12:.2f} TB/s"
-        for g in GPUS
+        for g in gpus
     )
     text = f"""**Static analysis, not a measurement**: nothing here has run on a GPU.
-Compiled by Triton {triton.__version__}. Where a cell has three values they are for {" / ".join(g.name for g in GPUS)}.
+Compiled by Triton {triton.__version__}. Where a cell has three values they are for {" / ".join(g.name for g in gpus)}.
 Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
 clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
 
@@ -267,10 +267,14 @@ clock; every guarded instruction runs; each byte of a sequence crosses the HBM o
 def main():
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help=f"also put the table between {START} and {END}")
-    path = parser.parse_args().write
+    parser.add_argument("--quick", action="store_true", help="one card, and one size of each dense cell")
+    chosen = parser.parse_args()
+    path, quick = chosen.write, chosen.quick
+    if path and quick:
+        parser.error("--write: is of the whole table; omit --quick")
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit(f"{COMMAND} compiles, which TRITON_INTERPRET=1 prevents: unset it")
-    markdown, spills = table()
+    markdown, spills = table([gpu for gpu in GPUS if gpu.name == "H100"] if quick else GPUS, quick)
     print(markdown)
     if path:
         before, rest = path.read_text().split(START)
