@@ -49,7 +49,7 @@ class Config(ModelConfig):
     train_dynamics: Annotated[str, OneOf("none", "shared", "unit"), MODEL] = "none"
     input_initialisation: Annotated[str, OneOf("pytorch", "wide")] = "pytorch"
     recurrent_initialisation: Annotated[str, OneOf("pytorch", "critical")] = "pytorch"
-    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
 
     def __post_init__(self):
         super().__post_init__()

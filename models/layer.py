@@ -26,13 +26,11 @@ class Layer(nn.Module):
         operation: name of the time loop in :mod:`longwave.kernels`; None where torch computes it.
         stackable: whether it may read the output of another layer, and a sequence backwards.
         spacing: of a layer whose first input channel is the time: the duration that counts as one dt; else None.
-        starts_from_zeros: whether a state of None is one of zeros.
     """
 
     operation: str | None = None
     stackable = True
     spacing: float | None = None
-    starts_from_zeros = True
 
     def __init__(self, batch_first: bool = False, requested: str = "auto"):
         super().__init__()
@@ -94,6 +92,11 @@ class Layer(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Hook to call after the optimiser's step number 1, 2, ..., for constraints on the weights."""
+
+    @property
+    def starts_from_zeros(self) -> bool:
+        """Whether a state of None is one of zeros: with times, it has the time before the first step."""
+        return self.spacing is None
 
     def use(self, backend: str) -> None:
         """Requests a backend for every time loop in it, as the argument ``backend`` does."""

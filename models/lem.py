@@ -26,7 +26,7 @@ class Config(ModelConfig):
     name: str = "lem"
     hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
     dt: Annotated[float, Gt(0), Le(100)] = 1.0
-    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         readout = nn.Linear(self.hidden, outputs)

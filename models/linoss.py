@@ -45,7 +45,7 @@ class Config(ModelConfig):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
     pooling: Annotated[str, OneOf("mean", "last"), MODEL] = "mean"
     block: Annotated[str, OneOf("standard", "released"), MODEL, LATER] = "standard"
-    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(LinOSS(inputs, **self.settings()), nn.Linear(self.hidden, outputs))

@@ -57,7 +57,7 @@ class Config(ModelConfig):
     dt_spread: Annotated[float, Ge(1), Le(10**9)] = 1.0
     input_initialisation: Annotated[str, OneOf("released", "wide")] = "released"
     output: Annotated[str, OneOf("position", "deviation"), MODEL] = "position"
-    spacing: Annotated[float | None, Gt(0), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -243,11 +243,11 @@ def test_told_to_stop_while_it_evaluates(call, fit_here, fake_mnist, tmp_path, m
     evaluate = loop.evaluate
     calls = []
 
-    def signalled(model, task, split, device, settings, signals, step):
+    def signalled(model, task, split, device, settings, signals, step, *more):
         calls.append(step)
         if len(calls) == call:
             signals._note(signal.SIGTERM, None)
-        return evaluate(model, task, split, device, settings, signals, step)
+        return evaluate(model, task, split, device, settings, signals, step, *more)
 
     handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as m:

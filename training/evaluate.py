@@ -71,7 +71,7 @@ def again(folder: Path, split: str | None = None, root: str | None = None, devic
                 for name in _splits(task, record, split):
                     rows.split(name)
                     step = record.selected_step or 0
-                    found[name] = evaluate(model, task, name, place, config.training, None, step, rows.add)
+                    found[name] = evaluate(model, task, name, place, config.training, None, step, on_batch=rows.add)
                 text.detach()
         except OSError as error:
             raise UserError(f"cannot write {folder / 'predictions.csv'}: {error.strerror}") from error

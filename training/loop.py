@@ -290,7 +290,7 @@ class Trainer:
         self._bar.update(state.step, {key: entry[key] for key in shown if key in entry})
 
     def _scores(self, task: Task, split: str, kept: list | None = None) -> dict[str, float]:
-        return evaluate(self.model, task, split, self.device, self.settings, self.signals, self.state.step, kept=kept)
+        return evaluate(self.model, task, split, self.device, self.settings, self.signals, self.state.step, kept)
 
     def _keep(self, entry: dict) -> None:
         self.state.history.append(entry)
@@ -424,14 +424,14 @@ def evaluate(
     settings: Training,
     signals: Signals | None,
     step: int,
-    on_batch: Callable[..., None] | None = None,
     kept: list[Tensor] | None = None,
+    on_batch: Callable[..., None] | None = None,
 ) -> dict[str, float]:
     """The task's summary of the mean of every score over ``split``, and its metrics of all predictions.
 
     Args:
-        on_batch: is called with output and target of each batch, on the CPU.
         kept: gets all predictions and targets, for a task that has metrics of them.
+        on_batch: is called with output and target of each batch, on the CPU.
 
     Diverged where a score is not finite; Interrupted when a signal stopped the process.
     """

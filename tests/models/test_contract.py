@@ -253,8 +253,7 @@ def on_the_reference(layer: Layer) -> Layer:
 def test_the_backend_may_be_changed(name):
     layer = build(name).layer
     layer.use("reference")
-    # The Neural RDE is plain PyTorch.
-    assert layer.backend == ("torch" if name.startswith("nrde") else "reference")
+    assert layer.backend == "reference"
 
 
 def gradients_of_gradients(layer: Layer, x: torch.Tensor):

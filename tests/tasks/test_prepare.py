@@ -6,6 +6,7 @@ import torch
 
 from longwave.tasks import har2, imdb, mnist, ncifar10, series
 from longwave.tasks.base import TaskConfig, numbers
+from longwave.tasks.own.reading import read
 from longwave.tasks.series import SeriesTask
 from longwave.training.config import choices, compose_run
 from tests.stand_ins import FIXTURES, SHORT
@@ -38,6 +39,9 @@ def raw_samples(config, task, root, monkeypatch) -> list:
             return ["".join(end.get(characters[c], characters[c]) for c in text) for text in texts]
         case "copying":
             return list(next(task.evaluation("test"))[0][:, :COUNT].argmax(-1).T)
+    if config.name == "files":
+        found = read(config, root)
+        return [found.block(np.array([i]))[0] for i in test.tolist()]
     if isinstance(task, SeriesTask):
         loaded = []
         load = series.load

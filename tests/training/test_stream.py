@@ -40,7 +40,9 @@ def test_every_model(name, reads):
             output, state = model.step(step, state)
             outputs.append(output)
         expected = model(x) if reads == "every" else torch.stack([model(x[: n + 1]) for n in range(len(x))])
-    close(torch.stack(outputs), expected)
+    # An undamped oscillator grows with steps that differ.
+    scale = max(1.0, expected.abs().max().item())
+    close(torch.stack(outputs) / scale, expected / scale)
 
 
 @pytest.mark.parametrize("model", choices("model"))
