@@ -31,8 +31,9 @@ ZENODO = {
     "LiveFuelMoistureContent": 18484619,
     "NewsHeadlineSentiment": 18485036,
     "NewsTitleSentiment": 18484638,
-    "PPGDalia": 18485135,
 }
+# Sets of the archives that no task reads.
+OTHERS = {"PPGDalia": "its channels have two sampling rates"}
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Config(SeriesConfig):
         # It becomes part of paths and addresses.
         if not self.dataset.replace("_", "").replace("-", "").isalnum():
             raise ValueError(f"dataset={shown(self.dataset)}: must be a name of the archives, such as BasicMotions")
+        if self.dataset in OTHERS:
+            raise ValueError(f"dataset={self.dataset}: cannot be read: {OTHERS[self.dataset]}")
 
     def build(self, seed: int, data_root: Path) -> SeriesTask:
         data = series.load(data_root, self.dataset, *sources(self.dataset, self.zenodo), missing=self.missing)

@@ -360,6 +360,7 @@ def test_rmse_through_the_loop(regression, fit_here, monkeypatch):
     [
         ({"dataset": "../etc"}, r"dataset=\.\./etc: must be a name of the archives"),
         ({"dataset": ""}, "dataset='': must be"),
+        ({"dataset": "PPGDalia"}, "dataset=PPGDalia: cannot be read: its channels have two sampling rates"),
         ({"protocol": "mine"}, "protocol=mine: must be one of official, resplit"),
         ({"validation": 1.0}, r"validation=1\.0: must be less than 1"),
         ({"missing": "zero"}, "missing=zero: must be one of refuse, interpolate"),
