@@ -164,6 +164,8 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
     Raises:
         UserError: where a row does not compose, in one line that names it; where they are more than MOST_RUNS.
     """
+    if not isinstance(table, Table):
+        raise UserError(f"conf/table/{name}.yaml: must begin with defaults: [/schema/table@_here_]")
     if not table.rows:
         raise UserError(f"table={name}: has no rows")
     common = seeds_of(table.seeds if seeds is None else seeds)

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import random
+import re
 import signal
 import subprocess
 import time
@@ -14,9 +15,10 @@ import pytest
 import torch
 import yaml
 from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from longwave import CONF, sweep
+from longwave import CONF, PACKAGE, sweep
 from longwave.results import records, tables
 from longwave.sweeps import search, trials
 from longwave.sweeps.command import Sweep, arguments
@@ -81,6 +83,19 @@ def test_every_table_composes(name):
 
 def models_of(name: str) -> set[str]:
     return {run.config.model.name for run in runs_of(name)}
+
+
+def test_a_table_without_its_schema_is_named():
+    with pytest.raises(UserError, match=r"^conf/table/mine\.yaml: must begin with defaults: \[/schema/table@_here_\]$"):
+        expand("mine", {"rows": [{"recipe": "lem/har2"}]}, None)
+
+
+def test_the_example_of_a_table_in_the_docs():
+    page = (PACKAGE / "docs" / "sweeps.md").read_text()
+    found = yaml.safe_load(re.search(r"```yaml\n(defaults: \[/schema/table.*?)```", page, re.DOTALL)[1])
+    assert found.pop("defaults") == ["/schema/table@_here_"]
+    table = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Table), found))
+    assert [run.config.model.name for run in expand("mine", table, None)] == ["lem"] * 3 + ["gru"] * 3
 
 
 def test_the_tables_of_all_models_have_the_same():
