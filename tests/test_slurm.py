@@ -68,7 +68,9 @@ def slurm(tmp_path, monkeypatch) -> Path:
 
 def commands_of_the_page() -> list[str]:
     """The commands of docs/sweeps.md, each in one line and without its comment."""
-    blocks = re.findall(r"^```\n(.*?)^```$", (PACKAGE / "docs" / "sweeps.md").read_text(), re.DOTALL | re.MULTILINE)
+    page = (PACKAGE / "docs" / "sweeps.md").read_text()
+    page = re.sub(r"^```yaml\n.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     text = "".join(blocks).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip()]
 
