@@ -39,7 +39,12 @@ SLOW += [("cornn", 1000, 1, 2), ("cornn", 2, 50, 128), ("lem", 2, 3, 256), ("lst
 # Two products, a gradient of pre that is not that of the products, two phases: all that the dense cells share.
 QUICK = ["unicornn", "indrnn", "cornn", "gru", "lem"]
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
-CASES = [(name, *size) for name, sizes in SIZES.items() for size in sizes]
+# Long ones, and LinOSS, which has tests of its own.
+CASES = [
+    pytest.param(name, *size, marks=[pytest.mark.slow] * (size[0] > 500 or (name == "linoss" and size[0] > 100)))
+    for name, sizes in SIZES.items()
+    for size in sizes
+]
 CASES += [pytest.param(*slow, marks=pytest.mark.slow) for slow in SLOW]
 
 

@@ -51,7 +51,7 @@ def exported(name: str, to: str, reads: str) -> None:
 
 
 @pytest.mark.parametrize("reads", ["last", "every"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_torchscript(name, reads):
     exported(name, "torchscript", reads)
 
