@@ -7,6 +7,7 @@ which these were made are in a table of their own (``results/out_of_reach.yaml``
 
 import argparse
 import csv
+import functools
 import io
 import json
 import math
@@ -24,21 +25,13 @@ from longwave.results.compare import compare
 from longwave.results.published import METRICS, Published
 from longwave.results.records import Group
 from longwave.results.verdict import (
-    EXCEEDS,
-    INSIDE,
     JUDGED,
     NO_NUMBER,
     NOT_FINISHED,
     NOT_RUN,
+    ORDER,
     OTHER_PROTOCOL,
     OUT_OF_REACH,
-    OUTSIDE,
-    REACHED_EARLY,
-    REDUCED_BUDGET,
-    REPRODUCED,
-    SHORT,
-    TOO_FEW_SEEDS,
-    UNDECIDED,
     Verdict,
     amount,
     judge,
@@ -56,9 +49,6 @@ COMMAND = "python -m results.tables"
 # Settings of a run that make it another protocol than its recipe's.
 _PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
 _PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
-# The order of the summary.
-_VERDICTS = (REPRODUCED, EXCEEDS, SHORT, INSIDE, OUTSIDE, UNDECIDED, REACHED_EARLY, REDUCED_BUDGET, OTHER_PROTOCOL,
-             TOO_FEW_SEEDS, NOT_FINISHED, NOT_RUN, OUT_OF_REACH)  # fmt: skip
 _THREADS = re.compile(r"(\d+) threads?\)$")
 _SETTING = re.compile(r"\$\{([a-z_]+)\.([a-z_]+)\}")
 
@@ -192,10 +182,14 @@ def rows(ours: list[Record], mine: Iterable[Record] = (), open_cells: bool = Tru
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
 
 
+@functools.cache
+def _reach() -> dict:
+    return published.parse(REACH.read_text(encoding="utf-8"))
+
+
 def out_of_reach(recipe: str, aim: Published) -> str:
     """Why a cell is not run for ``results/runs``; empty where it could be."""
-    listed = published.parse(REACH.read_text(encoding="utf-8"))
-    reasons = []
+    listed, reasons = _reach(), []
     if aim.task in listed["data"]:
         reasons.append(f"data: {listed['data'][aim.task]}")
     if recipe in listed["compute"]:
@@ -551,7 +545,7 @@ def _natural(text: str) -> list:
 
 def summary(found: list[Row]) -> list[tuple[str, int, float]]:
     """Of each verdict, the rows that have it and their core hours; first of those that are judged, last of all."""
-    groups = {name: [row for row in found if row.verdict.name == name] for name in (*_VERDICTS, NO_NUMBER)}
+    groups = {name: [row for row in found if row.verdict.name == name] for name in ORDER}
     groups = {"judged": [row for row in found if row.verdict.name in JUDGED], **groups, "in all": found}
     return [(name, len(rows), sum(row.core_hours for row in rows)) for name, rows in groups.items() if rows]
 
@@ -589,7 +583,7 @@ def as_markdown(found: list[Table], committed: bool = True) -> str:
         ]
         lines += ["three seeds or more, at the full budget and under the published protocol."]
         if any(name == OUT_OF_REACH for name, _, _ in counts):
-            most = published.parse(REACH.read_text(encoding="utf-8"))["most_core_hours"]
+            most = _reach()["most_core_hours"]
             lines += ["*Out of reach* are cells whose data were not at hand where the records were made, or of which a"]
             lines += [f"run takes more than {most} core hours; the last table says which."]
     for table in found:

@@ -53,6 +53,9 @@ NOT_RUN = "not run"
 OUT_OF_REACH = "out of reach"
 NOT_FINISHED = "not finished"
 NO_NUMBER = "no published number"
+# All of them, in the order of a summary.
+ORDER = (*JUDGED, REACHED_EARLY, REDUCED_BUDGET, OTHER_PROTOCOL, TOO_FEW_SEEDS, NOT_FINISHED, NOT_RUN, OUT_OF_REACH,
+         NO_NUMBER)  # fmt: skip
 
 # A deviation of fewer says next to nothing.
 MIN_SEEDS = 3
