@@ -39,9 +39,11 @@ class TaskConfig(Section):
 
     Attributes:
         stepwise: whether a step is prepared without those that follow it, as a stream needs it.
+        time: whether the first channel is the time.
     """
 
     stepwise = True
+    time = False
 
     def build(self, seed: int, data_root: Path) -> "Task":
         """The task; OSError where its data are missing or damaged."""

@@ -200,8 +200,6 @@ class Files(ArrayTask):
     """Samples in memory: x (T, B, D), padded with zeros up to the longest of the batch, whose lengths then follow.
 
     Attributes:
-        mask: (N, T, channels), True where there is a value; None where none is missing.
-        times: (N, T), seconds from the first step, float64; None where the file has no times.
         preparation: from raw samples to inputs.
         unit: mean and deviation by which outputs are brought to the unit of the targets.
     """
@@ -215,7 +213,6 @@ class Files(ArrayTask):
         self.preparation = preparation.fit(found, train, config.missing, config.normalise, config.time)
         self._refuse_ends(config, found, self.preparation)
         self.classes, self.per_step = found.classes, found.per_step
-        self.times = self.mask = None
         super().__init__(*self._held(found), {k: torch.from_numpy(part) for k, part in splits.items()}, seed)
         self.lengths = torch.from_numpy(found.lengths)
         self.ragged = bool((self.lengths != self.lengths[0]).any())
@@ -292,18 +289,10 @@ class Files(ArrayTask):
         """All inputs (N, T, inputs) and targets."""
         longest = int(found.lengths.max())
         x = torch.zeros(len(found), longest, self.preparation.inputs)
-        if self._missing:
-            self.mask = torch.zeros(len(found), longest, len(found.channels), dtype=torch.bool)
-        if found.times is not None:
-            self.times = torch.zeros(len(found), longest, dtype=torch.float64)
         for indices in found.chunks():
             raw, times = found.block(indices), found.block_times(indices)
             here = slice(int(indices[0]), int(indices[-1]) + 1), slice(raw.shape[1])
             x[here] = self.preparation(raw, found.lengths[indices], times)
-            if self.mask is not None:
-                self.mask[here] = torch.from_numpy(~np.isnan(raw))
-            if times is not None:
-                self.times[here] = torch.from_numpy(times)
         return x, self._targets(found, longest)
 
     def _targets(self, found: Samples, longest: int) -> Tensor:
@@ -441,9 +430,6 @@ class OnDisk(Files):
         self.raw = found
         return torch.empty(0), self._targets(found, int(found.lengths.max()))
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, ...]:
-        return super().batch(step, batch_size)
-
     def _inputs(self, indices: Tensor, longest: int) -> Tensor:
         chosen = indices.numpy()
         # From the start of the file to its end, whatever the order of the batch.
@@ -451,6 +437,5 @@ class OnDisk(Files):
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         where = chosen[order]
-        times = self.raw.block_times(where) if self.raw.times is not None else None
-        x = self.preparation(self.raw.block(where), self.raw.lengths[where], times)
+        x = self.preparation(self.raw.block(where), self.raw.lengths[where], self.raw.block_times(where))
         return self.prepare(x[torch.from_numpy(back)])

@@ -84,6 +84,13 @@ class SweepProcess(TrainProcess):
 
 
 @pytest.fixture
+def small_batches(monkeypatch):
+    """Evaluates a few samples at once, so that a data set has several batches."""
+    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
+    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+
+
+@pytest.fixture
 def train_process(tmp_path) -> TrainProcess:
     return TrainProcess(tmp_path)
 

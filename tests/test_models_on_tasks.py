@@ -23,9 +23,7 @@ NO_PATH = r"^transform=log_signature: is for tasks with one output a sequence"
 
 @pytest.mark.parametrize("task", choices("task"))
 @pytest.mark.parametrize("model", choices("model"))
-def test_runs(model, task, fit_here, request, monkeypatch):
-    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
-    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+def test_runs(model, task, fit_here, request, small_batches):
     root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))
     arguments = [f"model={model}", f"task={task}", "recipe=none", "debug=fast", f"data.root={root}", "model.hidden=4"]
     arguments += ["training.batch_size=3", *SHORT.get(task, [])]

@@ -36,9 +36,7 @@ def test_composes_by_itself(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_trains(recipe, fit_here, request, monkeypatch):
-    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
-    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+def test_trains(recipe, fit_here, request, small_batches):
     # Narrow, short, and few samples: what is tested is that the parts fit.
     task = compose_run(selection(recipe))[0].task.name
     root = request.getfixturevalue(FIXTURES.get(task, "tmp_path"))

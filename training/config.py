@@ -121,7 +121,7 @@ def _check_times(spacing: float | None, task: Any, transform: Any) -> None:
         return
     if transform is not None:
         raise ValueError(f"model.spacing={spacing}: needs the time of each sample; use transform=none")
-    if not getattr(task, "time", False):
+    if not task.time:
         raise ValueError(f"model.spacing={spacing}: needs the time of each sample; use a task with task.time=true")
 
 

@@ -196,12 +196,18 @@ class Trained:
 
     def _run(self, x: Tensor, *lengths: Tensor) -> Tensor:
         device = next(self.network.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
+        with self.autocast():
             output = self.network(x.to(device), *(one.to(device) for one in lengths))
-        return self.in_units((output.float() if output.dtype == torch.bfloat16 else output).cpu())
+        return self.in_units(output)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the training."""
+        device = next(self.network.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16")
 
     def in_units(self, output: Tensor) -> Tensor:
-        """An output in the unit of the targets; logits of classes as they are."""
+        """An output on the CPU, in the unit of the targets; logits of classes as they are."""
+        output = (output.float() if output.dtype == torch.bfloat16 else output).cpu()
         if self.task["predicts"] != "values":
             return output
         return self.config.task.in_units(output, self.task["statistics"])
@@ -263,6 +269,6 @@ class Stream:
         if entry is None:
             return None
         device = next(self.network.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.trained.config.training.precision == "bf16"):
+        with self.trained.autocast():
             output, self.state = self.network.step(entry.to(device), self.state)
-        return self.trained.in_units((output.float() if output.dtype == torch.bfloat16 else output).cpu())[0]
+        return self.trained.in_units(output)[0]

@@ -32,15 +32,11 @@ def split(config: "Config", found: Samples, seed: int) -> tuple[dict[str, np.nda
     everything = np.arange(len(found))
     classes = None if found.classes is None or found.per_step else found.targets
     groups = None if found.groups is None else np.array(found.groups)
+    natural = "group" if groups is not None else "random" if classes is None else "stratified"
     how = config.split
     if how == "auto":
-        within = "random" if classes is None else "stratified"
-        within = within if groups is None else "group"
-        how = "file" if found.split is not None and config.folds is None else within
-    else:
-        within = (
-            how if how != "file" else ("random" if classes is None else "stratified") if groups is None else "group"
-        )
+        how = "file" if found.split is not None and config.folds is None else natural
+    within = natural if how == "file" else how
     if how == "group" and groups is None:
         raise DataError(file, None, "task.split=group: has no groups; name their column by task.group_column")
     if how == "stratified" and classes is None:

@@ -241,8 +241,9 @@ class Config(Section):
         transformed.notes = task.notes | {"log_signature": backend}
         transformed.statistics = task.statistics | {"length": longest}
         transformed.at_length = lambda length: self.apply(task.at_length(length), data_root)
-        # A task with a batch method of its own adds what is not in its samples, such as noise.
-        if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch:
+        # A task with a batch method of its own adds what is not in its samples, such as noise; without samples they
+        # are on the disk.
+        if isinstance(task, ArrayTask) and type(task).batch is ArrayTask.batch and len(task.samples):
             shape = (len(task.samples), 1 + (longest - 1) // self.step, transformed.inputs)
             size, memory = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
             if size > memory:

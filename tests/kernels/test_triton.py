@@ -20,6 +20,7 @@ from longwave.kernels.library import DeclarationError
 from longwave.kernels.operation import OPERATIONS
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poison")
 
 ROOT = Path(__file__).parents[2]
 EPSILON = torch.finfo(torch.float32).eps
@@ -60,18 +61,6 @@ def interpreter():
 
 def backend(name: str):
     return getattr(importlib.import_module(f"longwave.kernels.{OPERATIONS[name].folder}.triton"), name)
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Fills memory that nobody has written with NaN, and computes on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(4).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def arguments(name: str, steps: int, batch: int, hidden: int) -> dict[str, torch.Tensor]:

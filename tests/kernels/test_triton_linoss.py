@@ -13,12 +13,12 @@ from tests.kernels.test_triton import (
     cotangents,
     error,
     interpreter,  # noqa: F401
-    poison,  # noqa: F401
     run,
     single,
 )
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from longwave import kernels
 from longwave.benchmarks.cases import everything, excess_errors, nrde_case
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,18 +21,6 @@ def module():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         yield importlib.import_module("longwave.kernels.nrde.triton")
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """Fills memory that nobody has written with NaN, and computes on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(4).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 # Two blocks of rows, several tiles of units and of terms, one of everything, no inner layer, several.

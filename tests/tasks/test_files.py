@@ -96,11 +96,9 @@ def test_time_as_a_channel(build):
     for index in range(N):
         length = LENGTHS[index]
         assert task.samples[index, :length, 0].numpy() == pytest.approx((t[index, :length] - t[index, 0]) / longest)
-        assert task.times[index, :length].numpy() == pytest.approx(t[index, :length] - t[index, 0])
     plain = build(time=True)
     assert plain.inputs == CHANNELS + 1
     assert plain.samples[3, :, 0].tolist() == pytest.approx(np.linspace(0, 1, STEPS).tolist())
-    assert plain.times is None
 
 
 # Missing values
@@ -122,7 +120,6 @@ def test_a_mask_is_a_channel_for_each(build, gaps):
     there = ~np.isnan(gaps) & (np.arange(STEPS) < LENGTHS[:, None])[:, :, None]
     assert task.inputs == 2 * CHANNELS
     assert np.array_equal(task.samples[..., CHANNELS:].numpy(), there)
-    assert np.array_equal(task.mask.numpy(), there)
     # What is missing is the mean, 0; the statistics are those of what is there.
     assert (task.samples[..., :CHANNELS].numpy()[~there] == 0).all()
     train = task.splits["train"].numpy()
@@ -518,13 +515,12 @@ def test_a_table_is_parsed_once(tmp_path, monkeypatch):
     path = tmp_path / "my.csv"
     rows = [f"{i // 4},{i % 4},{i},{'ab'[i // 4 % 2]},{'' if i == 9 else i}" for i in range(80)]
     path.write_text("\n".join(["sample,time,x,target,y", *rows]))
-    first = Config(path=str(path), missing="mask").build(0, tmp_path)
+    first = Config(path=str(path), missing="mask", time=True).build(0, tmp_path)
     assert list((tmp_path / "cache").glob("files-*.pt"))
     assert list((tmp_path / "cache").glob("sha256-*.json"))
     monkeypatch.delattr("longwave.tasks.own.tables.Columns.load")
-    again = Config(path=str(path), missing="mask").build(0, tmp_path)
+    again = Config(path=str(path), missing="mask", time=True).build(0, tmp_path)
     assert torch.equal(again.samples, first.samples)
-    assert torch.equal(again.times, first.times)
     monkeypatch.undo()
     monkeypatch.setattr("longwave.tasks.own.content.LARGE", 0)
     # The line of an error is found all the same.

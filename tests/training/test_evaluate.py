@@ -17,10 +17,7 @@ from tests.stand_ins import FIXTURES, SHORT
 TINY = ("recipe=none", "debug=fast", "model.hidden=4", "training.batch_size=3")
 
 
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    monkeypatch.setattr("longwave.tasks.base.ArrayTask.evaluation_batch", 20)
-    monkeypatch.setattr("longwave.tasks.ncifar10.NoisyCIFAR10.evaluation_batch", 3)
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 @pytest.fixture
