@@ -23,8 +23,8 @@ FULL = {
     "antisymmetric_rnn": [(784, 128, 128)],
     "gated_antisymmetric_rnn": [(784, 128, 128)],
     "rnn": [(500, 50, 128), (784, 128, 128)],
-    "gru": [(500, 50, 128), (784, 128, 128)],
-    "lstm": [(500, 50, 128), (784, 128, 128)],
+    "gru": [(500, 50, 128), (784, 128, 128), (784, 128, 256)],
+    "lstm": [(500, 50, 128), (784, 128, 128), (784, 128, 256)],
     "nrde": [(1, 1, 5), (9, 17, 33), (154, 8, 16), (70, 181, 32)],  # odd ones; blocks of EigenWorms
 }
 # The solver, which is no operation: blocks of components for T steps, by rk4.

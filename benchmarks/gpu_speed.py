@@ -100,6 +100,9 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
     for mode in modes_of(equation):
         example = in_mode(exact, mode)
         contenders = {f"fused {key}": run for key, run in passes(example, "triton", size, mode).items()}
+        if on_clusters(equation, size, report.device):
+            alone = passes(example, "triton", size, mode)
+            contenders |= {f"without clusters {key}": without_clusters(run) for key, run in alone.items()}
         absent = {}
         with products(mode):
             if mode.name == "fp32":
@@ -121,6 +124,31 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
         shares = {f"share of the bound, {key}": bound / times[f"fused {key}"] for key, bound in least.items()}
         step = {"microseconds a step": 1e3 * times["fused both"] / steps}
         yield {"mode": mode.name} | times | step | shares | {f"no {key}": why for key, why in absent.items()}
+
+
+def on_clusters(equation: str, size: tuple[int, int, int], device: torch.device) -> bool:
+    """Whether the fused loop may be that of ``kernels.cluster``."""
+    from longwave.kernels import cluster, dense
+
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < cluster.CAPABILITY or equation == NRDE:
+        return False
+    operation = OPERATIONS[equation_of(equation)]
+    _, batch, hidden = size
+    card = dense.multiprocessors(torch.empty(0, device=device))
+    return operation.dense and dense.plan(operation, hidden, batch, card)[0].reads_l2
+
+
+def without_clusters(run: Callable[[], object]) -> Callable[[], object]:
+    from longwave.kernels import cluster
+
+    def alone():
+        cluster.ENABLED = False
+        try:
+            run()
+        finally:
+            cluster.ENABLED = True
+
+    return alone
 
 
 def scan_passes(example: Case, size: tuple[int, int, int]) -> dict[str, Callable[[], object]]:

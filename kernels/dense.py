@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from longwave.kernels import cluster
 from longwave.kernels.derivatives import refuse_second_derivatives
 from longwave.kernels.operation import Operation
 
@@ -74,6 +75,16 @@ class Plan(NamedTuple):
     d_y: bool = False  # whether the sequence has a gradient
     d_pre: bool = False  # whether the gradient of pre is not that of the products
     d_unit: bool = False  # whether the units' gradients are wanted
+
+    @property
+    def ring(self) -> int:
+        """Bytes of the weights that a program reads in each step."""
+        return self.groups * self.group * self.deep * self.wide * 4
+
+    @property
+    def reads_l2(self) -> bool:
+        """Whether float32 weights come from L2: tensor cores have rows enough to make up for it."""
+        return self.ring > L1 and not self.tf32
 
 
 @triton.jit
@@ -479,6 +490,10 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
     def stack(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
         return torch.stack(list(tensors)) if tensors else like.new_empty(0)
 
+    def divided(p: Plan, pre: torch.dtype, like: Tensor, backward: bool = False) -> cluster.Plan | None:
+        """The plan for clusters, where a program would read weights from L2 in each step."""
+        return cluster.choose(operation, pre, like, backward) if p.reads_l2 else None
+
     @torch.library.custom_op(f"longwave::{name}_triton", mutates_args=())
     def forward(pre: Tensor, parameters: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The sequence, the final states (states, B, H), and the tape."""
@@ -486,9 +501,13 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
         _, batch, hidden = y.shape
         operation.check_parameters(parameters, hidden)
         p, warps = plan(operation, hidden, batch, multiprocessors(pre), tf32=tf32_allowed())
-        weights, units = pack([matrix.T for matrix in parameters[:matrices]], p, False), stack(parameters[matrices:], y)
-        tensors = (pre.contiguous(), weights, units, stack(state, y), y, tape)
-        launch(dense_forward_kernel, p, warps, forward_step, y, *tensors)
+        across, units = [matrix.T for matrix in parameters[:matrices]], stack(parameters[matrices:], y)
+        tensors = {"pre": pre.contiguous(), "units": units, "state": stack(state, y), "y": y, "tape": tape}
+        if split := divided(p, pre.dtype, y):
+            cluster.run(operation, split, y, weights=cluster.pack(across, split), **tensors)
+        else:
+            pre, *rest = tensors.values()
+            launch(dense_forward_kernel, p, warps, forward_step, y, pre, pack(across, p, False), *rest)
         torch.stack([y[-1], *tape[-1].split(hidden, dim=1)[: states - 1]], out=final)
         return outputs
 
@@ -519,9 +538,17 @@ def fused(operation: Operation, forward_step: Callable, backward_step: Callable,
         _, batch, hidden = y.shape
         flags = {"d_y": d_y is not None, "d_pre": own_d_pre, "d_unit": d_units}
         p, warps = plan(operation, hidden, batch, multiprocessors(y), True, tf32_allowed(), **flags)
-        weights, units = pack(parameters[:matrices], p, True), stack(parameters[matrices:], y)
-        kept = (stack(state, y), y, tape, y if d_y is None else d_y.contiguous())
-        launch(dense_backward_kernel, p, warps, backward_step, y, weights, units, *kept, *outputs)
+        units, kept = stack(parameters[matrices:], y), (stack(state, y), y, tape)
+        d_y = None if d_y is None else d_y.contiguous()
+        if split := divided(p, torch.float32, y, backward=True):
+            names = ("d_product", "d_pre", "d_state", "d_unit")
+            tensors = dict(zip(("state", "y", "tape", *names), (*kept, *outputs), strict=True)) | {"d_y": d_y}
+            tensors["d_unit"] = d_unit if d_units else None
+            weights = cluster.pack(parameters[:matrices], split)
+            cluster.run(operation, split, y, weights=weights, units=units, **tensors)
+        else:
+            kept, weights = (*kept, y if d_y is None else d_y), pack(parameters[:matrices], p, True)
+            launch(dense_backward_kernel, p, warps, backward_step, y, weights, units, *kept, *outputs)
         return outputs
 
     @backward.register_fake

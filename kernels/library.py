@@ -51,6 +51,7 @@ class Source:
     name: str
     path: Path
     options: tuple[str, ...] = ()
+    headers: Path = FOLDER  # the folder that its first headers are in
 
 
 def cache() -> Path:
@@ -102,7 +103,7 @@ def flags(dtype: torch.dtype) -> list[str]:
 def build(source: Source, dtype: torch.dtype) -> Path:
     """The path of the library of a source, built where the cache has none that is whole."""
     name, options, folder = source.name, [*flags(dtype), *source.options], cache()
-    key = _key(source.path, options)
+    key = _key(source, options)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if reason := open_to_others(folder):
@@ -141,7 +142,7 @@ def _compile(source: Source, options: list[str], output: Path):
     compiled_by = " ".join(words)
     if shutil.which(words[0]) is None:
         raise BuildError(f"no C compiler: {words[0]!r} is not on the PATH (set CC to another)")
-    command = [*words, *options, f"-I{FOLDER}", str(source.path), "-o", str(output), "-lm"]
+    command = [*words, *options, f"-I{source.headers}", f"-I{FOLDER}", str(source.path), "-o", str(output), "-lm"]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
@@ -155,8 +156,11 @@ def _compile(source: Source, options: list[str], output: Path):
         raise BuildError(f"{name}: {compiled_by} failed: {lines[0]}") from None
 
 
-def _key(source: Path, options: list[str]) -> str:
-    parts = [path.read_bytes() for path in (source, *sorted(FOLDER.glob("*.h")))]
+def _key(source: Source, options: list[str]) -> str:
+    folders = sorted({source.headers, FOLDER})
+    parts = [
+        path.read_bytes() for path in (source.path, *(h for folder in folders for h in sorted(folder.glob("*.h"))))
+    ]
     return _digest(b"\0".join([*parts, " ".join(options).encode(), _cpu().encode()]))
 
 

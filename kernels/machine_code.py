@@ -17,16 +17,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
-from longwave.kernels import dense
+from longwave.kernels import cluster, dense
 from longwave.kernels.device import AHEAD, BLOCK
 from longwave.kernels.indrnn import triton as indrnn
 from longwave.kernels.linoss import triton as linoss
-from longwave.kernels.operation import OPERATIONS
+from longwave.kernels.operation import OPERATIONS, Operation
 from longwave.kernels.unicornn import triton as unicornn
 
 COMMAND = "python -m longwave.kernels.machine_code"
@@ -69,14 +70,14 @@ class Case(NamedTuple):
     """One kernel as it is launched."""
 
     label: str  # of the row
-    kernel: JITFunction
+    kernel: JITFunction | Operation  # of Triton, or the operation that a cluster computes
     dtype: str  # of the sequences; all else is float32
     constants: dict  # the kernel's constexprs
     options: dict  # of the launch, as num_warps
     columns: int  # (batch, unit) columns of a program
     rounds: tuple[float, ...]  # of each nested loop, outermost first, the rounds in one time step; of diagonal cells
     bytes: float  # that one column reads from and writes to the HBM in one step
-    plan: dense.Plan | None = None  # of dense cells
+    plan: dense.Plan | cluster.Plan | None = None  # of dense cells
 
 
 def cases(gpu: GPU, quick: bool = False) -> Iterator[Case]:
@@ -102,10 +103,19 @@ def dense_case(name: str, hidden: int, batch: int, backward: bool, gpu: GPU) -> 
     p, warps = dense.plan(operation, hidden, batch, gpu.multiprocessors, backward, **flags)
     kernel = dense.dense_backward_kernel if backward else dense.dense_forward_kernel
     constants = {"STEP": cell.backward_step if backward else cell.forward_step, "P": p}
+    launch, columns = dense.options(warps), p.rows * hidden
+    if gpu.architecture >= 10 * cluster.CAPABILITY[0] and p.reads_l2:
+        split = cluster.plan(operation, hidden, batch, gpu.multiprocessors, backward)
+        if split:
+            kernel, constants, p = operation, {}, split
+            launch, columns = {"num_warps": split.threads // 32}, split.rows * hidden / split.cluster
     # Backward the sequence and its gradient, the tape, the gradients of the products and of pre.
-    blocks = 2 + p.tape + p.products + p.gates * p.d_pre if backward else p.gates + 1 + p.tape
+    blocks = 1 + operation.tape + operation.gates
+    if backward:
+        products = sum(operation.products.values())
+        blocks = 2 + operation.tape + products + operation.gates * cell.own_d_pre
     label = f"{name} {'backward' if backward else 'forward'}, H = {hidden}, B = {batch}"
-    return Case(label, kernel, "fp32", constants, dense.options(warps), p.rows * hidden, (), blocks * 4, p)
+    return Case(label, kernel, "fp32", constants, launch, columns, (), blocks * 4, p)
 
 
 def linoss_cases() -> Iterator[Case]:
@@ -126,8 +136,11 @@ def linoss_cases() -> Iterator[Case]:
         yield Case(f"{scan} {label}, joining a segment", linoss.linoss_join_kernel, "fp32", *rest)
 
 
-def compiled(case: Case, gpu: GPU):
-    """The kernel of ``case``, compiled as the launcher would have it compiled on ``gpu``."""
+def compiled(case: Case, gpu: GPU) -> tuple[bytes, int]:
+    """The machine code of ``case``, compiled as the launcher would on ``gpu``, and its bytes of shared memory."""
+    if isinstance(case.kernel, Operation):
+        source = cluster.source(case.kernel, case.plan, torch.float32)
+        return cluster.translated(source, gpu.architecture), case.plan.shared
     signature, attributes = {}, {}
     for index, name in enumerate(case.kernel.arg_names):
         if name in case.constants:
@@ -141,7 +154,8 @@ def compiled(case: Case, gpu: GPU):
         if signature[name].startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(case.kernel, signature, constexprs=case.constants, attrs=attributes)
-    return triton.compile(source, GPUTarget("cuda", gpu.architecture, 32), case.options)
+    kernel = triton.compile(source, GPUTarget("cuda", gpu.architecture, 32), case.options)
+    return kernel.asm["cubin"], kernel.metadata.shared
 
 
 @functools.cache
@@ -204,27 +218,44 @@ def dense_step(case: Case, instructions: list[tuple[int, str]]) -> int:
     return count
 
 
-def ring_clocks(p: dense.Plan | None) -> float:
-    """In which a program reads what weights it does not hold."""
-    size = p.groups * p.group * p.deep * p.wide * 4 if p else 0
+def cluster_step(case: Case, instructions: list[tuple[int, str]]) -> int:
+    """Instructions of a time step: the largest loop, whose inner ones read weights from shared memory."""
+    found = loops(instructions)
+    time = max(found, key=lambda loop: loop[1] - loop[0])
+    inner = [body(instructions, loop) for loop in found if time[0] < loop[0] and loop[1] <= time[1]]
+    phases = case.plan.phases[::-1] if case.plan.backward else case.plan.phases
+    trips = [n for phase in phases if (n := (phase.length - phase.resident) // 4) > 1]
+    if len(inner) != len(trips):
+        raise RuntimeError(f"{case.label}: {len(inner)} loops in the time loop, expected {len(trips)}")
+    count = len(body(instructions, time))
+    return count + sum(len(code) * (n - 1) for code, n in zip(inner, trips, strict=True))
+
+
+def weight_clocks(p: dense.Plan | cluster.Plan | None) -> float:
+    """In which a program reads what weights are not in registers."""
+    if isinstance(p, cluster.Plan):
+        return p.others / FROM_L1
+    size = p.ring if p else 0
     return size / (FROM_L1 if size <= dense.L1 else FROM_L2)
 
 
 def figures(case: Case, gpu: GPU) -> dict[str, float]:
     """One row of the table on one card, by the title of the column."""
-    kernel = compiled(case, gpu)
-    instructions, registers = disassembly(kernel.asm["cubin"])
-    count = (dense_step if case.plan else diagonal_step)(case, instructions)
+    code, shared = compiled(case, gpu)
+    instructions, registers = disassembly(code)
+    split = isinstance(case.plan, cluster.Plan)
+    count = (cluster_step if split else dense_step if case.plan else diagonal_step)(case, instructions)
     warps = case.options["num_warps"]
     issue = gpu.multiprocessors * SCHEDULERS * gpu.clock * case.columns / (count * warps)
     return {
         "registers": registers,
         "spills": sum(bool(re.search(r"\b(STL|LDL)\b", text)) for _, text in instructions),
-        "shared, bytes": kernel.metadata.shared,
+        "shared, bytes": shared,
+        "blocks": case.plan.cluster if split else 1,
         "warps": warps,
         "rows": case.plan.rows if case.plan else 1,
         "instructions": count,
-        "ns": max(count * max(1, warps / SCHEDULERS), ring_clocks(case.plan)) / gpu.clock * 1e9,
+        "ns": max(count * max(1, warps / SCHEDULERS), weight_clocks(case.plan)) / gpu.clock * 1e9,
         "G/s by issue": issue / 1e9,
         "bytes": case.bytes,
         "G/s by HBM": gpu.bandwidth / case.bytes / 1e9,
@@ -247,14 +278,17 @@ def table(gpus: Sequence[GPU], quick: bool = False) -> tuple[str, int]:
         for g in gpus
     )
     text = f"""**Static analysis, not a measurement**: nothing here has run on a GPU.
-Compiled by Triton {triton.__version__}. Where a cell has three values they are for {" / ".join(g.name for g in gpus)}.
+Compiled by Triton {triton.__version__} and NVRTC of CUDA {torch.version.cuda}. Where a cell has
+three values they are for {" / ".join(g.name for g in gpus)}.
 Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
 clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
 
+- *blocks*: of threads that share one program's work: from 2 on a cluster, compiled by NVRTC.
 - *rows*: of the batch, of one program.
 - *instructions*: of one warp in one time step, from the machine code of the time loop.
-- *ns*: the least that a step can take where one program has a multiprocessor to itself, by its issue slots, or by what
-  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or {FROM_L2} from L2. Latencies come on top.
+- *ns*: the least that a step can take where each block has a multiprocessor to itself, by its issue slots, or by what
+  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or shared memory, {FROM_L2} from L2. Latencies
+  come on top.
 - *G/s*: the most billions of (column, step) pairs a second on the whole card, by issue slots and by memory bandwidth.
 - *bytes*: of sequences, that a column reads and writes in a step.
 

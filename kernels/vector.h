@@ -18,6 +18,7 @@
 
 typedef REAL real;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+#define ZERO ((vec){0})
 // The same, at any address.
 typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BYTES), may_alias));
 
@@ -72,6 +73,12 @@ INLINE vec choose(bits condition, vec a, vec b) {
 
 INLINE vec absolute(vec x) {
     return (vec)((bits)x & ~SIGN);
+}
+
+// +1, -1, or 0, and NaN where x is.
+INLINE vec sign(vec x) {
+    vec one = (vec)(((bits)x & SIGN) | (bits)((vec){0} + 1));
+    return choose((x > 0) | (x < 0), one, x);
 }
 
 // A comparison with NaN is false, so that NaN stays.

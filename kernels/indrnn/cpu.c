@@ -13,7 +13,7 @@ INLINE void forward_step(Step *s) {
 
 INLINE void backward_step(Step *s) {
     // As torch.relu: the gradient passes where the output is not zero or less, NaN included.
-    s->d_pre = choose(s->after <= 0, (vec){0}, s->d_state[H]);
+    s->d_pre = choose(s->after <= 0, ZERO, s->d_state[H]);
     s->d_unit[U] += s->d_pre * s->state[H];
     s->d_state[H] = s->d_pre * s->unit[U];
 }

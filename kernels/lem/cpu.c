@@ -12,7 +12,7 @@ INLINE void forward_step(int phase, Step *s) {
         gate[GATE_Y] = sigmoid(s->product[GATE_Y] + s->pre[GATE_Y]);
         gate[GATE_Z] = sigmoid(s->product[GATE_Z] + s->pre[GATE_Z]);
         gate[FORCE_Z] = tanh_(s->product[FORCE_Z] + s->pre[FORCE_Z]);
-        gate[FORCE_Y] = (vec){0};
+        gate[FORCE_Y] = ZERO;
         s->state[Z] += dt * gate[GATE_Z] * (gate[FORCE_Z] - s->state[Z]);
     } else {
         gate[FORCE_Y] = tanh_(s->product[FORCE_Y] + s->pre[FORCE_Y]);
@@ -33,7 +33,7 @@ INLINE void backward_mix(Step *s, int state, int gate, int force) {
 INLINE void backward_step(int phase, Step *s) {
     if (phase == 1) {
         backward_mix(s, Y, GATE_Y, FORCE_Y);
-        s->d_product[GATE_Z] = s->d_product[FORCE_Z] = (vec){0};
+        s->d_product[GATE_Z] = s->d_product[FORCE_Z] = ZERO;
     } else {
         backward_mix(s, Z, GATE_Z, FORCE_Z);
     }

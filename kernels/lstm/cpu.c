@@ -26,5 +26,5 @@ INLINE void backward_step(int phase, Step *s) {
     s->d_product[G] = d_c * gate[I] * (1 - gate[G] * gate[G]);
     s->d_product[O] = s->d_state[H] * c * gate[O] * (1 - gate[O]);
     s->d_state[C] = d_c * gate[F];
-    s->d_state[H] = (vec){0};
+    s->d_state[H] = ZERO;
 }

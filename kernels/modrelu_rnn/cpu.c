@@ -5,12 +5,6 @@
 #define TAPE_NAMES V
 #include "dense.h"
 
-// +1, -1, or 0, and NaN where v is.
-INLINE vec sign(vec v) {
-    vec one = (vec)(((bits)v & SIGN) | (bits)((vec){0} + 1));
-    return choose((v > 0) | (v < 0), one, v);
-}
-
 INLINE void forward_step(int phase, Step *s) {
     vec v = s->product[DRIVE] + s->pre[DRIVE];
     s->state[H] = sign(v) * at_least(absolute(v) + s->unit[BIAS], 0);
@@ -19,9 +13,9 @@ INLINE void forward_step(int phase, Step *s) {
 
 INLINE void backward_step(int phase, Step *s) {
     vec v = s->tape[V];
-    vec d = choose(absolute(v) + s->unit[BIAS] > 0, s->d_state[H], (vec){0});
+    vec d = choose(absolute(v) + s->unit[BIAS] > 0, s->d_state[H], ZERO);
     // |v| has no slope at 0, and neither has sign(v).
-    s->d_product[DRIVE] = choose((v > 0) | (v < 0), d, (vec){0});
+    s->d_product[DRIVE] = choose((v > 0) | (v < 0), d, ZERO);
     s->d_unit[BIAS] += d * sign(v);
-    s->d_state[H] = (vec){0};
+    s->d_state[H] = ZERO;
 }

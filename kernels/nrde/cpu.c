@@ -325,7 +325,7 @@ static void field_backward(const Loop *loop, Rows *b, const real *g, real *d_h) 
                     loop->width);
         for (long i = 0; i < size; i += LANES) {
             vec *to = (vec *)(d - size + i);
-            *to = choose(*(vec *)(z + i) <= 0, (vec){0}, *to);
+            *to = choose(*(vec *)(z + i) <= 0, ZERO, *to);
         }
     }
     memset(d_h, 0, of_h * rows * LANES * sizeof(real));
@@ -509,7 +509,7 @@ static void pack_right(const real *from, long stride, long width, int rows, real
         for (int n = 0; n < CHUNK; n++)
             for (int v = 0; v < GRADIENT_WIDE; v++, to += LANES) {
                 long column = (panel * GRADIENT_WIDE + v) * LANES, left = width - column;
-                if (n < rows) *(vec *)to = left > 0 ? load(from + n * stride + column, left) : (vec){0};
+                if (n < rows) *(vec *)to = left > 0 ? load(from + n * stride + column, left) : ZERO;
             }
 }
 
@@ -520,7 +520,7 @@ static void pack_left(const Group *g, const real *from, const real *const *x, lo
     for (int n = 0; n < rows; n++)
         for (int v = 0; v < GROUP / LANES; v++) {
             long left = outputs - v * LANES;
-            vec value = left > 0 ? load(from + n * stride + v * LANES, left) : (vec){0};
+            vec value = left > 0 ? load(from + n * stride + v * LANES, left) : ZERO;
             if (g->channel >= 0) value *= x[n][g->channel];
             *(vec *)(to + n * GROUP + v * LANES) = value;
             sum[n % 4][v] += value;

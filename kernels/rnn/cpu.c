@@ -11,5 +11,5 @@ INLINE void forward_step(int phase, Step *s) {
 
 INLINE void backward_step(int phase, Step *s) {
     s->d_product[DRIVE] = s->d_state[H] * (1 - s->tape[NEW_H] * s->tape[NEW_H]);
-    s->d_state[H] = (vec){0};
+    s->d_state[H] = ZERO;
 }
