@@ -12,6 +12,7 @@ _HOMES = {
     "AntisymmetricRNN": "longwave.models.antisymmetric_rnn",
     "CoRNN": "longwave.models.cornn",
     "ExpRNN": "longwave.models.exprnn",
+    "FastGRNN": "longwave.models.fastgrnn",
     "GRU": "longwave.models.gru",
     "IndRNN": "longwave.models.indrnn",
     "LEM": "longwave.models.lem",

@@ -124,6 +124,12 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs = {"pre": drive(), "a": uniform(0, 1, hidden), **states("y", "z"), "dt": uniform(0.3, 0.8)}
     elif name == "rnn":
         inputs = {"pre": drive(), "w_h": matrix(), **states("h")}
+    elif name == "fastrnn":
+        inputs = {"pre": drive(), "w_h": matrix(), **states("h")}
+        inputs |= {"alpha": uniform(0.05, 0.3, hidden), "beta": uniform(0.7, 0.95)}
+    elif name == "fastgrnn":
+        inputs = {"pre": drive(), "w_h": matrix(), "b_z": normal(hidden), "b_h": normal(hidden), **states("h")}
+        inputs |= {"zeta": uniform(0.6, 0.8, hidden), "nu": uniform(0.02, 0.1)}
     elif name == "lstm":
         inputs = {"pre": drive(4), "w_h": matrix(4), **states("h", "c")}
     elif name == "gru":

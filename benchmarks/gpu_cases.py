@@ -31,8 +31,8 @@ FULL = {
 NRDE, COMPONENTS, STAGES = "nrde", 28, 4
 # Of another operation.
 USUAL = [(500, 50, 128)]
-# Of every equation: T = 1, B = 1, widths that fill no block, the widest.
-ODD = [(1, 17, 96), (63, 1, 96), (33, 5, 33), (9, 3, 1000)]
+# Of every equation: T = 1, B = 1, widths that fill no block, clusters that are not full, the widest.
+ODD = [(1, 17, 96), (63, 1, 96), (33, 5, 33), (9, 37, 330), (9, 3, 1000)]
 SMALL = [(1, 1, 3), (9, 2, 5)]
 
 

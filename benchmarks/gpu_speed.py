@@ -100,7 +100,7 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
     for mode in modes_of(equation):
         example = in_mode(exact, mode)
         contenders = {f"fused {key}": run for key, run in passes(example, "triton", size, mode).items()}
-        if on_clusters(equation, size, report.device):
+        if on_clusters(equation, size, mode, report.device):
             alone = passes(example, "triton", size, mode)
             contenders |= {f"without clusters {key}": without_clusters(run) for key, run in alone.items()}
         absent = {}
@@ -126,16 +126,16 @@ def measure(report: Report, equation: str, size: tuple[int, int, int]) -> Iterat
         yield {"mode": mode.name} | times | step | shares | {f"no {key}": why for key, why in absent.items()}
 
 
-def on_clusters(equation: str, size: tuple[int, int, int], device: torch.device) -> bool:
-    """Whether the fused loop may be that of ``kernels.cluster``."""
+def on_clusters(equation: str, size: tuple[int, int, int], mode: Mode, device: torch.device) -> bool:
+    """Whether the fused loop, forward, is that of ``kernels.cluster``."""
     from longwave.kernels import cluster, dense
 
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < cluster.CAPABILITY or equation == NRDE:
+    if equation == NRDE or device.type != "cuda" or not OPERATIONS[equation_of(equation)].dense:
         return False
-    operation = OPERATIONS[equation_of(equation)]
-    _, batch, hidden = size
-    card = dense.multiprocessors(torch.empty(0, device=device))
-    return operation.dense and dense.plan(operation, hidden, batch, card)[0].reads_l2
+    operation, like = OPERATIONS[equation_of(equation)], torch.empty((), device=device).expand(size)
+    card = dense.multiprocessors(like)
+    p, _ = dense.plan(operation, size[2], size[1], card, tf32=mode.name == "tf32")
+    return p.reads_l2 and cluster.choose(operation, mode.dtype, like) is not None
 
 
 def without_clusters(run: Callable[[], object]) -> Callable[[], object]:

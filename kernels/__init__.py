@@ -9,6 +9,8 @@ from longwave.kernels.antisymmetric_rnn import antisymmetric_rnn
 from longwave.kernels.cornn import cornn
 from longwave.kernels.derivatives import transformed
 from longwave.kernels.dispatch import backend_for
+from longwave.kernels.fastgrnn import fastgrnn
+from longwave.kernels.fastrnn import fastrnn
 from longwave.kernels.gru import gru
 from longwave.kernels.indrnn import indrnn
 from longwave.kernels.lem import lem

@@ -1,4 +1,4 @@
-"""Machine code of the Triton kernels, read with no GPU: ``python -m longwave.kernels.machine_code [--write FILE]``.
+"""Machine code of the kernels for CUDA, read with no GPU: ``python -m longwave.kernels.machine_code [--write FILE]``.
 
 Compiles every kernel ahead of time and reads its machine code: registers, spills, shared memory, instructions a time
 step, and the bounds that follow from these. A static analysis, not a measurement: what a GPU does may be slower than
@@ -8,6 +8,7 @@ each bound, by latencies most of all. Ends with status 1 where a kernel spills.
 import argparse
 import functools
 import importlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -57,6 +58,8 @@ FROM_L1, FROM_L2 = 128, 64
 DENSE = {
     "antisymmetric_rnn": [(64, 64), (128, 50)],
     "cornn": [(64, 64), (128, 50), (128, 500), (256, 120)],
+    "fastgrnn": [(64, 64), (128, 50)],
+    "fastrnn": [(64, 64), (128, 50)],
     "gated_antisymmetric_rnn": [(128, 50)],
     "gru": [(128, 50), (256, 128)],
     "lem": [(32, 8), (128, 128)],
@@ -234,7 +237,7 @@ def cluster_step(case: Case, instructions: list[tuple[int, str]]) -> int:
 def weight_clocks(p: dense.Plan | cluster.Plan | None) -> float:
     """In which a program reads what weights are not in registers."""
     if isinstance(p, cluster.Plan):
-        return p.others / FROM_L1
+        return p.in_shared / FROM_L1
     size = p.ring if p else 0
     return size / (FROM_L1 if size <= dense.L1 else FROM_L2)
 
@@ -278,8 +281,8 @@ def table(gpus: Sequence[GPU], quick: bool = False) -> tuple[str, int]:
         for g in gpus
     )
     text = f"""**Static analysis, not a measurement**: nothing here has run on a GPU.
-Compiled by Triton {triton.__version__} and NVRTC of CUDA {torch.version.cuda}. Where a cell has
-three values they are for {" / ".join(g.name for g in gpus)}.
+Compiled by Triton {triton.__version__} and NVRTC {importlib.metadata.version("nvidia-cuda-nvrtc")}.
+Where a cell has three values they are for {" / ".join(g.name for g in gpus)}.
 Assumed, from nominal figures: {cards}; {SCHEDULERS} schedulers a multiprocessor, each issuing one warp instruction a
 clock; every guarded instruction runs; each byte of a sequence crosses the HBM once.
 
@@ -287,8 +290,8 @@ clock; every guarded instruction runs; each byte of a sequence crosses the HBM o
 - *rows*: of the batch, of one program.
 - *instructions*: of one warp in one time step, from the machine code of the time loop.
 - *ns*: the least that a step can take where each block has a multiprocessor to itself, by its issue slots, or by what
-  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or shared memory, {FROM_L2} from L2. Latencies
-  come on top.
+  it reads of the weights in each step, {FROM_L1} bytes a clock from L1 or shared memory, {FROM_L2} from L2. Latencies,
+  what the blocks of a cluster exchange, and further turns where not all programs run at once come on top.
 - *G/s*: the most billions of (column, step) pairs a second on the whole card, by issue slots and by memory bandwidth.
 - *bytes*: of sequences, that a column reads and writes in a step.
 

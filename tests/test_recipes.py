@@ -157,6 +157,13 @@ def test_fastgrnns_protocol_on_har2(model):
     }
 
 
+@pytest.mark.parametrize(("gated", "name", "value"), [(True, "fastgrnn", 0.9559), (False, "fastrnn", 0.9450)])
+def test_fastgrnn_on_har2(gated, name, value):
+    c, _ = compose_run(selection(f"fastgrnn/har2_{name}"))
+    assert (c.model.gated, c.task.validation, c.training.selection) == (gated, "none", "last")
+    assert published.get(c.published).value == value
+
+
 def test_other_settings_of_unicornn():
     c, _ = compose_run(selection("unicornn/ncifar10"))
     t, o, m = c.training, c.optimizer, c.model

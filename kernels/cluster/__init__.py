@@ -10,24 +10,23 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longwave.kernels import library
+from longwave.kernels.library import BuildError, Source
 from longwave.kernels.operation import Operation
 
 FOLDER = Path(__file__).parent
 THREADS = 256
 # Of a thread, for weights; its other 110 are for sums and states. Less where it reads further weights in each step.
 REGISTERS, FEWER_REGISTERS = 144, 128
-# Bytes that a block may have, on all cards with clusters.
+# Bytes of shared memory of a block, of compute capability 9.0 and 10.0; `choose` asks the card.
 SHARED = 227 * 1024
-# Of a cluster; more than 8 blocks a card need not, but all with clusters do, allow.
+# Blocks of a cluster. More than 8 a card need not allow: `loaded` asks it.
 CLUSTERS = (2, 4, 8, 16)
 PORTABLE = 8
 MOST_ROWS = 8
@@ -59,8 +58,11 @@ class Phase(NamedTuple):
         return self.slices * self.length
 
 
+NO_PHASE = Phase(0, 0, 0, 0, 1, 0, 0, 0)
+
+
 class Plan(NamedTuple):
-    """What a kernel is compiled for."""
+    """Division of the work, which a kernel is compiled for."""
 
     hidden: int
     cluster: int  # blocks
@@ -75,7 +77,7 @@ class Plan(NamedTuple):
         return max(phase.slices * self.rows * 4 * phase.groups for phase in self.phases)
 
     @property
-    def others(self) -> int:
+    def in_shared(self) -> int:
         """Bytes of the weights of a block that are not in registers."""
         return 16 * self.threads * sum(phase.length - phase.resident for phase in self.phases)
 
@@ -83,7 +85,7 @@ class Plan(NamedTuple):
     def shared(self) -> int:
         """Bytes of shared memory of a block: vectors, results, and weights."""
         vectors = sum(phase.depth for phase in self.phases) * self.rows * (2 if len(self.phases) == 1 else 1)
-        return 4 * (vectors + self.results) + self.others
+        return 4 * (vectors + self.results) + self.in_shared
 
     @property
     def entry(self) -> str:
@@ -94,9 +96,8 @@ class Plan(NamedTuple):
         """Options of the compiler, beside those of the operation."""
         numbers = {"HIDDEN": self.hidden, "CLUSTER": self.cluster, "WIDTH": self.width, "ROWS": self.rows}
         numbers |= {"THREADS": self.threads, "RESULTS_SIZE": self.results}
-        for i, phase in enumerate([*self.phases, Phase(*[0] * 8)][:2]):
-            # A phase that is not there divides by its groups nowhere, but the compiler would see it.
-            values = phase._asdict() | {"depth": phase.depth, "groups": phase.groups or 1}
+        for i, phase in enumerate([*self.phases, NO_PHASE][:2]):
+            values = phase._asdict() | {"depth": phase.depth}
             numbers |= {f"{key.upper()}_{i}": value for key, value in values.items()}
         return [f"-D{key}={value}" for key, value in numbers.items()] + ["-DBACKWARD"] * self.backward
 
@@ -113,7 +114,7 @@ def plan(
     shared: int = SHARED,
     most_rows: int = MOST_ROWS,
 ) -> Plan | None:
-    """How the work is divided; None where no cluster holds the weights."""
+    """Division of the work over clusters, or None if no cluster holds the weights."""
 
     def divided(cluster: int, rows: int, room: int) -> Plan | None:
         # In whole groups of four columns.
@@ -130,29 +131,31 @@ def plan(
             phases.append(Phase(first_state, inputs, first_product, outputs, groups, slices, length, resident))
         return Plan(hidden, cluster, width, rows, tuple(phases), backward, threads)
 
-    all_rooms = [(size, room) for room in registers for size in clusters if size <= multiprocessors]
-    for size, room in all_rooms:
+    for room, size in [(room, size) for room in registers for size in clusters if size <= multiprocessors]:
         p = divided(size, 1, room)
-        whole = p and all(phase.resident == phase.length for phase in p.phases)
-        # First without shared memory, by as few blocks as will do; then with it.
-        if not p or p.shared > shared or (room == registers[0] and not (whole and size <= PORTABLE)):
+        # First without weights in shared memory, by as few blocks as will do; then with them.
+        if not p or p.shared > shared or (room == registers[0] and (p.in_shared or size > PORTABLE)):
             continue
-        # As few rows as feed the card: then all clusters run at once.
-        rows = min(math.ceil(batch / max(1, int(multiprocessors * USABLE) // size)), most_rows)
+        # As few rows as take the fewest turns of all clusters that run at once.
+        at_once = max(1, int(multiprocessors * USABLE) // size)
+        turns = math.ceil(batch / (at_once * most_rows))
+        rows = math.ceil(batch / (turns * at_once))
         return next(p for rows in range(rows, 0, -1) if (p := divided(size, rows, room)).shared <= shared)
     return None
 
 
 def pack(matrices: Sequence[Tensor], p: Plan) -> Tensor:
-    """The matrices (depth, outputs * H) of all phases as [block][phase][k of a slice][thread][4 columns]."""
+    """The matrices (depth, outputs * H) of all phases as [block][phase][k of a slice][thread][4 columns].
+
+    Slices take turns by four terms, so that threads of one warp read neighbouring numbers.
+    """
     parts = []
     for matrix, phase in zip(matrices, p.phases, strict=True):
         columns = matrix.unflatten(1, (phase.outputs, p.hidden))
         columns = F.pad(columns, (0, p.cluster * p.width - p.hidden, 0, 0, 0, phase.depth - len(matrix)))
-        slices = columns.unflatten(2, (p.cluster, p.width)).unflatten(0, (phase.slices, phase.length))
-        # To block, k, slice, output, unit.
-        threads = slices.permute(3, 1, 0, 2, 4).reshape(p.cluster, phase.length, phase.slices * phase.groups, 4)
-        parts.append(F.pad(threads, (0, 0, 0, p.threads - phase.slices * phase.groups)))
+        fours = columns.unflatten(2, (p.cluster, p.width)).unflatten(0, (phase.length // 4, phase.slices, 4))
+        groups = fours.permute(4, 0, 2, 1, 3, 5).reshape(p.cluster, phase.length, phase.slices * phase.groups, 4)
+        parts.append(F.pad(groups, (0, 0, 0, p.threads - phase.slices * phase.groups)))
     return torch.cat(parts, dim=1)
 
 
@@ -166,59 +169,64 @@ class Loop(ctypes.Structure):
     ]
 
 
-def source(operation: Operation, p: Plan, dtype: torch.dtype) -> library.Source:
+def source(operation: Operation, p: Plan, dtype: torch.dtype) -> Source:
     """The C file of a cell and what it is compiled with; ``dtype`` is that of ``pre``."""
     options = (*operation.source.options, *p.options(), f"-DPRE_{str(dtype).removeprefix('torch.').upper()}")
-    return library.Source(f"{operation.name}_cluster", operation.source.path, options, FOLDER)
+    return Source(f"{operation.name}_cluster", operation.source.path, options, FOLDER)
 
 
-def translated(given: library.Source, architecture: int) -> bytes:
+def checked(function: Callable, *arguments) -> Any:
+    """The result of a function of NVRTC or of CUDA's driver.
+
+    Raises:
+        BuildError: where it fails.
+    """
+    status, *values = function(*arguments)
+    if status.value:
+        raise BuildError(f"{function.__name__}: {status.name}")
+    return values[0] if values else None
+
+
+def translated(given: Source, architecture: int) -> bytes:
     """The machine code for an architecture such as 90, by NVRTC.
 
     Raises:
-        BuildError: where NVRTC is not there, or refuses.
+        BuildError: where NVRTC refuses.
+        ImportError, RuntimeError: where it is not there.
     """
-    try:
-        from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise library.BuildError(f"{given.name}: no NVRTC: {error}") from None
-
-    def checked(result, value=None):
-        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise library.BuildError(f"{given.name}: NVRTC: {result.name}")
-        return value
+    from cuda.bindings import nvrtc
 
     text, header = given.path.read_bytes(), (FOLDER / "dense.h").read_bytes()
-    program = checked(*nvrtc.nvrtcCreateProgram(text, given.path.name.encode(), 1, [header], [b"dense.h"]))
+    program = checked(nvrtc.nvrtcCreateProgram, text, given.path.name.encode(), 1, [header], [b"dense.h"])
     options = [option.encode() for option in (*given.options, f"--gpu-architecture=sm_{architecture}")]
     try:
         (outcome,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        if outcome != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            printed = bytearray(checked(*nvrtc.nvrtcGetProgramLogSize(program)))
-            checked(*nvrtc.nvrtcGetProgramLog(program, printed))
+        if outcome.value:
+            printed = bytearray(checked(nvrtc.nvrtcGetProgramLogSize, program))
+            checked(nvrtc.nvrtcGetProgramLog, program, printed)
             lines = [line for line in printed.decode().splitlines() if "error" in line] or [outcome.name]
-            raise library.BuildError(f"{given.name}: NVRTC: {lines[0]}")
-        code = bytearray(checked(*nvrtc.nvrtcGetCUBINSize(program)))
-        checked(*nvrtc.nvrtcGetCUBIN(program, code))
+            raise BuildError(lines[0])
+        code = bytearray(checked(nvrtc.nvrtcGetCUBINSize, program))
+        checked(nvrtc.nvrtcGetCUBIN, program, code)
         return bytes(code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
 @functools.cache
-def loaded(given: library.Source, p: Plan, device: int):
-    """A kernel on a card, ready to be launched; or a ``BuildError``, which is kept as well."""
+def loaded(given: Source, p: Plan, device: int):
+    """A kernel on a card, ready to be launched; or why it is not, which is kept as well, in one line."""
     try:
         code = translated(given, int("{}{}".format(*torch.cuda.get_device_capability(device))))
         from cuda.bindings import driver
 
+        function = checked(driver.cuModuleGetFunction, checked(driver.cuModuleLoadData, code), p.entry.encode())
         attribute = driver.CUfunction_attribute
-        function = asked(driver.cuModuleGetFunction, asked(driver.cuModuleLoadData, code), p.entry.encode())
         for key, value in (
             (attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, p.shared),
             (attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, int(p.cluster > PORTABLE)),
         ):
-            asked(driver.cuFuncSetAttribute, function, key, value)
+            checked(driver.cuFuncSetAttribute, function, key, value)
         size = driver.CUlaunchAttribute()
         size.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = p.cluster, 1, 1
@@ -226,24 +234,19 @@ def loaded(given: library.Source, p: Plan, device: int):
         launch.gridDimX, launch.gridDimY, launch.gridDimZ = p.cluster, 1, 1
         launch.blockDimX, launch.blockDimY, launch.blockDimZ = p.threads, 1, 1
         launch.sharedMemBytes, launch.attrs, launch.numAttrs = p.shared, [size], 1
-        if not asked(driver.cuOccupancyMaxActiveClusters, function, launch):
-            raise library.BuildError(f"the card has no room for a cluster of {p.cluster} blocks")
+        if not checked(driver.cuOccupancyMaxActiveClusters, function, launch):
+            raise BuildError(f"the card has no room for a cluster of {p.cluster} blocks")
         return function
-    except library.BuildError as error:
-        log.warning("No clusters for %s, whose weights are read from L2: %s", given.name, error)
-        return error
+    # Without their libraries, the bindings raise what they like.
+    except (BuildError, ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        _tell(given.name, reason)
+        return reason
 
 
-def asked(function: Callable, *arguments):
-    """The result of a function of CUDA's driver.
-
-    Raises:
-        BuildError: where it fails.
-    """
-    status, *values = function(*arguments)
-    if status.value:
-        raise library.BuildError(f"{function.__name__}: {status.name}")
-    return values[0] if values else None
+@functools.cache
+def _tell(name: str, reason: str):
+    log.warning("No clusters for %s, whose weights are read from L2: %s", name, reason)
 
 
 def choose(operation: Operation, dtype: torch.dtype, like: Tensor, backward: bool = False) -> Plan | None:
@@ -251,40 +254,34 @@ def choose(operation: Operation, dtype: torch.dtype, like: Tensor, backward: boo
 
     ``dtype`` is that of ``pre``, float32 in the backward pass.
     """
-    if not ENABLED or not like.is_cuda or torch.cuda.get_device_capability(like.device) < CAPABILITY:
+    if not ENABLED or not like.is_cuda or torch.version.hip:
+        return None
+    if torch.cuda.get_device_capability(like.device) < CAPABILITY:
         return None
     card = torch.cuda.get_device_properties(like.device)
-    _, batch, hidden = like.shape
     shared = card.shared_memory_per_block_optin
-    p = plan(operation, hidden, batch, card.multi_processor_count, backward, shared=shared)
+    p = plan(operation, like.shape[2], like.shape[1], card.multi_processor_count, backward, shared=shared)
+    if p is None:
+        return None
     with torch.cuda.device_of(like):
-        built = p and loaded(source(operation, p, dtype), p, like.get_device())
-    return None if isinstance(built, library.BuildError) else p
+        return None if isinstance(loaded(source(operation, p, dtype), p, like.get_device()), str) else p
 
 
 def run(operation: Operation, p: Plan, like: Tensor, **tensors: Tensor | None) -> None:
     """Runs a kernel with the steps and the batch of ``like`` (T, B, H), and with tensors by their names in ``Loop``."""
     steps, batch, _ = like.shape
-    given = source(operation, p, tensors.get("pre", like).dtype)
     pointers = {key: tensor.data_ptr() for key, tensor in tensors.items() if tensor is not None}
-    loop, clusters = Loop(steps, batch, **pointers), math.ceil(batch / p.rows)
-    if not like.is_cuda:
-        emulate(given, p, loop, clusters, range(p.cluster * p.threads))
-        return
+    loop, given = Loop(steps, batch, **pointers), source(operation, p, tensors.get("pre", like).dtype)
+    with torch.cuda.device_of(like):
+        launch(given, p, loop, math.ceil(batch / p.rows), like.get_device())
+
+
+def launch(given: Source, p: Plan, loop: Loop, clusters: int, device: int) -> None:
+    """Launches a kernel on the current stream of a card."""
     from cuda.bindings import driver
 
+    stream = torch.cuda.current_stream().cuda_stream
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(loop))
-    with torch.cuda.device_of(like):
-        function, stream = loaded(given, p, like.get_device()), torch.cuda.current_stream().cuda_stream
-        grid, block = (clusters * p.cluster, 1, 1), (p.threads, 1, 1)
-        asked(driver.cuLaunchKernel, function, *grid, *block, p.shared, stream, ctypes.addressof(arguments), 0)
-
-
-def emulate(given: library.Source, p: Plan, loop: Loop, clusters: int, order: Sequence[int]) -> None:
-    """Runs a kernel on CPU tensors, for tests (``emulator.h``); ``order`` is that of a cluster's threads."""
-    # Quick to compile, since it is never quick to run.
-    given = replace(given, options=(*given.options, "-O1"))
-    kernel = getattr(library.load(given, torch.float32), p.entry)
-    threads = (ctypes.c_int * len(order))(*order)
-    if kernel(ctypes.byref(loop), ctypes.c_long(clusters), threads, ctypes.c_long(p.shared)):
-        raise RuntimeError(f"{given.name}: some threads wait for ever")
+    grid, block = (clusters * p.cluster, 1, 1), (p.threads, 1, 1)
+    function = loaded(given, p, device)
+    checked(driver.cuLaunchKernel, function, *grid, *block, p.shared, stream, ctypes.addressof(arguments), 0)

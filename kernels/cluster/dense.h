@@ -3,10 +3,10 @@
 //
 // A block has WIDTH of the units and all weights that lead to them, in the registers and the shared memory of its
 // THREADS. The blocks of a cluster work on the same ROWS of the batch. After each pointwise part a block writes what it
-// has computed into the shared memory of all blocks of its cluster (`share`), and the cluster waits.
+// has computed into the shared memory of all blocks of its cluster (`broadcast`), and the cluster waits.
 //
-// Of a product, (ROWS, depth) times (depth, columns), a thread has four columns and a slice of the depth. The sum over
-// slices is taken by the thread that has the (row, unit) in the pointwise part, whose states never leave registers.
+// Of a product, (ROWS, depth) times (depth, columns), a thread has four columns and a slice of the depth; slices take
+// turns by four terms. The sum over slices is taken by the thread that has the (row, unit) in the pointwise part, whose states never leave registers.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -46,7 +46,7 @@ INLINE void sync_cluster(void) {
 }
 
 // Writes memory[at] of each block of the cluster.
-INLINE void share(int at, float value) {
+INLINE void broadcast(int at, float value) {
     unsigned own = (unsigned)__cvta_generic_to_shared((float *)memory + at), other;
     UNROLL
     for (int rank = 0; rank < CLUSTER; rank++) {
@@ -157,7 +157,7 @@ INLINE int vectors_at(int phase, long long step) {
 
 // The row, of those of this block, and the unit, of all, of a thread's pair; and whether they exist.
 typedef struct {
-    int row, unit, column, inside, here;
+    int row, unit, column, is_unit, in_batch;
     long long at;  // row * H + unit, in (B, H)
 } Place;
 
@@ -167,9 +167,9 @@ INLINE Place place_of(const Loop *loop, int each) {
     place.row = pair / WIDTH;
     place.column = pair % WIDTH;
     place.unit = rank_in_cluster() * WIDTH + place.column;
-    place.inside = place.row < ROWS && place.unit < HIDDEN;
+    place.is_unit = place.row < ROWS && place.unit < HIDDEN;
     long long row = cluster_index() * ROWS + place.row;
-    place.here = place.inside && row < loop->batch;
+    place.in_batch = place.is_unit && row < loop->batch;
     place.at = row * HIDDEN + place.unit;
     return place;
 }
@@ -186,29 +186,29 @@ INLINE void add_terms(float *sum, float4 v, float4 a, float4 b, float4 c, float4
 }
 
 // The product of a phase, by slices: [slice][row][column].
-INLINE void multiply(int phase, const float4 *resident, const float *vectors, float *results, const float *others) {
+INLINE void multiply(int phase, const float4 *resident, const float *vectors, float *results, const float *in_shared) {
     int thread = thread_index();
     int group = thread % OF(phase, GROUPS), slice = thread / OF(phase, GROUPS);
     if (slice >= OF(phase, SLICES)) return;
     float sum[ROWS][4];
     UNROLL
     for (int row = 0; row < ROWS; row++) sum[row][0] = sum[row][1] = sum[row][2] = sum[row][3] = 0;
-    vectors += slice * OF(phase, LENGTH);
+    vectors += 4 * slice;
     const float4 *w = resident + (phase == 0 ? 0 : RESIDENT_0);
     UNROLL
     for (int k = 0; k < OF(phase, RESIDENT); k += 4) {
         UNROLL
         for (int row = 0; row < ROWS; row++)
-            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k), w[k], w[k + 1], w[k + 2], w[k + 3]);
+            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k * OF(phase, SLICES)), w[k], w[k + 1], w[k + 2], w[k + 3]);
     }
-    others += (phase == 0 ? 0 : LENGTH_0 - RESIDENT_0) * THREADS * 4 + thread * 4;
+    in_shared += (phase == 0 ? 0 : LENGTH_0 - RESIDENT_0) * THREADS * 4 + thread * 4;
     ROLL
-    for (int k = OF(phase, RESIDENT); k < OF(phase, LENGTH); k += 4, others += 4 * THREADS * 4) {
-        float4 a = load4(others), b = load4(others + THREADS * 4);
-        float4 c = load4(others + 2 * THREADS * 4), d = load4(others + 3 * THREADS * 4);
+    for (int k = OF(phase, RESIDENT); k < OF(phase, LENGTH); k += 4, in_shared += 4 * THREADS * 4) {
+        float4 a = load4(in_shared), b = load4(in_shared + THREADS * 4);
+        float4 c = load4(in_shared + 2 * THREADS * 4), d = load4(in_shared + 3 * THREADS * 4);
         UNROLL
         for (int row = 0; row < ROWS; row++)
-            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k), a, b, c, d);
+            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k * OF(phase, SLICES)), a, b, c, d);
     }
     UNROLL
     for (int row = 0; row < ROWS; row++) {
@@ -218,7 +218,7 @@ INLINE void multiply(int phase, const float4 *resident, const float *vectors, fl
 }
 
 // Block `block` of a phase's product, of one pair.
-INLINE float result(int phase, const float *results, Place place, int block) {
+INLINE float sum_slices(int phase, const float *results, Place place, int block) {
     float sum = 0;
     UNROLL
     for (int slice = 0; slice < OF(phase, SLICES); slice++)
@@ -227,7 +227,7 @@ INLINE float result(int phase, const float *results, Place place, int block) {
 }
 
 // The weights of this block, [phase][k of the slice][thread][4], into registers and shared memory.
-INLINE void load_weights(const Loop *loop, float4 *resident, float *others) {
+INLINE void load_weights(const Loop *loop, float4 *resident, float *in_shared) {
     int thread = thread_index();
     const float *from = loop->weights + rank_in_cluster() * (LENGTH_0 + LENGTH_1) * THREADS * 4 + thread * 4;
     UNROLL
@@ -236,20 +236,20 @@ INLINE void load_weights(const Loop *loop, float4 *resident, float *others) {
     for (int k = 0; k < RESIDENT_1; k++) resident[RESIDENT_0 + k] = load4(from + (LENGTH_0 + k) * THREADS * 4);
     for (int k = 0; k < LENGTH_0 + LENGTH_1 - RESIDENT_0 - RESIDENT_1; k++) {
         int other = k < LENGTH_0 - RESIDENT_0 ? RESIDENT_0 + k : RESIDENT_0 + RESIDENT_1 + k;
-        *(float4 *)(others + (k * THREADS + thread) * 4) = load4(from + other * THREADS * 4);
+        *(float4 *)(in_shared + (k * THREADS + thread) * 4) = load4(from + other * THREADS * 4);
     }
 }
 
 INLINE void load_units(const Loop *loop, Step *s, Place place) {
     UNROLL
-    for (int i = 0; i < UNITS; i++) s->unit[i] = place.inside ? loop->units[i * HIDDEN + place.unit] : 0;
+    for (int i = 0; i < UNITS; i++) s->unit[i] = place.is_unit ? loop->units[i * HIDDEN + place.unit] : 0;
 }
 
 INLINE void load_pre(const Loop *loop, float *pre, Place place, long long n) {
     long long stride = loop->batch * HIDDEN, row = place.at - place.unit;
     const Pre *from = loop->pre + GATES * (n * stride + row) + place.unit;
     UNROLL
-    for (int i = 0; i < GATES; i++) pre[i] = place.here && n < loop->steps ? to_float(from[i * HIDDEN]) : 0;
+    for (int i = 0; i < GATES; i++) pre[i] = place.in_batch && n < loop->steps ? to_float(from[i * HIDDEN]) : 0;
 }
 
 #ifndef BACKWARD
@@ -273,7 +273,7 @@ KERNEL(forward) {
         Place place = place_of(&loop, e);
         load_units(&loop, &s[e], place);
         UNROLL
-        for (int i = 0; i < STATES; i++) s[e].state[i] = place.here ? loop.state[i * stride + place.at] : 0;
+        for (int i = 0; i < STATES; i++) s[e].state[i] = place.in_batch ? loop.state[i * stride + place.at] : 0;
         load_pre(&loop, ahead[e], place, 0);
     }
     sync_cluster();
@@ -290,14 +290,14 @@ KERNEL(forward) {
             int next = phase + 1 < PHASES ? phase + 1 : 0;
             EACH_PAIR(e) {
                 Place place = place_of(&loop, e);
-                if (place.inside) {
+                if (place.is_unit) {
                     UNROLL
                     for (int i = 0; i < OF(phase, OUTPUTS); i++)
-                        s[e].product[OF(phase, FIRST_PRODUCT) + i] = result(phase, own + RESULTS, place, i);
+                        s[e].product[OF(phase, FIRST_PRODUCT) + i] = sum_slices(phase, own + RESULTS, place, i);
                     forward_step(phase, &s[e]);
                     UNROLL
                     for (int i = 0; i < OF(next, INPUTS); i++)
-                        share(vectors_at(next, n + 1) + place.row * OF(next, DEPTH) + i * HIDDEN + place.unit,
+                        broadcast(vectors_at(next, n + 1) + place.row * OF(next, DEPTH) + i * HIDDEN + place.unit,
                               s[e].state[OF(next, FIRST_STATE) + i]);
                 }
             }
@@ -306,7 +306,7 @@ KERNEL(forward) {
         // After the barrier, which would wait for them.
         EACH_PAIR(e) {
             Place place = place_of(&loop, e);
-            if (place.here) {
+            if (place.in_batch) {
                 float *to = loop.tape + TAPE * (n * stride + place.at - place.unit) + place.unit;
                 UNROLL
                 for (int i = 0; i < TAPE; i++)
@@ -325,7 +325,7 @@ typedef struct {
 
 INLINE void load_kept(const Loop *loop, Kept *kept, Place place, long long n) {
     long long stride = loop->batch * HIDDEN, row = place.at - place.unit;
-    int here = place.here && n >= 0;
+    int here = place.in_batch && n >= 0;
     const float *tape = loop->tape + TAPE * (n * stride + row) + place.unit, *before = tape - TAPE * stride;
     UNROLL
     for (int i = 0; i < STATES; i++) {
@@ -353,7 +353,7 @@ KERNEL(backward) {
         UNROLL
         for (int i = 0; i < UNITS; i++) s[e].d_unit[i] = 0;
         UNROLL
-        for (int i = 0; i < STATES; i++) s[e].d_state[i] = place.here ? loop.d_state[i * stride + place.at] : 0;
+        for (int i = 0; i < STATES; i++) s[e].d_state[i] = place.in_batch ? loop.d_state[i * stride + place.at] : 0;
         load_kept(&loop, &ahead[e], place, loop.steps - 1);
     }
     sync_cluster();
@@ -370,11 +370,11 @@ KERNEL(backward) {
         for (int phase = PHASES - 1; phase >= 0; phase--) {
             EACH_PAIR(e) {
                 Place place = place_of(&loop, e);
-                if (place.inside) {
+                if (place.is_unit) {
                     backward_step(phase, &s[e]);
                     UNROLL
                     for (int i = 0; i < OF(phase, INPUTS); i++)
-                        share(vectors_at(phase, n) + place.row * OF(phase, DEPTH) + i * HIDDEN + place.unit,
+                        broadcast(vectors_at(phase, n) + place.row * OF(phase, DEPTH) + i * HIDDEN + place.unit,
                               s[e].d_product[OF(phase, FIRST_PRODUCT) + i]);
                 }
             }
@@ -382,7 +382,7 @@ KERNEL(backward) {
             if (phase == 0) {
                 EACH_PAIR(e) {
                     Place place = place_of(&loop, e);
-                    if (place.here) {
+                    if (place.in_batch) {
                         long long row = n * stride + place.at - place.unit;
                         UNROLL
                         for (int i = 0; i < PRODUCTS; i++)
@@ -399,17 +399,17 @@ KERNEL(backward) {
             sync_block();
             EACH_PAIR(e) {
                 Place place = place_of(&loop, e);
-                if (place.inside) {
+                if (place.is_unit) {
                     UNROLL
                     for (int i = 0; i < OF(phase, OUTPUTS); i++)
-                        s[e].d_state[OF(phase, FIRST_STATE) + i] += result(phase, own + RESULTS, place, i);
+                        s[e].d_state[OF(phase, FIRST_STATE) + i] += sum_slices(phase, own + RESULTS, place, i);
                 }
             }
         }
     }
     EACH_PAIR(e) {
         Place place = place_of(&loop, e);
-        if (place.here) {
+        if (place.in_batch) {
             UNROLL
             for (int i = 0; i < STATES; i++) loop.d_state[i * stride + place.at] = s[e].d_state[i];
             UNROLL

@@ -1,13 +1,17 @@
 """The time loop on thread-block clusters: on CPU tensors by the emulator, and compiled by NVRTC."""
 
+import ctypes
 import importlib
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from longwave.kernels import cluster, library
 from longwave.kernels.operation import OPERATIONS
+from tests.kernels import emulator
 from tests.kernels.checks import arguments, assert_as_good, cotangents, run, single
 
 pytest.importorskip("triton")
@@ -38,6 +42,7 @@ def divided(monkeypatch):
             return cluster.plan(operation, hidden, batch, multiprocessors, backward, **given)
 
         monkeypatch.setattr(cluster, "choose", choose)
+        monkeypatch.setattr(cluster, "launch", emulator.launch)
         monkeypatch.setattr(dense, "L1", -1)
 
     return divide
@@ -75,42 +80,51 @@ def test_as_divided_on_a_card(name, shape, multiprocessors, divided):
     assert_as_good(run(name, single(given), grads, "triton"), exact, plain)
 
 
+def in_order(monkeypatch, order):
+    """Has the threads of a cluster run in this order."""
+    monkeypatch.setattr(cluster, "launch", partial(emulator.launch, order=order))
+
+
 @pytest.mark.parametrize("name", ["cornn", "gru", "lem"])
 def test_threads_may_run_in_any_order(name, divided, monkeypatch):
     """A missing barrier shows: threads run one after the other, each until it waits."""
     divided(2, 64, 32, 3)
     given = single(arguments(name, 4, 3, 20))
     grads = cotangents(name, given)
-    emulate, found = cluster.emulate, []
-    threads = list(range(2 * 64))
+    threads, found = list(range(2 * 64)), []
     shuffled = torch.randperm(len(threads), generator=torch.Generator().manual_seed(0)).tolist()
     for order in (threads, threads[::-1], shuffled):
-        monkeypatch.setattr(cluster, "emulate", lambda *rest, order=order: emulate(*rest[:4], order))
+        in_order(monkeypatch, order)
         found.append(run(name, given, grads, "triton"))
     assert all(torch.equal(other[key], value) for other in found[1:] for key, value in found[0].items())
 
 
-@pytest.mark.parametrize("barrier", ["sync_block", "sync_cluster"])
-@pytest.mark.parametrize("place", range(2))
-def test_a_missing_barrier_shows(barrier, place, divided, monkeypatch, tmp_path):
-    """Without a barrier of the loop, orders differ, or a result is wrong."""
-    text = (cluster.FOLDER / "dense.h").read_text()
-    calls = [match.start() for match in re.finditer(rf"{barrier}\(\);", text)]
-    # Of forward's loop, then of backward's.
-    chosen = {"sync_block": calls[-2:], "sync_cluster": [calls[-3], calls[-1]]}[barrier][place]
-    (tmp_path / "dense.h").write_text(text[:chosen] + ";" + text[chosen + len(barrier) + 3 :])
-    (tmp_path / "emulator.h").write_text((cluster.FOLDER / "emulator.h").read_text())
-    monkeypatch.setattr(cluster, "FOLDER", tmp_path)
+def without(text: str, call: int, monkeypatch, folder) -> None:
+    """Has the kernels compiled from a copy of their header with one of the barriers left out."""
+    places = [match.span() for match in re.finditer(r"sync_(block|cluster)\(\);", text)]
+    first, last = places[call]
+    (folder / "dense.h").write_text(text[:first] + ";" + text[last:])
+    monkeypatch.setattr(cluster, "FOLDER", folder)
+
+
+HEADER = (cluster.FOLDER / "dense.h").read_text()
+BARRIERS = len(re.findall(r"sync_(?:block|cluster)\(\);", HEADER))
+
+
+@pytest.mark.parametrize("call", range(BARRIERS))
+def test_a_missing_barrier_shows(call, divided, monkeypatch, tmp_path):
+    """In one order or the other a result is wrong, or a block waits for ever."""
+    without(HEADER, call, monkeypatch, tmp_path)
     divided(2, 64, 32, 3)
-    given = arguments("cornn", 4, 3, 20)
+    given = arguments("cornn", 4, 3, 17)
     grads = cotangents("cornn", given)
     exact, plain = (run("cornn", values, grads, "reference") for values in (given, single(given)))
-    emulate, wrong = cluster.emulate, 0
+    wrong = 0
     for order in (range(128), range(127, -1, -1)):
-        monkeypatch.setattr(cluster, "emulate", lambda *rest, order=order: emulate(*rest[:4], order))
+        in_order(monkeypatch, order)
         try:
             assert_as_good(run("cornn", single(given), grads, "triton"), exact, plain)
-        except AssertionError:
+        except (AssertionError, RuntimeError):
             wrong += 1
     assert wrong
 
@@ -144,11 +158,9 @@ def test_gradient_of_the_final_state_alone(divided):
 
 
 def test_a_barrier_that_not_all_reach_is_an_error(divided, monkeypatch, tmp_path):
-    text = (cluster.FOLDER / "dense.h").read_text()
-    changed = text.replace("    sync_cluster();\n    for", "    if (thread_index()) sync_cluster();\n    for", 1)
-    assert changed != text
+    changed = HEADER.replace("    sync_cluster();\n    for", "    if (thread_index()) sync_cluster();\n    for", 1)
+    assert changed != HEADER
     (tmp_path / "dense.h").write_text(changed)
-    (tmp_path / "emulator.h").write_text((cluster.FOLDER / "emulator.h").read_text())
     monkeypatch.setattr(cluster, "FOLDER", tmp_path)
     divided(2, 64, 32, 3)
     given = single(arguments("rnn", 4, 3, 20))
@@ -161,9 +173,10 @@ def test_a_barrier_that_not_all_reach_is_an_error(divided, monkeypatch, tmp_path
     [
         ("cornn", 256, 120, False, 4, 4, True),
         ("cornn", 256, 120, True, 4, 4, True),
-        ("lstm", 256, 128, False, 8, 8, True),
-        ("lem", 256, 128, False, 8, 8, True),
-        ("modrelu_rnn", 1024, 128, True, 16, 8, False),
+        # In two turns of 13 clusters of 5 rows, where 16 of 8 rows would take two as well.
+        ("lstm", 256, 128, False, 8, 5, True),
+        ("lem", 256, 128, False, 8, 5, True),
+        ("modrelu_rnn", 1024, 128, True, 16, 7, False),
         ("cornn", 256, 4, False, 4, 1, True),
     ],
 )
@@ -174,6 +187,25 @@ def test_plan(name, hidden, batch, backward, blocks, rows, whole):
     assert all(phase.resident == phase.length for phase in p.phases) == whole
     assert p.shared <= cluster.SHARED
     assert p.cluster * p.width >= hidden
+
+
+@pytest.mark.parametrize("shared", [99 * 1024, cluster.SHARED])
+@pytest.mark.parametrize("name", DENSE)
+def test_every_plan_fits(name, shared):
+    """Into the shared memory of compute capability 12, and of 9."""
+    plans = [
+        cluster.plan(OPERATIONS[name], hidden, batch, 132, backward, shared=shared)
+        for hidden in (1, 96, 250, 256, 330, 512, 1000)
+        for batch in (1, 37, 128, 1000)
+        for backward in (False, True)
+    ]
+    found = [p for p in plans if p]
+    assert len(found) > len(plans) / 2
+    for p in found:
+        assert p.shared <= shared
+        assert 1 <= p.rows <= cluster.MOST_ROWS
+        assert (p.cluster - 1) * p.width < p.hidden + 4 * p.cluster
+        assert all(phase.slices * phase.groups <= p.threads and phase.length % 4 == 0 for phase in p.phases)
 
 
 def test_what_no_cluster_holds():
@@ -205,23 +237,81 @@ def test_what_nvrtc_refuses_is_one_line():
     pytest.importorskip("cuda.bindings")
     p = cluster.plan(OPERATIONS["rnn"], 256, 128, 132)
     given = cluster.source(OPERATIONS["rnn"], p, torch.float32)
-    with pytest.raises(library.BuildError, match=r"^rnn_cluster: NVRTC: dense.h\(.*error: [^\n]*$"):
+    with pytest.raises(library.BuildError, match=r"^dense.h\(.*error: [^\n]*$"):
         cluster.translated(library.Source(given.name, given.path, given.options[1:], given.headers), 90)
 
 
-def test_a_card_that_refuses_runs_without_clusters(monkeypatch, caplog):
-    """One line says why, once."""
+@pytest.fixture
+def driver(monkeypatch):
+    """CUDA's driver of a card that there is not: what it is asked, by function."""
     driver = pytest.importorskip("cuda.bindings.driver")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    answers = {
+        "cuModuleLoadData": "module",
+        "cuModuleGetFunction": "function",
+        "cuFuncSetAttribute": None,
+        "cuOccupancyMaxActiveClusters": 3,
+        "cuLaunchKernel": None,
+    }
+    asked = {name: [] for name in answers}
 
-    def cuModuleLoadData(code):
-        return (driver.CUresult.CUDA_ERROR_INVALID_IMAGE,)
+    def function(name, *arguments):
+        if name == "cuLaunchKernel":
+            # What they point to is there during the call.
+            *arguments, pointers, _ = arguments
+            loop = ctypes.cast(pointers, ctypes.POINTER(ctypes.POINTER(cluster.Loop)))[0][0]
+            arguments += [loop.steps, loop.batch, loop.y, loop.d_y]
+        asked[name].append(tuple(arguments))
+        if isinstance(answers[name], driver.CUresult):
+            return (answers[name],)
+        return (driver.CUresult.CUDA_SUCCESS, answers[name])
 
-    monkeypatch.setattr(driver, "cuModuleLoadData", cuModuleLoadData)
-    p = cluster.plan(OPERATIONS["rnn"], 300, 128, 132)
-    given = cluster.source(OPERATIONS["rnn"], p, torch.float32)
-    answers = {cluster.loaded(given, p, 0) for _ in range(2)}
-    assert [type(answer) for answer in answers] == [library.BuildError]
-    assert caplog.messages == [
-        "No clusters for rnn_cluster, whose weights are read from L2: cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"
-    ]
+    for name in answers:
+        replaced = partial(function, name)
+        replaced.__name__ = name
+        monkeypatch.setattr(driver, name, replaced)
+    return SimpleNamespace(asked=asked, answers=answers, result=driver.CUresult)
+
+
+def test_what_is_launched(driver):
+    p = cluster.plan(OPERATIONS["rnn"], 1000, 50, 132)
+    given, loop = cluster.source(OPERATIONS["rnn"], p, torch.float32), cluster.Loop(5, 50, y=11)
+    cluster.launch(given, p, loop, 7, 0)
+    cluster.launch(given, p, loop, 7, 0)
+    (code,), (function,) = driver.asked["cuModuleLoadData"], driver.asked["cuModuleGetFunction"]
+    assert code[0].startswith(b"\x7fELF")
+    assert function == ("module", b"forward")
+    assert [value for _, _, value in driver.asked["cuFuncSetAttribute"]] == [p.shared, 1]
+    ((_, config),) = driver.asked["cuOccupancyMaxActiveClusters"]
+    assert (config.attrs[0].value.clusterDim.x, config.numAttrs, config.blockDimX) == (16, 1, 256)
+    launched = ("function", 7 * 16, 1, 1, 256, 1, 1, p.shared, 7, 5, 50, 11, None)
+    assert driver.asked["cuLaunchKernel"] == [launched, launched]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("cuModuleLoadData", "cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"),
+        ("cuOccupancyMaxActiveClusters", "the card has no room for a cluster of 4 blocks"),
+        ("nvrtcCreateProgram", "no such library"),
+    ],
+)
+def test_a_card_that_refuses_runs_without_clusters(function, reason, driver, monkeypatch, caplog):
+    """One line says why, once, for both passes."""
+    cluster._tell.cache_clear()
+    cluster.loaded.cache_clear()
+
+    def missing(*_):
+        raise RuntimeError("no such library\nsecond line")
+
+    driver.answers |= {"cuModuleLoadData": driver.result.CUDA_ERROR_INVALID_IMAGE} if "Load" in function else {}
+    driver.answers |= {"cuOccupancyMaxActiveClusters": 0} if "Occupancy" in function else {}
+    if function == "nvrtcCreateProgram":
+        missing.__name__ = function
+        monkeypatch.setattr("cuda.bindings.nvrtc.nvrtcCreateProgram", missing)
+    for backward in (False, True):
+        p = cluster.plan(OPERATIONS["rnn"], 300, 128, 132, backward)
+        assert cluster.loaded(cluster.source(OPERATIONS["rnn"], p, torch.float32), p, 0) == reason
+    assert caplog.messages == [f"No clusters for rnn_cluster, whose weights are read from L2: {reason}"]
+    cluster.loaded.cache_clear()

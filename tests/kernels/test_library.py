@@ -49,15 +49,14 @@ def test_other_type_flags_or_declaration_is_another_library(fresh, monkeypatch):
 
 
 def test_source_and_headers_are_in_the_key(tmp_path, monkeypatch):
-    (tmp_path / "cell.c").write_text("int x;")
-    (tmp_path / "a.h").write_text("")
+    own = tmp_path / "own"
+    own.mkdir()
     monkeypatch.setattr(library, "FOLDER", tmp_path)
-    keys = {library._key(tmp_path / "cell.c", [])}
-    (tmp_path / "a.h").write_text("int y;")
-    keys.add(library._key(tmp_path / "cell.c", []))
-    (tmp_path / "cell.c").write_text("int z;")
-    keys.add(library._key(tmp_path / "cell.c", []))
-    assert len(keys) == 3
+    source, keys = library.Source("cell", tmp_path / "cell.c", headers=own), set()
+    for path in (source.path, tmp_path / "a.h", own / "b.h", source.path):
+        path.write_text(f"int x{len(keys)};")
+        keys.add(library._key(source, []))
+    assert len(keys) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,15 @@ import importlib
 import pytest
 import torch
 
-from tests.kernels.test_triton import (
-    arguments as example,
-)
-from tests.kernels.test_triton import (
-    assert_as_good,
-    cotangents,
-    error,
-    interpreter,  # noqa: F401
-    run,
-    single,
-)
+from tests.kernels.checks import arguments as example
+from tests.kernels.checks import assert_as_good, cotangents, error, run, single
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("poison")
 
 
 @pytest.fixture
-def module(interpreter):  # noqa: F811
+def module(interpreter):
     return importlib.import_module("longwave.kernels.linoss.triton")
 
 

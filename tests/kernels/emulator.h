@@ -31,6 +31,7 @@ static Fiber fibers[FIBERS], *running;
 static ucontext_t scheduler;
 static float *memories[CLUSTER];
 static long cluster;
+static int lost;
 
 INLINE float *own_memory(void) {
     return memories[running->rank];
@@ -61,8 +62,14 @@ INLINE void sync_cluster(void) {
     wait_as(WAITS_FOR_CLUSTER);
 }
 
-INLINE void share(int at, float value) {
-    for (int rank = 0; rank < CLUSTER; rank++) memories[rank][at] = value;
+static int count(int status, int rank);
+
+// An error where a block has ended, whose memory is then another's.
+INLINE void broadcast(int at, float value) {
+    for (int rank = 0; rank < CLUSTER; rank++) {
+        lost |= count(ENDED, rank) == THREADS;
+        memories[rank][at] = value;
+    }
 }
 
 #ifdef PRE_FLOAT32
@@ -96,7 +103,7 @@ static void release(int status, int rank) {
         if (fibers[i].status == status && (rank < 0 || fibers[i].rank == rank)) fibers[i].status = RUNS;
 }
 
-// Runs one cluster; 1 where some of its threads wait for ever. `order` is a permutation of the threads.
+// Runs one cluster; 1 where some of its threads wait for ever, or write where no block is. `order` is a permutation of the threads.
 static int run_cluster(void (*body)(void), const int *order, char *stacks) {
     for (int i = 0; i < FIBERS; i++) {
         fibers[i].rank = i / THREADS, fibers[i].thread = i % THREADS, fibers[i].status = RUNS;
@@ -120,13 +127,14 @@ static int run_cluster(void (*body)(void), const int *order, char *stacks) {
             if (count(WAITS_FOR_BLOCK, rank) == THREADS) release(WAITS_FOR_BLOCK, rank), released = 1;
         if (!released) return 1;
     }
-    return 0;
+    return lost;
 }
 
 static int run_grid(void (*body)(void), long clusters, const int *order, long bytes) {
     char *stacks = malloc((size_t)FIBERS * STACK);
-    int failed = !stacks;
-    for (int rank = 0; rank < CLUSTER; rank++) failed |= !(memories[rank] = aligned_alloc(64, (bytes + 63) / 64 * 64));
+    int failed = stacks ? 0 : 2;
+    lost = 0;
+    for (int rank = 0; rank < CLUSTER; rank++) failed |= (memories[rank] = aligned_alloc(64, (bytes + 63) / 64 * 64)) ? 0 : 2;
     for (cluster = 0; cluster < clusters && !failed; cluster++) {
         for (int rank = 0; rank < CLUSTER; rank++) memset(memories[rank], 0xff, bytes);
         failed = run_cluster(body, order, stacks);
@@ -136,7 +144,7 @@ static int run_grid(void (*body)(void), long clusters, const int *order, long by
     return failed;
 }
 
-// What CUDA launches is, here, a function of the same name: 1 where it failed.
+// What CUDA launches is, here, a function of the same name: 1 where it failed, 2 without memory.
 #define KERNEL(name)                                                                       \
     static void name##_thread(const Loop loop);                                            \
     static const Loop *name##_loop;                                                        \

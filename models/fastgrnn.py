@@ -1,0 +1,61 @@
+"""FastGRNN and FastRNN: small units with a weighted residual connection (Kusupati et al., NeurIPS 2018)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from longwave import kernels
+from longwave.models.layer import Layer
+from longwave.models.network import ModelConfig, Network
+from longwave.schema import MODEL, Annotated, Ge, Le
+
+
+@dataclass
+class Config(ModelConfig):
+    """FastGRNN, or FastRNN.
+
+    Args:
+        hidden: number of units.
+        gated: FastGRNN, whose gate shares the matrices of the update; false: FastRNN.
+    """
+
+    name: str = "fastgrnn"
+    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    gated: Annotated[bool, MODEL] = True
+
+    def build(self, inputs: int, outputs: int) -> Network:
+        return Network(FastGRNN(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
+
+
+class FastGRNN(Layer):
+    """One layer, (T, B, inputs) to (T, B, hidden).
+
+    The equations are at :func:`longwave.kernels.fastgrnn` and, with ``gated=False``, :func:`longwave.kernels.fastrnn`.
+    Their two weights, zeta and nu or alpha and beta, are trained as sigmoids of numbers that start at 1 and -4, or -3
+    and 3: remembered from the released code, not read. Biases start at 1 with a gate, as remembered, else at 0; the
+    matrices from U(-1/sqrt(hidden), 1/sqrt(hidden)), as PyTorch's.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
+        super().__init__(batch_first, backend)
+        self.hidden, self.gated = hidden, Config(hidden=hidden, **settings).gated
+        self.operation = "fastgrnn" if self.gated else "fastrnn"
+        self.weight_ih = nn.Parameter(torch.empty(hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(hidden, hidden))
+        for weight in (self.weight_ih, self.weight_hh):
+            nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
+        self.biases = nn.Parameter(torch.ones(2, hidden) if self.gated else torch.zeros(1, hidden))
+        self.weights = nn.Parameter(torch.tensor([1.0, -4.0] if self.gated else [-3.0, 3.0]))
+
+    def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states h (T, B, hidden), and the final one."""
+        first, second = self.weights.sigmoid()
+        if self.gated:
+            pre = kernels.Input(x, self.weight_ih, None)
+            of_gate, of_update = self.biases
+            return kernels.fastgrnn(
+                pre, self.weight_hh, of_gate, of_update, first, second, state, backend=self.requested
+            )
+        pre = kernels.Input(x, self.weight_ih, self.biases[0])
+        return kernels.fastrnn(pre, self.weight_hh, first, second, state, backend=self.requested)
