@@ -100,6 +100,10 @@ INLINE vec at_least(vec x, real limit) {
     return x < limit ? limit : x;
 }
 
+INLINE vec at_most(vec x, real limit) {
+    return x > limit ? limit : x;
+}
+
 // +1, -1, or 0, and NaN where x is.
 INLINE vec sign(vec x) {
     return x > 0 ? 1 : x < 0 ? -1 : x;
