@@ -1,5 +1,6 @@
 """What several tests need: composed configurations, training in this process and in real ones, data or a stand-in."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -17,11 +18,18 @@ from longwave import PACKAGE, train
 from longwave.kernels.library import cache
 from longwave.tasks import fitzhugh_nagumo, imdb, mnist, ncifar10
 from longwave.tasks.base import data_root
-from longwave.training.config import _compose_recipe, compose_run
+from longwave.training.config import _choose, _compose_recipe, compose_run
 from tests import archives, stand_ins
 
 # One thread: several small processes on a few cores otherwise wait for each other.
 torch.set_num_threads(1)
+
+
+def freeze() -> None:
+    """Takes from garbage collection what has been imported: every run collects, and would look at it, 0.2 s each."""
+    if len(gc.get_objects()) > 50_000:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
@@ -30,6 +38,7 @@ def fit_here(tmp_path):
 
     def call(*overrides: str, output: Path = tmp_path / "outputs"):
         config, recipe = compose_run(["tracking=none", f"output={output}", *overrides])
+        freeze()
         objective = train.train(config, recipe, "python train.py")
         return objective, run_folder(config)
 
@@ -111,6 +120,7 @@ def compositions(monkeypatch) -> list:
         return compose(loader, config_name=config_name, overrides=overrides, **kwargs)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counting)
+    _choose.cache_clear()
     _compose_recipe.cache_clear()
     return composed
 
