@@ -164,6 +164,21 @@ def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mnist_images(fake_mnist_files) -> tuple[torch.Tensor, torch.Tensor]:
+    root, sums = fake_mnist_files
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(mnist, "SHA256", sums)
+        return mnist.read(root)
+
+
+@pytest.fixture
+def read_mnist(fake_mnist, mnist_images, monkeypatch) -> Path:
+    """The same, whose 55 MB are read and verified once in all tests."""
+    monkeypatch.setattr(mnist, "read", lambda root: mnist_images)
+    return fake_mnist
+
+
+@pytest.fixture(scope="session")
 def uea_root(tmp_path_factory) -> Path:
     """A data root with a few real data sets of the archives; skips where they are not there."""
     real = data_root() / "uea_small"
