@@ -120,7 +120,8 @@ class SequentialMNIST(ArrayTask):
         self.files = tuple(SHA256.items())
         order = "rows"
         if config.permutation is not None:
-            pixels = pixels[:, permutation(config.permutation)]
+            # Three times as fast as by torch.
+            pixels = torch.from_numpy(pixels.numpy().take(permutation(config.permutation).numpy(), axis=1))
             order = config.permutation
         self.protocol = config.protocol
         held_out = PROTOCOLS[config.protocol] if config.validation is None else config.validation

@@ -1,5 +1,6 @@
 """What several tests need: composed configurations, training in this process and in real ones, data or a stand-in."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -17,11 +18,18 @@ from longwave import PACKAGE, train
 from longwave.kernels.library import cache
 from longwave.tasks import fitzhugh_nagumo, imdb, mnist, ncifar10
 from longwave.tasks.base import data_root
-from longwave.training.config import _compose_recipe, compose_run
+from longwave.training.config import _choose, _compose_recipe, compose_run
 from tests import archives, stand_ins
 
 # One thread: several small processes on a few cores otherwise wait for each other.
 torch.set_num_threads(1)
+
+
+def freeze() -> None:
+    """Takes from garbage collection what has been imported: every run collects, and would look at it, 0.2 s each."""
+    if len(gc.get_objects()) > 50_000:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
@@ -30,6 +38,7 @@ def fit_here(tmp_path):
 
     def call(*overrides: str, output: Path = tmp_path / "outputs"):
         config, recipe = compose_run(["tracking=none", f"output={output}", *overrides])
+        freeze()
         objective = train.train(config, recipe, "python train.py")
         return objective, run_folder(config)
 
@@ -111,6 +120,7 @@ def compositions(monkeypatch) -> list:
         return compose(loader, config_name=config_name, overrides=overrides, **kwargs)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counting)
+    _choose.cache_clear()
     _compose_recipe.cache_clear()
     return composed
 
@@ -151,6 +161,21 @@ def fake_mnist(fake_mnist_files, monkeypatch) -> Path:
     root, sums = fake_mnist_files
     monkeypatch.setattr(mnist, "SHA256", sums)
     return root
+
+
+@pytest.fixture(scope="session")
+def mnist_images(fake_mnist_files) -> tuple[torch.Tensor, torch.Tensor]:
+    root, sums = fake_mnist_files
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(mnist, "SHA256", sums)
+        return mnist.read(root)
+
+
+@pytest.fixture
+def read_mnist(fake_mnist, mnist_images, monkeypatch) -> Path:
+    """The same, whose 55 MB are read and verified once in all tests."""
+    monkeypatch.setattr(mnist, "read", lambda root: mnist_images)
+    return fake_mnist
 
 
 @pytest.fixture(scope="session")

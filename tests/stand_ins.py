@@ -10,8 +10,8 @@ import numpy as np
 
 # The fixture with a data root for each task that needs one, and what makes a task short.
 FIXTURES = {
-    "smnist": "fake_mnist",
-    "psmnist": "fake_mnist",
+    "smnist": "read_mnist",
+    "psmnist": "read_mnist",
     "ncifar10": "fake_cifar10",
     "har2": "fake_har",
     "imdb": "fake_imdb",

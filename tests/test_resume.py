@@ -15,6 +15,7 @@ import torch
 
 from longwave.training import loop
 from longwave.training.config import choices
+from longwave.training.entry import in_one_line
 from longwave.training.errors import Interrupted
 from longwave.training.record import Git
 
@@ -92,7 +93,7 @@ def kill_in_the_middle(train_process, arguments, rng) -> str | None:
     return out
 
 
-# Of the four slow tests together.
+# Of four slow tests together.
 KILLS = int(os.environ.get("LONGWAVE_KILLS", "20"))
 
 
@@ -100,7 +101,8 @@ KILLS = int(os.environ.get("LONGWAVE_KILLS", "20"))
     ("arguments", "checkpoint_seconds", "kills"),
     # After every step, and rarely: then the steps since the last checkpoint are run again.
     [
-        pytest.param(GROWING, 0, 2, id="curriculum"),
+        pytest.param(GROWING, 0, 1, id="curriculum"),
+        pytest.param(GROWING, 0, 2, id="curriculum, twice", marks=pytest.mark.slow),
         pytest.param(ADDING, 0, KILLS // 4, id="adding", marks=pytest.mark.slow),
         pytest.param(ADDING, 0.5, KILLS // 4, id="adding, rare checkpoints", marks=pytest.mark.slow),
         pytest.param(GROWING, 0.5, KILLS // 4, id="curriculum, rare checkpoints", marks=pytest.mark.slow),
@@ -108,8 +110,9 @@ KILLS = int(os.environ.get("LONGWAVE_KILLS", "20"))
     ],
 )
 def test_killed_and_resumed_is_never_killed(
-    arguments, checkpoint_seconds, kills, train_process, fit_here, tmp_path, request
+    arguments, checkpoint_seconds, kills, train_process, fit_here, tmp_path, request, caplog
 ):
+    caplog.set_level("INFO")
     if arguments is PSMNIST:
         arguments = (*arguments, f"data.root={request.getfixturevalue('mnist_root')}")
     # It must not end before the last kill: without a checkpoint at every step it takes more steps between two.
@@ -121,10 +124,10 @@ def test_killed_and_resumed_is_never_killed(
         kill_in_the_middle(train_process, arguments, rng)
         record = json.loads((train_process.runs()[0] / "record.json").read_text())
         assert record["status"] == "interrupted"
-    done = train_process.run(*arguments)
-    assert done.returncode == 0, done.stdout
-    assert "resuming at step" in done.stdout
-    (folder,) = train_process.runs()
+    # The last session, in this process, is no other run.
+    _, folder = fit_here(*arguments, "threads=1", output=train_process.output)
+    assert "resuming at step" in caplog.text
+    assert [folder] == train_process.runs()
     killed = outcome(folder)
     assert json.loads((folder / "record.json").read_text())["sessions"] == kills + 1
 
@@ -278,18 +281,38 @@ def test_what_a_dirty_tree_has_trained_stays_so(step, dirty, fit_here, tmp_path,
     assert json.loads((folder / "record.json").read_text())["git"] == {"commit": "b" * 40, "dirty": dirty}
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGINT, 130),
-        (signal.SIGTERM, 143),
-        (signal.SIGHUP, 129),
-        (signal.SIGUSR1, 138),
-        (signal.SIGUSR2, 140),
-    ],
-)
-def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
-    arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
+@pytest.fixture
+def assert_resumes(fit_here, monkeypatch, caplog):
+    """An interrupted run has saved what it has done, and goes on there, which is seen of its first step."""
+
+    def call(folder, *arguments):
+        record = json.loads((folder / "record.json").read_text())
+        saved = torch.load(folder / "checkpoint.pt")
+        assert record["status"] == "interrupted"
+        assert record["budget"]["steps_done"] == saved["state"]["step"] > 0
+        steps = []
+
+        def first(trainer):
+            steps.append(trainer.state.step)
+            raise KeyboardInterrupt
+
+        caplog.set_level("INFO")
+        with monkeypatch.context() as m:
+            m.setattr(loop.Trainer, "train_step", first)
+            with pytest.raises(KeyboardInterrupt):
+                fit_here(*arguments, output=folder.parent.parent)
+        assert steps == [saved["state"]["step"]]
+        assert f"resuming at step {steps[0]}" in caplog.messages
+
+    return call
+
+
+LONG = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process, assert_resumes):
+    arguments = LONG
     process = train_process.start(*arguments)
     while not train_process.runs() or entries(train_process.runs()[0]) < 3:
         assert process.poll() is None, process.stdout.read()
@@ -300,16 +323,32 @@ def test_told_to_stop_it_saves_and_goes_on_later(number, code, train_process):
     assert "the same command (without fresh=true) resumes there" in out
     assert "Traceback" not in out
     (folder,) = train_process.runs()
-    record = json.loads((folder / "record.json").read_text())
-    saved = torch.load(folder / "checkpoint.pt")
-    assert record["status"] == "interrupted"
-    assert record["budget"]["steps_done"] == saved["state"]["step"] > 0
-    again = train_process.start(*arguments)
-    while "resuming" not in (line := again.stdout.readline()):
-        assert line, "it ended"
-    assert line.strip() == f"resuming at step {saved['state']['step']}"
-    again.kill()
-    again.communicate()
+    assert_resumes(folder, *arguments)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)])
+def test_so_it_does_by_any_other_signal(number, code, fit_here, assert_resumes, tmp_path, monkeypatch, capsys):
+    train_step = loop.Trainer.train_step
+    # Outside of the run the signal would end this process.
+    handler = signal.signal(number, signal.SIG_DFL)
+
+    def signalled(trainer):
+        if trainer.state.step == 10:
+            os.kill(os.getpid(), number)
+        train_step(trainer)
+
+    try:
+        with monkeypatch.context() as m:
+            m.setattr(loop.Trainer, "train_step", signalled)
+            with pytest.raises(SystemExit) as ended, in_one_line():
+                fit_here(*LONG)
+    finally:
+        signal.signal(number, handler)
+    assert ended.value.code == code
+    told = "interrupted at step 11; the same command (without fresh=true) resumes there\n"
+    assert capsys.readouterr().err.endswith(told)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert_resumes(folder, *LONG)
 
 
 def test_a_terminal_that_is_closed_saves_and_ends(train_process):

@@ -6,6 +6,7 @@ registered under the name of its file, as ``schema/model/<file>``, ``schema/task
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import gc
@@ -13,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import re
 import textwrap
@@ -21,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
@@ -355,11 +359,26 @@ def compose_object(name: str, overrides: list[str]) -> Any:
 
 
 def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    choosing, setting = [], []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        # Hydra's own settings end with its part, and it refuses several values at once.
+        hydras = re.match(r"hydra\b", override.key_or_group) or override.is_sweep_override()
+        group = hydras or os.path.isdir(CONF / override.key_or_group)
+        (choosing if group else setting).append(override)
+    cfg, chosen = copy.deepcopy(_choose(CONF, name, *(override.input_line for override in choosing)))
+    # As Hydra does it, after all choices.
+    ConfigLoaderImpl._apply_overrides_to_config(setting, cfg)
+    return cfg, chosen
+
+
+@functools.cache
+def _choose(conf: Path, name: str, *choices: str) -> tuple[DictConfig, dict[str, str | None]]:
+    """The primary config ``name`` with these choices of groups; kept, as Hydra takes 0.1 s and runs share choices."""
     register()
     # Inside a job Hydra is initialised already, on the same folder.
     ready = GlobalHydra.instance().is_initialized()
-    with contextlib.nullcontext() if ready else initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(name, overrides, return_hydra_config=True)
+    with contextlib.nullcontext() if ready else initialize_config_dir(str(conf), version_base="1.3"):
+        cfg = compose(name, list(choices), return_hydra_config=True)
     chosen = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]

@@ -1,6 +1,7 @@
 """What every model promises, whatever its equation; a model is found by its file in conf/model."""
 
 import contextlib
+import functools
 import shutil
 
 import pytest
@@ -42,13 +43,14 @@ SETTINGS = {"cornn": ["model.dt=0.5"], "unicornn": ["model.dt=1"], "antisymmetri
 
 def build(name: str, seed: int = 0, inputs: int = 2) -> Network:
     """A model with 12 units and 1 output."""
-    if name in VARIANTS:
-        config = VARIANTS[name]
-    else:
-        overrides = ["task=adding", "recipe=none", "training.steps=1", "model.hidden=12", *SETTINGS.get(name, [])]
-        config = compose_run([f"model={name}", *overrides])[0].model
     torch.manual_seed(seed)
-    return config.build(inputs, 1)
+    return (VARIANTS[name] if name in VARIANTS else config_of(name)).build(inputs, 1)
+
+
+@functools.cache
+def config_of(name: str):
+    overrides = ["task=adding", "recipe=none", "training.steps=1", "model.hidden=12", *SETTINGS.get(name, [])]
+    return compose_run([f"model={name}", *overrides])[0].model
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -216,7 +218,10 @@ def test_weights_load_across_backends(name, monkeypatch):
     torch.testing.assert_close(other(x), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The last is 5 s of graphs, each of which the two before it have.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "unicornn deviation, irregular")) for name in NAMES]
+)
 def test_torch_compile_gives_the_same_loss(name):
     model = build(name)
     x = torch.randn(9, 3, 2)

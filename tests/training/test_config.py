@@ -6,6 +6,8 @@ import json
 import shutil
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from longwave import CONF, train
 from longwave.results import tables
@@ -14,6 +16,7 @@ from longwave.training import record
 from longwave.training.command import choice_of, parse
 from longwave.training.config import (
     SECTIONS,
+    _compose,
     about,
     changed_from_recipe,
     choices,
@@ -347,6 +350,33 @@ def test_a_group_is_everything_but_the_seed():
     assert one.identity(with_seed=False) == two.identity(with_seed=False)
     other = compose_run(["task.T=101"])[0]
     assert other.identity(with_seed=False) != one.identity(with_seed=False)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["task.T=7", "model=lem", "model.hidden=3", "task=adding", "model.hidden=4", "training.steps=${task.T}"],
+        ["recipe=cornn/psmnist_128", "scheduler=cosine", "scheduler.milestones=[1,2]", "seed=3", "debug=fast"],
+        ["model=nrde", "task=eigenworms", "transform.step=8", "curriculum=grow", "optimizer.lr=0.1", "output='a b'"],
+        ["hydra/launcher=submitit_local", "hydra.launcher.nodes=2", "model=unicornn", "model.layers=2"],
+    ],
+)  # fmt: skip
+def test_settings_upon_kept_choices_are_what_hydra_composes(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        expected = compose("train", overrides)
+    for _ in range(2):
+        cfg, _ = _compose("train", overrides)
+        assert OmegaConf.to_container(cfg, resolve=False) == OmegaConf.to_container(expected, resolve=False)
+        assert OmegaConf.is_struct(cfg)
+        assert OmegaConf.get_type(cfg.model) is OmegaConf.get_type(expected.model)
+
+
+def test_what_one_run_sets_is_not_in_the_next(compositions):
+    first, _ = compose_run(["model=cornn", "task=psmnist", "scheduler.factor=0.5", "seed=1"])
+    first.scheduler.milestones.append(2)
+    second, _ = compose_run(["model=cornn", "task=psmnist"])
+    assert (second.scheduler.milestones, second.scheduler.factor, second.seed) == ([100], 0.1, 0)
+    assert len(compositions) == 1
 
 
 @pytest.fixture

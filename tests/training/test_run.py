@@ -20,7 +20,7 @@ SMALL = (
 )  # fmt: skip
 
 
-def test_the_same_command_reports_a_finished_run(train_process):
+def test_the_same_command_reports_a_finished_run(train_process, fit_here, caplog):
     first = train_process.run(*SMALL, "tracking=none")
     assert first.returncode == 0, first.stdout
     # No terminal, no bar.
@@ -29,35 +29,35 @@ def test_the_same_command_reports_a_finished_run(train_process):
     assert any("step 4/4" in line and "mse" in line and "steps/s" in line for line in first.stdout.splitlines())
     (folder,) = train_process.runs()
     written = (folder / "record.json").stat().st_mtime_ns
-    second = train_process.run(*SMALL, "tracking=none")
-    assert second.returncode == 0
-    assert "is finished already; fresh=true runs it again" in second.stdout
+    caplog.set_level("INFO")
+    fit_here(*SMALL, output=train_process.output)
+    assert "is finished already; fresh=true runs it again" in caplog.text
     result = [line for line in first.stdout.splitlines() if line.startswith(("test", "record"))]
     assert len(result) == 3
-    assert all(line in second.stdout for line in result)
+    assert all(line in "\n".join(caplog.messages) for line in result)
     assert (folder / "record.json").stat().st_mtime_ns == written
 
 
-def test_two_processes_on_one_run(train_process):
+def test_two_processes_on_one_run(train_process, fit_here, monkeypatch, caplog):
     arguments = (*SMALL, "training.steps=100000", "training.checkpoint_seconds=0", "tracking=none")
     first = train_process.start(*arguments)
     while not train_process.runs() or not (train_process.runs()[0] / "checkpoint.pt").exists():
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.05)
-    second = train_process.run(*arguments)
-    assert second.returncode == 1
-    assert "another process is training this run" in second.stdout
-    assert str(train_process.runs()[0]) in second.stdout
-    assert len(second.stdout.splitlines()) == 2
+    # The second is this one.
+    with pytest.raises(UserError, match="another process is training this run") as error:
+        fit_here(*arguments, output=train_process.output)
+    assert str(train_process.runs()[0]) in str(error.value)
+    assert "\n" not in str(error.value)
     assert first.poll() is None
     first.kill()
     first.communicate()
     # The lock does not outlive the process.
-    third = train_process.start(*arguments)
-    while "resuming" not in (line := third.stdout.readline()):
-        assert line, "it ended"
-    third.kill()
-    third.communicate()
+    caplog.set_level("INFO")
+    monkeypatch.setattr("longwave.training.loop.Trainer.train_step", lambda _: sys.exit())
+    with pytest.raises(SystemExit):
+        fit_here(*arguments, output=train_process.output)
+    assert "resuming at step" in caplog.text
 
 
 @pytest.mark.parametrize("left", ["[]", "{", "{}", '{"status": "finished"}'])

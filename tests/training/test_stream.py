@@ -1,5 +1,7 @@
 """Step by step a network says what it says of the whole sequence."""
 
+import io
+import runpy
 import subprocess
 import sys
 
@@ -113,7 +115,7 @@ def test_the_network_is_left_as_it_was(folder):
     assert model.network.layer.frozen is None
 
 
-def test_a_sensor(folder):
+def test_a_sensor(folder, monkeypatch, capsys):
     """The example, as a user starts it."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6, 9)).round(3)
@@ -126,6 +128,9 @@ def test_a_sensor(folder):
     assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert int(rows[-1][1]) == expected.classes[0]
     assert float(rows[-1][2]) == pytest.approx(expected.probabilities[0].max().item(), abs=1e-4)
-    done = subprocess.run(command, input=f"{lines}1,x\n", capture_output=True, text=True)
-    assert done.stderr == "error: line 7: could not convert string to float: 'x'\n"
-    assert len(done.stdout.splitlines()) == 6
+    monkeypatch.setattr(sys, "argv", command[1:])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{lines}1,x\n"))
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(command[1], run_name="__main__")
+    assert ended.value.code == "error: line 7: could not convert string to float: 'x'"
+    assert capsys.readouterr().out == done.stdout
