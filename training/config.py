@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
@@ -359,15 +359,19 @@ def compose_object(name: str, overrides: list[str]) -> Any:
 
 
 def _compose(name: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    choosing, setting = [], []
+    choices, settings = [], []
     for override in OverridesParser.create().parse_overrides(overrides):
         # Hydra's own settings end with its part, and it refuses several values at once.
         hydras = re.match(r"hydra\b", override.key_or_group) or override.is_sweep_override()
-        group = hydras or os.path.isdir(CONF / override.key_or_group)
-        (choosing if group else setting).append(override)
-    cfg, chosen = copy.deepcopy(_choose(CONF, name, *(override.input_line for override in choosing)))
-    # As Hydra does it, after all choices.
-    ConfigLoaderImpl._apply_overrides_to_config(setting, cfg)
+        group = hydras or override.type != OverrideType.CHANGE or os.path.isdir(CONF / override.key_or_group)
+        (choices if group else settings).append(override)
+    cfg, chosen = copy.deepcopy(_choose(CONF, name, *(override.input_line for override in choices)))
+    try:
+        for override in settings:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException:
+        # Hydra says what is wrong.
+        return copy.deepcopy(_choose(CONF, name, *overrides))
     return cfg, chosen
 
 

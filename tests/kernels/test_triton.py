@@ -39,9 +39,17 @@ SLOW += [("cornn", 1000, 1, 2), ("cornn", 2, 50, 128), ("lem", 2, 3, 256), ("lst
 # Two products, a gradient of pre that is not that of the products, two phases: all that the dense cells share.
 QUICK = ["unicornn", "indrnn", "cornn", "gru", "lem"]
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SIZES]
-# Long ones, and LinOSS, which has tests of its own.
+
+
+def slow(name: str, size: tuple[int, int, int]) -> bool:
+    """Long ones, LinOSS, which has tests of its own, and but for one the sizes of cells that share all with others."""
+    if OPERATIONS[name].dense:
+        return name not in QUICK and size != (2, 3, 5)
+    return size[0] > (100 if name == "linoss" else 500)
+
+
 CASES = [
-    pytest.param(name, *size, marks=[pytest.mark.slow] * (size[0] > 500 or (name == "linoss" and size[0] > 100)))
+    pytest.param(name, *size, marks=[pytest.mark.slow] * slow(name, size))
     for name, sizes in SIZES.items()
     for size in sizes
 ]
@@ -140,11 +148,11 @@ def test_anchors_hold_back_the_drift():
     assert near < far < 1e-2
 
 
-HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 
 
 @HALF
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name, dtype):
     given = arguments(name, 40, 3, 33) if name not in DENSE else arguments(name, 6, 2, 17)
     given["pre"] = given["pre"].to(dtype).double()
