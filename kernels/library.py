@@ -157,10 +157,8 @@ def _compile(source: Source, options: list[str], output: Path):
 
 
 def _key(source: Source, options: list[str]) -> str:
-    folders = sorted({source.headers, FOLDER})
-    parts = [
-        path.read_bytes() for path in (source.path, *(h for folder in folders for h in sorted(folder.glob("*.h"))))
-    ]
+    headers = {*source.headers.glob("*.h"), *FOLDER.glob("*.h")}
+    parts = [path.read_bytes() for path in (source.path, *sorted(headers))]
     return _digest(b"\0".join([*parts, " ".join(options).encode(), _cpu().encode()]))
 
 

@@ -198,12 +198,13 @@ INLINE void multiply(int phase, const float4 *resident, const float *vectors, fl
     UNROLL
     for (int row = 0; row < ROWS; row++) sum[row][0] = sum[row][1] = sum[row][2] = sum[row][3] = 0;
     vectors += 4 * slice;
+#define TERMS(row) load4(vectors + (row) * OF(phase, DEPTH) + k * OF(phase, SLICES))
     const float4 *w = resident + (phase == 0 ? 0 : RESIDENT_0);
     UNROLL
     for (int k = 0; k < OF(phase, RESIDENT); k += 4) {
         UNROLL
         for (int row = 0; row < ROWS; row++)
-            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k * OF(phase, SLICES)), w[k], w[k + 1], w[k + 2], w[k + 3]);
+            add_terms(sum[row], TERMS(row), w[k], w[k + 1], w[k + 2], w[k + 3]);
     }
     in_shared += (phase == 0 ? 0 : LENGTH_0 - RESIDENT_0) * THREADS * 4 + thread * 4;
     ROLL
@@ -212,8 +213,9 @@ INLINE void multiply(int phase, const float4 *resident, const float *vectors, fl
         float4 c = load4(in_shared + 2 * THREADS * 4), d = load4(in_shared + 3 * THREADS * 4);
         UNROLL
         for (int row = 0; row < ROWS; row++)
-            add_terms(sum[row], load4(vectors + row * OF(phase, DEPTH) + k * OF(phase, SLICES)), a, b, c, d);
+            add_terms(sum[row], TERMS(row), a, b, c, d);
     }
+#undef TERMS
     UNROLL
     for (int row = 0; row < ROWS; row++) {
         float *to = results + (slice * ROWS + row) * 4 * OF(phase, GROUPS) + 4 * group;
