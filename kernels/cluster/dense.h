@@ -6,7 +6,8 @@
 // has computed into the shared memory of all blocks of its cluster (`broadcast`), and the cluster waits.
 //
 // Of a product, (ROWS, depth) times (depth, columns), a thread has four columns and a slice of the depth; slices take
-// turns by four terms. The sum over slices is taken by the thread that has the (row, unit) in the pointwise part, whose states never leave registers.
+// turns by four terms. The sum over slices is taken by the thread that has the (row, unit) in the pointwise part, whose
+// states never leave registers.
 #pragma once
 
 #ifdef __CUDACC_RTC__

@@ -103,7 +103,8 @@ static void release(int status, int rank) {
         if (fibers[i].status == status && (rank < 0 || fibers[i].rank == rank)) fibers[i].status = RUNS;
 }
 
-// Runs one cluster; 1 where some of its threads wait for ever, or write where no block is. `order` is a permutation of the threads.
+// Runs one cluster; 1 where some of its threads wait for ever, or write where no block is. `order` is a permutation of
+// the threads.
 static int run_cluster(void (*body)(void), const int *order, char *stacks) {
     for (int i = 0; i < FIBERS; i++) {
         fibers[i].rank = i / THREADS, fibers[i].thread = i % THREADS, fibers[i].status = RUNS;
@@ -134,7 +135,10 @@ static int run_grid(void (*body)(void), long clusters, const int *order, long by
     char *stacks = malloc((size_t)FIBERS * STACK);
     int failed = stacks ? 0 : 2;
     lost = 0;
-    for (int rank = 0; rank < CLUSTER; rank++) failed |= (memories[rank] = aligned_alloc(64, (bytes + 63) / 64 * 64)) ? 0 : 2;
+    for (int rank = 0; rank < CLUSTER; rank++) {
+        memories[rank] = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        failed |= memories[rank] ? 0 : 2;
+    }
     for (cluster = 0; cluster < clusters && !failed; cluster++) {
         for (int rank = 0; rank < CLUSTER; rank++) memset(memories[rank], 0xff, bytes);
         failed = run_cluster(body, order, stacks);
