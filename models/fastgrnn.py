@@ -53,9 +53,10 @@ class FastGRNN(Layer):
         first, second = self.weights.sigmoid()
         if self.gated:
             pre = kernels.Input(x, self.weight_ih, None)
-            of_gate, of_update = self.biases
+            # Not views of the parameter, two of which an exported loop refuses.
+            biases = self.biases.clone()
             return kernels.fastgrnn(
-                pre, self.weight_hh, of_gate, of_update, first, second, state, backend=self.requested
+                pre, self.weight_hh, biases[0], biases[1], first, second, state, backend=self.requested
             )
         pre = kernels.Input(x, self.weight_ih, self.biases[0])
         return kernels.fastrnn(pre, self.weight_hh, first, second, state, backend=self.requested)
