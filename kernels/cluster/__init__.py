@@ -256,15 +256,22 @@ def choose(operation: Operation, dtype: torch.dtype, like: Tensor, backward: boo
     """
     if not ENABLED or not like.is_cuda or torch.version.hip:
         return None
-    if torch.cuda.get_device_capability(like.device) < CAPABILITY:
+    _, batch, hidden = like.shape
+    return _chosen(operation, dtype, hidden, batch, backward, like.get_device())
+
+
+# Once for each size, since a training step asks twice a layer.
+@functools.cache
+def _chosen(operation: Operation, dtype: torch.dtype, hidden: int, batch: int, backward: bool, device: int):
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
         return None
-    card = torch.cuda.get_device_properties(like.device)
+    card = torch.cuda.get_device_properties(device)
     shared = card.shared_memory_per_block_optin
-    p = plan(operation, like.shape[2], like.shape[1], card.multi_processor_count, backward, shared=shared)
+    p = plan(operation, hidden, batch, card.multi_processor_count, backward, shared=shared)
     if p is None:
         return None
-    with torch.cuda.device_of(like):
-        return None if isinstance(loaded(source(operation, p, dtype), p, like.get_device()), str) else p
+    with torch.cuda.device(device):
+        return None if isinstance(loaded(source(operation, p, dtype), p, device), str) else p
 
 
 def run(operation: Operation, p: Plan, like: Tensor, **tensors: Tensor | None) -> None:

@@ -99,22 +99,16 @@ def test_threads_may_run_in_any_order(name, divided, monkeypatch):
     assert all(torch.equal(other[key], value) for other in found[1:] for key, value in found[0].items())
 
 
-def without(text: str, call: int, monkeypatch, folder) -> None:
-    """Has the kernels compiled from a copy of their header with one of the barriers left out."""
-    places = [match.span() for match in re.finditer(r"sync_(block|cluster)\(\);", text)]
-    first, last = places[call]
-    (folder / "dense.h").write_text(text[:first] + ";" + text[last:])
-    monkeypatch.setattr(cluster, "FOLDER", folder)
-
-
 HEADER = (cluster.FOLDER / "dense.h").read_text()
-BARRIERS = len(re.findall(r"sync_(?:block|cluster)\(\);", HEADER))
+BARRIERS = [match.span() for match in re.finditer(r"sync_(block|cluster)\(\);", HEADER)]
 
 
-@pytest.mark.parametrize("call", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, BARRIERS))])
-def test_a_missing_barrier_shows(call, divided, monkeypatch, tmp_path):
+@pytest.mark.parametrize("place", [BARRIERS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in BARRIERS[1:])])
+def test_a_missing_barrier_shows(place, divided, monkeypatch, tmp_path):
     """In one order or the other a result is wrong, or a block waits for ever."""
-    without(HEADER, call, monkeypatch, tmp_path)
+    first, last = place
+    (tmp_path / "dense.h").write_text(HEADER[:first] + ";" + HEADER[last:])
+    monkeypatch.setattr(cluster, "FOLDER", tmp_path)
     divided(2, 64, 32, 3)
     given = arguments("cornn", 4, 3, 17)
     grads = cotangents("cornn", given)
