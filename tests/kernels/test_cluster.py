@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import re
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -281,6 +282,27 @@ def test_what_is_launched(driver):
     assert (config.attrs[0].value.clusterDim.x, config.numAttrs, config.blockDimX) == (16, 1, 256)
     launched = ("function", 7 * 16, 1, 1, 256, 1, 1, p.shared, 7, 5, 50, 11, None)
     assert driver.asked["cuLaunchKernel"] == [launched, launched]
+
+
+def test_what_is_chosen(driver, monkeypatch):
+    """A card is asked once for each size; one without clusters, or a tensor on the CPU, has none."""
+    properties = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=cluster.SHARED)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    caches = (cluster._chosen, cluster.loaded)
+    for cache in caches:
+        cache.cache_clear()
+    like = SimpleNamespace(is_cuda=True, shape=(5, 128, 256), get_device=lambda: 0)
+    expected = cluster.plan(OPERATIONS["gru"], 256, 128, 132)
+    assert [cluster.choose(OPERATIONS["gru"], torch.float32, like) for _ in range(2)] == [expected, expected]
+    assert len(driver.asked["cuOccupancyMaxActiveClusters"]) == 1
+    assert cluster.choose(OPERATIONS["gru"], torch.float32, torch.empty(5, 128, 256)) is None
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert cluster.choose(OPERATIONS["gru"], torch.float32, like) is None
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize(
