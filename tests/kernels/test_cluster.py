@@ -244,7 +244,7 @@ def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
     answers = {
         "cuModuleLoadData": "module",
-        "cuModuleGetFunction": "function",
+        "cuModuleGetFunction": 12,
         "cuFuncSetAttribute": None,
         "cuOccupancyMaxActiveClusters": 3,
         "cuLaunchKernel": None,
@@ -280,7 +280,7 @@ def test_what_is_launched(driver):
     assert [value for _, _, value in driver.asked["cuFuncSetAttribute"]] == [p.shared, 1]
     ((_, config),) = driver.asked["cuOccupancyMaxActiveClusters"]
     assert (config.attrs[0].value.clusterDim.x, config.numAttrs, config.blockDimX) == (16, 1, 256)
-    launched = ("function", 7 * 16, 1, 1, 256, 1, 1, p.shared, 7, 5, 50, 11, None)
+    launched = (12, 7 * 16, 1, 1, 256, 1, 1, p.shared, 7, 5, 50, 11, None)
     assert driver.asked["cuLaunchKernel"] == [launched, launched]
 
 
