@@ -68,7 +68,7 @@ KNOWN = {
     "asrnn/ptb_char_300_exprnn": (1.52, 0.001, None, None, "mean", None, None),
     "nnrnn/ptb_char_150_nnrnn": (1.40, 0.003, None, None, "mean", None, None),
     "indrnn/psmnist_log": (0.9564, None, None, 1, "single", 10000, None),
-    "fastgrnn/har2_fastgrnn": (0.9559, None, None, None, "unstated", 2947, None),
+    "fastgrnn/har2_fastgrnn": (0.9538, None, None, None, "unstated", 2947, None),
     "nrde/eigenworms_depth1_step1": (0.624, 0.121, None, 3, "mean", 39, 34629),
     "nrde/eigenworms_depth2_step4": (0.838, 0.030, None, 3, "mean", 39, 99813),
     "nrde/eigenworms_depth3_step512": (0.624, 0.104, None, 3, "mean", 39, 447461),
