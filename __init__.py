@@ -21,6 +21,7 @@ _HOMES = {
     "NeuralRDE": "longwave.models.nrde",
     "RNN": "longwave.models.rnn",
     "Stacked": "longwave.models.stack",
+    "UGRNN": "longwave.models.ugrnn",
     "UnICORNN": "longwave.models.unicornn",
     "detach": "longwave.models.layer",
     "load": "longwave.training.trained",

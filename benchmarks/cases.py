@@ -134,6 +134,8 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         inputs = {"pre": drive(4), "w_h": matrix(4), **states("h", "c")}
     elif name == "gru":
         inputs = {"pre": drive(3), "w_h": matrix(3), "b_n": normal(hidden), **states("h")}
+    elif name == "ugrnn":
+        inputs = {"pre": drive(2), "w_h": matrix(2), **states("h")}
     elif name == "lem":
         inputs = {"pre": drive(4), "w_y": matrix(3), "w_z": matrix(), "dt": uniform(0.3, 0.9), **states("y", "z")}
     elif name == "modrelu_rnn":

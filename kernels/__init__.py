@@ -20,4 +20,5 @@ from longwave.kernels.lstm import lstm
 from longwave.kernels.modrelu_rnn import modrelu_rnn
 from longwave.kernels.nrde import nrde
 from longwave.kernels.rnn import rnn
+from longwave.kernels.ugrnn import ugrnn
 from longwave.kernels.unicornn import unicornn
