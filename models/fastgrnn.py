@@ -33,8 +33,7 @@ class FastGRNN(Layer):
 
     The equations are at :func:`longwave.kernels.fastgrnn` and, with ``gated=False``, :func:`longwave.kernels.fastrnn`.
     Their two weights, zeta and nu or alpha and beta, are trained as sigmoids of numbers that start at 1 and -4, or -3
-    and 3: remembered from the released code, not read. Biases start at 1 with a gate, as remembered, else at 0; the
-    matrices from U(-1/sqrt(hidden), 1/sqrt(hidden)), as PyTorch's.
+    and 3; biases start at 1, and the matrices from N(0, 0.01) (microsoft/EdgeML: pytorch/edgeml_pytorch/graph/rnn.py).
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):
@@ -44,8 +43,8 @@ class FastGRNN(Layer):
         self.weight_ih = nn.Parameter(torch.empty(hidden, inputs))
         self.weight_hh = nn.Parameter(torch.empty(hidden, hidden))
         for weight in (self.weight_ih, self.weight_hh):
-            nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
-        self.biases = nn.Parameter(torch.ones(2, hidden) if self.gated else torch.zeros(1, hidden))
+            nn.init.normal_(weight, std=0.1)
+        self.biases = nn.Parameter(torch.ones(1 + self.gated, hidden))
         self.weights = nn.Parameter(torch.tensor([1.0, -4.0] if self.gated else [-3.0, 3.0]))
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

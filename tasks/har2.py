@@ -51,14 +51,15 @@ class Config(TaskConfig):
     Args:
         validation: held out of the 7,352 training windows. ``random``: windows (80/20 in FastGRNN's tuning);
             ``subject``: all windows of some of the 21 subjects (as in EdgeML's loader); ``none``: nothing, as in
-            FastGRNN's final training; the test set is then evaluated during training.
+            FastGRNN's final training; the test set is then evaluated during training; ``test``: as ``none``, and
+            ``training.selection=best`` selects by the test set, as EdgeML's trainer reports the best test epoch.
         fraction: of the windows or subjects, held out.
         normalisation: ``channel``: each of the 9 signals to zero mean and unit variance; ``feature``: each signal at
             each step (1,152 statistics); ``none``. The statistics are those of the training windows.
     """
 
     name: str = "har2"
-    validation: Annotated[str, OneOf("random", "subject", "none")] = "random"
+    validation: Annotated[str, OneOf("random", "subject", "none", "test")] = "random"
     fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
     normalisation: Annotated[str, OneOf("channel", "feature", "none")] = "channel"
 
@@ -90,8 +91,8 @@ class HAR2(ArrayTask):
 
     def __init__(self, config: Config, seed: int, data_root: Path):
         windows, labels, subjects, train, self.files = read(data_root)
-        if config.validation == "none":
-            self.monitor = "test"
+        if config.validation in ("none", "test"):
+            self.monitor, self.selects_on_test = "test", config.validation == "test"
             splits = {"train": torch.arange(train), "validation": torch.arange(0)}
             held_out = "none"
         else:

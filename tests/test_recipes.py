@@ -157,10 +157,18 @@ def test_fastgrnns_protocol_on_har2(model):
     }
 
 
-@pytest.mark.parametrize(("gated", "name", "value"), [(True, "fastgrnn", 0.9559), (False, "fastrnn", 0.9450)])
-def test_fastgrnn_on_har2(gated, name, value):
-    c, _ = compose_run(selection(f"fastgrnn/har2_{name}"))
-    assert (c.model.gated, c.task.validation, c.training.selection) == (gated, "none", "last")
+@pytest.mark.parametrize(
+    ("recipe", "value"),
+    [("fastgrnn/har2_fastgrnn", 0.9538), ("fastgrnn/har2_fastrnn", 0.9450), ("ugrnn/har2_fastgrnn", 0.9453)],
+)
+def test_the_released_script_of_fastgrnn_on_har2(recipe, value):
+    c, _ = compose_run(selection(recipe))
+    assert getattr(c.model, "gated", None) == {"fastgrnn/har2_fastgrnn": True, "fastgrnn/har2_fastrnn": False}.get(
+        recipe
+    )
+    assert (c.task.validation, c.task.normalisation, c.training.selection) == ("test", "feature", "best")
+    assert (c.training.epochs, c.training.batch_size, c.training.clip_norm, c.optimizer.lr) == (300, 100, None, 0.01)
+    assert (c.scheduler.name, c.scheduler.milestones, c.scheduler.factor) == ("step", [200], 0.1)
     assert published.get(c.published).value == value
 
 

@@ -41,5 +41,8 @@ def test_equals_a_transcription_of_the_equation(T, gated):
 
 @pytest.mark.parametrize(("gated", "first", "second"), [(True, 0.7311, 0.0180), (False, 0.0474, 0.9526)])
 def test_weights_at_the_start(gated, first, second):
-    found = FastGRNN(3, 5, gated=gated).weights.sigmoid().tolist()
-    assert found == pytest.approx([first, second], abs=1e-4)
+    torch.manual_seed(0)
+    layer = FastGRNN(3, 200, gated=gated)
+    assert layer.weights.sigmoid().tolist() == pytest.approx([first, second], abs=1e-4)
+    assert bool((layer.biases == 1).all())
+    assert float(layer.weight_hh.std()) == pytest.approx(0.1, rel=0.02)

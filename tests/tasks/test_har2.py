@@ -54,10 +54,12 @@ def test_split_by_subject(fake_har):
     assert task.split_id.startswith("har2/channel/validation=subject=0.4/")
 
 
-def test_without_validation_the_test_set_is_monitored(fake_har):
-    task = Config(validation="none").build(0, fake_har)
+@pytest.mark.parametrize("validation", ["none", "test"])
+def test_without_validation_the_test_set_is_monitored(validation, fake_har):
+    task = Config(validation=validation).build(0, fake_har)
     assert torch.equal(task.splits["train"], torch.arange(40))
     assert (task.monitor, task.split_id) == ("test", "har2/channel/validation=none")
+    assert task.selects_on_test == (validation == "test")
 
 
 @pytest.mark.parametrize("normalisation", ["channel", "feature", "none"])
