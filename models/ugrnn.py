@@ -42,8 +42,7 @@ class UGRNN(Layer):
         self.weight_hh = nn.Parameter(torch.empty(2 * hidden, hidden))
         for weight in (self.weight_ih, self.weight_hh):
             nn.init.uniform_(weight, -(hidden**-0.5), hidden**-0.5)
-        self.bias = nn.Parameter(torch.ones(2 * hidden))
-        nn.init.zeros_(self.bias.data[hidden:])
+        self.bias = nn.Parameter(torch.cat([torch.ones(hidden), torch.zeros(hidden)]))
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden), and the final one."""

@@ -11,7 +11,7 @@ import colorsys
 import html
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -329,6 +329,8 @@ def _add(figure: go.Figure, model: str | None, label: str, x: list, y: list, sca
 def picture(rows: list[Row], length: int) -> bytes:
     """The test MSE on the adding problem at T = ``length`` against training steps, the median of the seeds, as PNG.
 
+    Rows with growing lengths have a panel of their own.
+
     One row alone is drawn with each seed, and with the lengths that its first run was trained on. UserError where there
     is no record of it.
     """
@@ -338,34 +340,45 @@ def picture(rows: list[Row], length: int) -> bytes:
     if not found:
         raise UserError(f"--length {length}: there is no finished run of the adding problem at this length to draw")
     style = Style(found)
+    panels = {"growing lengths": [], "fixed length": []}
+    for row in found:
+        panels["growing lengths" if tables.lengths(row) else "fixed length"].append(row)
+    panels = {title: panel for title, panel in panels.items() if panel}
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    ax = figure.add_subplot()
-    for row, label in zip(found, labels(found), strict=True):
-        line = style.line(*style.of(row))
-        dash = _DASHES[line["dash"]]
-        drawn = ax.plot(
-            *_curve(row), color=line["color"], linestyle=dash, linewidth=1.6,
-            label=f"{label} ({len(row.runs)})",
-        )  # fmt: skip
-        if not tables.lengths(row) and any(other.model == row.model and tables.lengths(other) for other in found):
-            drawn[0].set(linewidth=0.9, alpha=0.7)
+    figure.suptitle(f"Adding problem, T = {length:,} (number of seeds)", x=0.4)
     level = next((run.baseline["mse"] for row in found for run in row.runs if run.baseline), 1 / 6)
-    ax.axhline(level, color="0.4", linestyle="--", linewidth=1, label="always predicting 1")
-    ax.set_yscale("log")
-    ax.set_xlabel("training step")
-    ax.set_ylabel(f"test MSE at T = {length:,}, median of the seeds")
-    ax.set_title(f"Adding problem, T = {length:,} (number of seeds)")
+    seeds, lines = defaultdict(list), {}
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        of_model = Counter()
+        # A model's own settings, or those nearest to them, have its own colour.
+        panel.sort(key=lambda row: len(row.changed))
+        for row, label in zip(panel, labels(panel), strict=True):
+            line, label = style.line(row.model, of_model[row.model]), label.replace(", growing lengths", "")
+            of_model[row.model] += 1
+            (lines[label],) = ax.plot(*_curve(row), color=line["color"], linestyle=_DASHES[line["dash"]], linewidth=1.4)
+            seeds[label].append(str(len(row.runs)))
+        trivial = ax.axhline(level, color="0.4", linestyle="--", linewidth=1)
+        ax.set_yscale("log")
+        ax.set_xlabel("training step")
+        ax.set_title(title, fontsize="medium")
+        ax.grid(alpha=0.3)
+    first = axes[0]
+    first.set_ylabel(f"test MSE at T = {length:,}, median of the seeds")
     if len(found) == 1:
         for run in found[0].runs:
-            ax.plot(*curve([run], run.objective.key), color=style.colour(run.model), linewidth=0.8, alpha=0.4)
+            first.plot(*curve([run], run.objective.key), color=style.colour(run.model), linewidth=0.8, alpha=0.4)
         begin = 0
         for stage in found[0].runs[0].curriculum:
-            ax.axvline(begin, color="0.6", linestyle=":", linewidth=0.8)
-            ax.text(begin, 1.0, f" {stage.length:,}", transform=ax.get_xaxis_transform(), rotation=90,
+            first.axvline(begin, color="0.6", linestyle=":", linewidth=0.8)
+            first.text(begin, 1.0, f" {stage.length:,}", transform=first.get_xaxis_transform(), rotation=90,
                     va="top", ha="left", fontsize=8, color="0.4")  # fmt: skip
             begin += stage.steps
-    ax.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
+    names = [f"{label} ({', '.join(seeds[label])})" for label in lines]
+    figure.legend(
+        [*lines.values(), trivial], [*names, "always predicting 1"], loc="outside right upper", frameon=False,
+        fontsize="small",
+    )  # fmt: skip
     return png(figure)
 
 

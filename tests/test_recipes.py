@@ -158,14 +158,16 @@ def test_fastgrnns_protocol_on_har2(model):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "value"),
-    [("fastgrnn/har2_fastgrnn", 0.9538), ("fastgrnn/har2_fastrnn", 0.9450), ("ugrnn/har2_fastgrnn", 0.9453)],
+    ("recipe", "gated", "value"),
+    [
+        ("fastgrnn/har2_fastgrnn", True, 0.9538),
+        ("fastgrnn/har2_fastrnn", False, 0.9450),
+        ("ugrnn/har2_fastgrnn", None, 0.9453),
+    ],
 )
-def test_the_released_script_of_fastgrnn_on_har2(recipe, value):
+def test_the_released_script_of_fastgrnn_on_har2(recipe, gated, value):
     c, _ = compose_run(selection(recipe))
-    assert getattr(c.model, "gated", None) == {"fastgrnn/har2_fastgrnn": True, "fastgrnn/har2_fastrnn": False}.get(
-        recipe
-    )
+    assert (getattr(c.model, "gated", None), c.model.hidden) == (gated, 80)
     assert (c.task.validation, c.task.normalisation, c.training.selection) == ("test", "feature", "best")
     assert (c.training.epochs, c.training.batch_size) == (300, 100)
     ours = c.model.name == "ugrnn"
