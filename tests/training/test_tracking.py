@@ -35,6 +35,8 @@ def records(path):
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):
+            return  # the rest of it is not written yet
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         # 1 is a whole record, 2, 3, 4 its first, middle and last part.
