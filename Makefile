@@ -5,41 +5,41 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= model=cornn task=adding task.T=5000
 
-help:  ## What can be made
+help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-train: setup  ## A coRNN learns the adding problem at T = 5,000; any run with ARGS="model=lstm task=psmnist training.epochs=1"
+train: setup  ## Train a coRNN on the adding problem at T = 5,000; another run with ARGS="model=lstm task=psmnist training.epochs=1"
 	@$(BIN)/python train.py $(ARGS)
 	@$(if $(filter command line,$(origin ARGS)),,$(BIN)/python -m results.report --runs outputs/runs --picture outputs/adding.png)
 
-test: setup  ## The tests but the slow ones; some of them with ARGS=tests/tasks/test_adding.py, ARGS=-x, ...
+test: setup  ## Run the tests except the slow ones; options of pytest with ARGS=tests/tasks/test_adding.py, ARGS=-x, ...
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
-test-slow: setup  ## The tests that take more than 20 s each
+test-slow: setup  ## Run the tests that take more than 20 s each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
-test-ray: setup  ## The tests of Ray's launcher, which cannot share an environment with joblib's
+test-ray: setup  ## Run the tests of Ray's launcher, which cannot share an environment with joblib's
 	@test -d .ray || $(BIN)/pip install --quiet --disable-pip-version-check --target .ray hydra-ray-launcher==1.2.2
 	@PYTHONPATH=$(CURDIR)/.ray $(BIN)/python -m pytest tests/test_multirun.py tests/test_sweep.py -k ray
 
-signatory: setup  ## A second log-signature library, to compare with: built against this torch, some minutes
+signatory: setup  ## Build signatory, a second log-signature library, against the installed torch; some minutes
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps signatory==1.2.6.1.9.0
 
-bench: setup  ## The speed of the kernels, on an idle machine; some minutes
+bench: setup  ## Measure the speed of the kernels, on an idle machine; some minutes
 	@$(BIN)/python -m longwave.benchmarks.kernels $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
-gpu: setup  ## The Triton kernels on a GPU: values, speed, training; 8 minutes
+gpu: setup  ## Check, time and train with the Triton kernels on a GPU; 8 minutes
 	@$(BIN)/python -m longwave.benchmarks.gpu $(if $(filter command line,$(origin ARGS)),$(ARGS))
 
-lint: setup  ## Style and formatting, checked
+lint: setup  ## Check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-format: setup  ## Style and formatting, fixed
+format: setup  ## Fix style and formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-setup: .venv/installed  ## The virtual environment, made once
+setup: .venv/installed  ## Create the virtual environment, once
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Longwave needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 ...")'
@@ -48,5 +48,5 @@ setup: .venv/installed  ## The virtual environment, made once
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,joblib,submitit,export]'
 	@touch $@
 
-clean:  ## Removes the virtual environment and caches; runs and data are kept
+clean:  ## Remove the virtual environment and caches; keep runs and data
 	rm -rf .venv .ray build *.egg-info .pytest_cache .ruff_cache

@@ -38,7 +38,7 @@ class AntisymmetricRNN(Layer):
 
     The h (h - 1) / 2 entries of ``upper`` are all there is to the recurrent matrix, W - W^T with W strictly upper
     triangular, row by row. They are drawn from N(0, 1/h), and the maps of the input from N(0, 1/inputs), with bias 0:
-    the form of the paper's initialisation as remembered, not read.
+    the form of the paper's initialisation, quoted from memory, not checked against the paper.
     """
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto", **settings):

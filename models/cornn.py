@@ -31,12 +31,12 @@ class Config(ModelConfig):
         damping: explicit (of the velocity before the step; the released code) or implicit (after it; the theory).
         train_dynamics: none (gamma and epsilon stay as they are; the released code), shared (both are trained, one
             number each) or unit (both are trained, one number a unit), from the values above, as logarithms and without
-            weight decay. dt stays: it only scales z. With explicit damping epsilon is at most 1.5 / dt.
+            weight decay. dt stays fixed: it only scales z. With explicit damping epsilon is at most 1.5 / dt.
         input_initialisation: of V and b: pytorch (the released code) or wide, U(-3, 3).
         recurrent_initialisation: of W, which acts on y: pytorch (the released code) or critical, N(0, gamma^2 / H),
             of spectral radius gamma, so that some directions of W y cancel the pull gamma y from the start.
         spacing: duration between two samples that counts as one dt, for irregular times: the first input channel is
-            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
+            then the time (``task.time=true``), which is not an input itself. Null: samples are equally spaced.
     """
 
     name: str = "cornn"
@@ -138,7 +138,7 @@ class CoRNN(Irregular):
         """Quantities of the paper's propositions and of linear stability; a function of the weights alone.
 
         Proposition 3.2 bounds the gradient under the assumption eta <= dt^r with 1/2 <= r <= 1, for implicit damping
-        and gamma = epsilon = 1. It is remembered here, not verified against the paper:
+        and gamma = epsilon = 1. It is quoted from memory, not checked against the paper:
 
             eta = max(dt (1 + ||W||_inf) / (1 + dt), dt ||W_z||_inf / (1 + dt)),    r = log(eta) / log(dt)
 
@@ -153,7 +153,7 @@ class CoRNN(Irregular):
             implicit: gamma dt^2 <= 4 + 2 epsilon dt
 
         Args:
-            x: not used; of other models the input matters.
+            x: not used; the theory of other models needs it.
 
         Returns:
             ``eta``; ``r`` (NaN where dt >= 1); ``norm_w``, ``norm_wz``; ``determinant``, ``trace``, ``gamma`` and

@@ -23,7 +23,7 @@ class Config(ModelConfig):
         period: of dtriv: optimiser steps between two moves of the base.
         projection_period: of dtriv: moves of the base between two projections of it on the orthogonal group.
         initialisation: of the skew-symmetric matrix, cayley or henaff.
-        orthogonal_lr: learning rate of the skew-symmetric matrix, times the optimiser's.
+        orthogonal_lr: factor of the learning rate of the skew-symmetric matrix.
     """
 
     name: str = "exprnn"
@@ -56,7 +56,7 @@ class ExpRNN(Layer):
     t ~ U(0, pi/2) (cayley) or ~ U(-pi, pi) (henaff). K is normal with deviation sqrt(2 / inputs), the biases are
     U(-0.01, 0.01).
 
-    ``orthogonal_lr`` is none of the settings, but the optimiser's.
+    ``orthogonal_lr`` is not an argument: it belongs to the optimiser.
     """
 
     operation = "modrelu_rnn"

@@ -26,9 +26,9 @@ class Config(ModelConfig):
         layers: number of layers.
         magnitude: how many times a unit may grow over ``steps`` steps: |u| <= magnitude^(1/steps), kept after
             every update. The paper has 2, the released code 5.
-        steps: number of steps that ``magnitude`` speaks of: the length of the sequences. With 1, the bound is
+        steps: number of steps that ``magnitude`` refers to: the length of the sequences. With 1, the bound is
             ``magnitude`` itself.
-        long_memory: whether the top layer, the only one that is read out, begins with u from magnitude^(-1/steps) to
+        long_memory: whether the top layer, the only one that is read out, starts with u from magnitude^(-1/steps) to
             the bound instead of 0 to the bound; needs magnitude > 1.
         norm: batch normalisation over all frames, T times B: after (the activation), before (of the input's
             contribution W x + b) or none.

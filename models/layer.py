@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
     @property
     def starts_from_zeros(self) -> bool:
-        """Whether a state of None is one of zeros: with times, it has the time before the first step."""
+        """True if a state of None is one of zeros: with times, it has the time before the first step."""
         return self.spacing is None
 
     def use(self, backend: str) -> None:

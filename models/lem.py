@@ -20,7 +20,7 @@ class Config(ModelConfig):
         hidden: number of units.
         dt: upper bound of the step sizes.
         spacing: duration between two samples that counts as one dt, for irregular times: the first input channel is
-            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
+            then the time (``task.time=true``), which is not an input itself. Null: samples are equally spaced.
     """
 
     name: str = "lem"

@@ -23,17 +23,17 @@ class Config(ModelConfig):
     Args:
         hidden: width of the sequences between the blocks.
         state: number of oscillators in each block.
-        blocks: how many are stacked.
+        blocks: number of stacked blocks.
         discretisation: im (implicit: dissipative) or imex (symplectic Euler: conservative).
         learned_step: the step of every oscillator is trained, as in the released code; else it is 1, as in the paper.
-        dropout: of each block, twice.
+        dropout: probability, applied twice in each block.
         pooling: what is read out: the mean over time, as in the released code, or the last step, as in the paper; over
             or at a sequence's own steps where lengths differ.
         block: ``released``: as in the released code, which normalises by running averages (momentum 0.99) in training,
-            too, takes GELU's tanh form, and drops the same values of all sequences of a batch; or ``standard``: the
+            too, takes GELU's tanh form, and drops the same values in all sequences of a batch; or ``standard``: the
             statistics of each batch, GELU itself, and each sequence by itself.
         spacing: duration between two samples that counts as one step, for irregular times: the first input channel is
-            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
+            then the time (``task.time=true``), which is not an input itself. Null: samples are equally spaced.
     """
 
     name: str = "linoss"

@@ -44,8 +44,8 @@ class Config(ModelConfig):
 class LSTM(CuDNNLayer, nn.LSTM):
     """One layer, (T, B, inputs) to (T, B, hidden), with the parameters and gates of ``torch.nn.LSTM``.
 
-    The initialisation is PyTorch's, with ``forget_bias`` and ``chrono`` as in :class:`Config`. ``readout`` is none of
-    the settings, but the network's.
+    The initialisation is PyTorch's, with ``forget_bias`` and ``chrono`` as in :class:`Config`. ``readout`` is not an
+    argument: it belongs to the network.
     """
 
     operation = "lstm"

@@ -12,12 +12,12 @@ from longwave.schema import Section
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained otherwise than the rest.
+    """Parameters with their own learning rate or weight decay.
 
     Args:
         parameters: of the model.
-        lr: times the optimiser's learning rate.
-        weight_decay: times the optimiser's weight decay.
+        lr: factor of the optimiser's learning rate.
+        weight_decay: factor of the optimiser's weight decay.
     """
 
     parameters: Sequence[nn.Parameter]

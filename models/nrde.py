@@ -24,16 +24,16 @@ class Config(ModelConfig):
         hidden: width of the state h.
         multiplier: the vector field's layers are ``multiplier * hidden`` wide.
         layers: layers of the vector field before its last one; 1 or more.
-        depth: of the log-signatures, that of the transform.
+        depth: of the log-signatures; it follows ``transform.depth``.
         solver: euler, heun or rk4 (the 3/8 rule), one step a block.
         adjoint: gradients by the adjoint equation, solved backwards with the same solver, where memory does not grow
             with the operations of a step; else by backpropagation through the steps. They agree up to the error of
             the solver.
-        tied: the hidden layers of the vector field, all but its first, are one and the same.
+        tied: all hidden layers of the vector field but the first share their weights.
         repeat_last: the last block is applied twice.
-        readout_lr: times the learning rate, for the readout.
+        readout_lr: factor of the learning rate of the readout.
 
-    The last three are what the paper's released code does, and off here.
+    The paper's released code has the last three (``readout_lr=10``); here they are off by default.
     """
 
     name: str = "nrde"
@@ -94,7 +94,7 @@ class NeuralRDE(Layer):
 
     Initialisation is PyTorch's. The solve is in the type of the weights, also under autocast.
 
-    ``readout_lr`` is none of the settings, but the optimiser's.
+    ``readout_lr`` is not an argument: it belongs to the optimiser.
     """
 
     stackable = False

@@ -36,14 +36,14 @@ class Config(ModelConfig):
         residual: whether the input of a layer, from the second on, is added to its output (after dropout). The
             paper's deep stacks have skip connections, the released code has none.
         anchor: the backward pass rebuilds the states, and stores them every ``anchor`` steps to do so without drift;
-            0 stores none. The plain PyTorch loop stores all of them, and takes no notice.
+            0 stores none. The plain PyTorch loop stores all of them, and ignores it.
         dt_spread: ratio of the largest to the smallest step size of a layer's units at the start, which are drawn
             log-uniformly from dt / dt_spread to dt; 1 is the released start, c ~ U(-0.1, 0.1).
-        input_initialisation: of V and b: released (:func:`longwave.models.stack.affine`) or wide, U(-3, 3).
+        input_initialisation: of V and b: released (U(-k, k) with k = sqrt(6 / (65 inputs)), and 0) or wide, U(-3, 3).
         output: of a layer: position (y; the released code) or deviation (y minus the position of the same units driven
             by the mean input), with which the readout also standardises each unit by its running mean and variance.
         spacing: duration between two samples that counts as one dt, for irregular times: the first input channel is
-            then the time (``task.time=true``), which is no input itself. Null: samples are equally spaced.
+            then the time (``task.time=true``), which is not an input itself. Null: samples are equally spaced.
     """
 
     name: str = "unicornn"

@@ -17,7 +17,7 @@ from longwave.tasks.randomness import generator
 
 @dataclass
 class Config(TaskConfig):
-    """Repeat a few symbols a long time after they were read.
+    """Repeat a few symbols long after they were read.
 
     Args:
         K: number of symbols to repeat.

@@ -23,7 +23,7 @@ class Config(SeriesConfig):
     """Classify a worm (wild type or one of four mutants) by how it moves.
 
     The archive's training and test sets are joined and split again. 23 of the 259 series are exact copies of others, so
-    that a test series may have a copy in the training set; the record counts them.
+    a test series may have a copy in the training set; the record counts them.
 
     Args:
         protocol: ``nrde`` (jambo6/neuralRDEs): 181/39/39 by scikit-learn from numpy's seed 0; z-score of every channel
@@ -33,7 +33,7 @@ class Config(SeriesConfig):
         stratified: whether validation and test set have the same fraction of each class; in no paper.
         time: adds the time in [0, 1] as the first channel (an option of LinOSS; a log-signature has its own).
         clock: the time of step n of L: ``ends``, n / (L - 1), or ``steps``, n / L (LinOSS, Log-NCDE).
-        drop_last: whether the batch at the end of an epoch that is not full is left out (LinOSS, Log-NCDE).
+        drop_last: whether the incomplete batch at the end of an epoch is dropped (LinOSS, Log-NCDE).
     """
 
     name: str = "eigenworms"

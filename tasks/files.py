@@ -32,47 +32,47 @@ class Config(TaskConfig):
 
     Args:
         path: a ``.npz``, CSV, Parquet, ``.ts`` or ``.arff`` file; or a folder of ``.npy`` arrays, of folders that are
-            named by class, with a table a sample in them, or with one pair ``*_TRAIN`` and ``*_TEST``. Relative to the
+            named by class, with one table per sample, or with one pair ``*_TRAIN`` and ``*_TEST``. Relative to the
             checkout, or for ``longwave train`` to the current folder; so are ``labels_path`` and ``test_path``.
-        labels_path: a second table, with a row a sample: target, group and split are read from it where it has them.
+        labels_path: a second table, one row per sample: target, group and split are read from it if it has them.
         test_path: a second file like ``path``, whose samples are the test set.
         content: sha256 of all of these files; null takes them as they are. It names the run; the paths do not.
-        title: of the data, in tables and in W&B; null is the name of the file.
-        layout: ``auto``, by suffix and columns; ``arrays``; ``long``, a table with a row a time step; ``wide``, a table
-            with a row a sample; ``archive``; ``folder``, with a table a sample.
+        title: name of the data in tables and in W&B; null is the name of the file.
+        layout: ``auto``, by suffix and columns; ``arrays``; ``long``, a table with one row per time step; ``wide``,
+            a table with one row per sample; ``archive``; ``folder``, with one table per sample.
         sample_column: of a long table: which sample a row belongs to; null is ``sample``.
         time_column: null is ``time``, if there is one.
-        target_column: null is ``target``; in a wide table the first column, where there is none of that name.
+        target_column: null is ``target``; in a wide table without a column of that name, the first column.
         group_column: such as the subject; null is ``group``, if there is one.
         split_column: train, validation or test; null is ``split``, if there is one.
         channels: columns that are read as inputs; null is all others.
-        per_step: of a table: whether the target is to be predicted at every step. Of arrays, their shape says so.
+        per_step: of a table: whether the target is predicted at every step. Of arrays, the shape decides.
         predict: ``classes``, ``numbers``, or ``auto``: classes where the targets are text or whole numbers.
-        sep: separator of columns: comma, semicolon, tab, bar or space; null is the one that the first line has most of.
+        sep: separator of columns: comma, semicolon, tab, bar or space; null is the most frequent one in the first line.
         decimal: point, or comma.
-        comment: lines that begin with it are passed over; null is none.
-        encoding: of a text.
+        comment: lines that begin with it are skipped; null is none.
+        encoding: of text files.
         time_format: of times, as in Python's strptime; null is numbers or ISO 8601.
         time_unit: of times that are numbers: s, ms, us or ns.
         missing_marks: further marks of a missing value, such as [-999]; an empty cell, NaN, NA, NULL and ? always are.
-        missing: what becomes of missing values: ``refuse``; ``forward``, the last value before; ``linear``, on the line
+        missing: treatment of missing values: ``refuse``; ``forward``, the last value before; ``linear``, on the line
             between neighbours in time; ``mask``, the channel's mean in the training set, and a further channel for each
             that says which values are there.
-        missing_ends: what becomes of those before the first value of a series, or for ``linear`` also behind the last:
+        missing_ends: treatment of those before the first value of a series, or for ``linear`` also after the last:
             ``refuse``, or ``mean``, the channel's mean in the training set.
         normalise: z-score every channel by the values of the training set.
         scale_target: train on the z-scores of numbers, by the training set; metrics are in the numbers' own unit.
         time: adds the time as the first channel, 1 at the end of the longest series of the training set.
         split: ``random``; ``stratified``, the same fraction of each class; ``group``, no group in two splits; ``file``,
-            as the file or ``test_path`` has it; ``auto``, the first of file, group, stratified, random that can be had.
-        validation: fraction of the samples that is held out for validation, where the file does not say.
-        test: fraction of the samples that is held out for the test, where neither the file nor ``folds`` says.
-        folds: the samples in so many parts, by ``split``; one is the test set. Null is none.
-        fold: which of them, from 0.
-        class_weights: ``balanced`` weighs the loss of a sample by N / (classes x samples of its class), of the training
-            set; ``none``.
-        metric: that selects and stops: accuracy, balanced_accuracy, macro_f1, auroc, log_loss; rmse, mae or r2. Null is
-            accuracy, or rmse.
+            as the file or ``test_path`` has it; ``auto``, the first of file, group, stratified, random that fits.
+        validation: fraction of the samples held out for validation, unless the file has a split.
+        test: fraction of the samples held out for the test, unless the file has a split or ``folds`` is set.
+        folds: number of parts of the samples, by ``split``; one is the test set. Null is none.
+        fold: number of the test part, from 0.
+        class_weights: ``balanced`` weights the loss of a sample by N / (classes x samples of its class), counted in the
+            training set; ``none``.
+        metric: for selection and stopping: accuracy, balanced_accuracy, macro_f1, auroc, log_loss; rmse, mae or r2.
+            Null is accuracy, or rmse.
         memory: GB; a ``.npy`` array that is larger is read from the disk batch by batch.
     """
 

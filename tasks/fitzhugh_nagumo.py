@@ -24,10 +24,10 @@ LAST = 128
 
 @dataclass
 class Config(TaskConfig):
-    """Predict v at the next point of time from v up to now, at every point.
+    """Predict v at the next time point from v up to this one, at every time point.
 
     Args:
-        points: number of points of time in [0, 400]; 1,001 are 0.4 apart, as in the released code.
+        points: number of time points in [0, 400]; 1,001 are 0.4 apart, as in the released code.
     """
 
     name: str = "fitzhugh_nagumo"

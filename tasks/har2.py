@@ -44,7 +44,7 @@ ONES = (1, 3, 5)
 
 @dataclass
 class Config(TaskConfig):
-    """Tell {walking, walking downstairs, standing} (1) from {walking upstairs, sitting, laying} (0).
+    """Distinguish {walking, walking downstairs, standing} (1) from {walking upstairs, sitting, laying} (0).
 
     The validation windows and the normalisation of coRNN's authors are not known.
 

@@ -70,16 +70,16 @@ class Config(TaskConfig):
         lower: whether words are lower-cased. The vectors are of lower-cased words: with false, a capitalised word
             starts from a random vector.
         validation: fraction of the 25,000 training reviews that is held out.
-        vocabulary: number of words, the most frequent ones of the training reviews, beside <unk> and <pad>.
+        vocabulary: number of words, the most frequent ones of the training reviews, besides <unk> and <pad>.
         vectors: initial word vectors: ``glove.6B.50d``, ``100d``, ``200d`` or ``300d``. A missing word starts from
             N(0, 1), <unk> and <pad> from zeros. All are trained except <pad>.
         lengths: ``ignored``: the network runs over the padding, up to the longest review of the batch, and the last
-            step is read out; ``respected``: the last word is.
+            step is read out; ``respected``: the last word is read out.
         bucketing: whether pools of 100 batches are sorted by length before they are cut into batches, which leaves
-            some 16 steps of padding a review in the mean; false is the released protocol, batches of random reviews
-            with some 800.
+            about 16 steps of padding per review on average; false is the released protocol, batches of random
+            reviews with about 800.
         evaluation_batch: reviews in a batch of validation and test; it matters if lengths are ignored.
-        average: of the accuracy: over ``batches``, regardless of their sizes, or over ``samples``.
+        average: of the accuracy, over ``batches`` regardless of their sizes, or over ``samples``.
         dropout: probability that all occurrences of a word are dropped in a training step (0.65 in UnICORNN).
     """
 

@@ -49,7 +49,7 @@ class Config(SeriesConfig):
         normalise: z-score every channel by the training series.
         time: adds the time in [0, 1] as the first channel.
         clock: the time of step n of L: ``ends``, n / (L - 1), or ``steps``, n / L (LinOSS, Log-NCDE).
-        drop_last: whether the batch at the end of an epoch that is not full is left out (LinOSS, Log-NCDE).
+        drop_last: whether the incomplete batch at the end of an epoch is dropped (LinOSS, Log-NCDE).
         missing: ``refuse`` missing values, or ``interpolate`` them.
         zenodo: number of the record on Zenodo with the two ``.ts`` files, for a set without a zip file on
             timeseriesclassification.com; null is the known one.

@@ -17,7 +17,7 @@ class Training(Section):
     Args:
         steps: budget in training steps.
         epochs: budget in epochs. With both, the one that is reached first ends the run.
-        batch_size: samples a step.
+        batch_size: samples per step.
         evaluate_every: steps between evaluations; null is once an epoch, or 100 where the task has no epochs.
         log_every: steps between two entries of the training loss in the history.
         clip_norm: gradients are scaled down to this norm; null is off.
@@ -29,10 +29,10 @@ class Training(Section):
         target_evaluations: see ``target``.
         precision: fp32, or bf16 (autocast; weights and optimiser stay in fp32).
         checkpoint_seconds: time between checkpoints; 0 is after every step.
-        limit_evaluation: evaluate on that many batches only; null is all. Such a run is no result.
-        overfit: train on the first batch only. Such a run is no result.
-        start_from: a finished run whose weights this one starts from, by folder, name or identity; null is none. What
-            counts as a setting is their content: the value becomes <run>@<hash of the weights>, and may be given so.
+        limit_evaluation: evaluate on this many batches only; null is all. Such a run does not count as a result.
+        overfit: train on the first batch only. Such a run does not count as a result.
+        start_from: a finished run whose weights this one starts from, by folder, name or identity; null is none. Their
+            content identifies the setting: the value becomes <run>@<hash of the weights>, and may be given so.
     """
 
     steps: Annotated[int | None, Ge(1), Le(10**9)] = None
@@ -58,7 +58,7 @@ class Training(Section):
             raise ValueError("steps=null: no recipe gives a budget here; set training.steps or training.epochs")
 
     def check(self, task: "Task") -> None:
-        """Raises UserError for what does not go with the task."""
+        """Raises UserError for a setting that does not fit the task."""
         if self.selection == "best" and task.monitor == "test" and not task.selects_on_test:
             raise UserError("training.selection=best: this task has no validation split to select by; use last")
         if self.epochs is not None and task.steps_per_epoch(self.batch_size) is None:

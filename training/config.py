@@ -73,8 +73,8 @@ class Config(Section):
     """One run.
 
     Args:
-        transform: of the inputs of the task; None is none.
-        seed: of everything that is random.
+        transform: transform of the task's inputs; None is none.
+        seed: seed of all random numbers.
         published: key of the published value that the run aims at, ``<paper>/<cell>``, as in ``results/published``.
         output: folder of all runs, relative to :func:`longwave.home`.
         device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
@@ -229,7 +229,7 @@ def restore(values: dict) -> Config:
     """The configuration of a record; settings that are newer than it have their defaults.
 
     Raises:
-        UserError: for a choice or a setting that there is no more.
+        UserError: for a choice or a setting that no longer exists.
     """
     kinds = SECTIONS | {"data": Data, "diagnostics": Diagnostics}
     found = {}
@@ -243,7 +243,7 @@ def restore(values: dict) -> Config:
                 found[key] = value
         return Config(**found)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"the run is of another version of the code: {one_line(str(error), 150)}") from error
+        raise UserError(f"the run was made by another version of the code: {one_line(str(error), 150)}") from error
 
 
 def resolve(cfg: DictConfig, chosen: dict[str, str | None]) -> Config:

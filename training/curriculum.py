@@ -28,8 +28,8 @@ class Curriculum(Section):
         lengths: increasing list of lengths; those that are not below the task's own are skipped.
         bound: value of the metric that a length has to reach; null is the task's first milestone (0.01 for adding).
         evaluations: number of evaluations in a row that have to reach it.
-        least_steps: least number of steps at a length.
-        most_steps: number of steps at a length after which training moves on in any case; null is no limit.
+        least_steps: fewest steps at a length.
+        most_steps: steps at a length after which training moves on in any case; null is no limit.
         lr_power: how fast the learning rate falls with the length; 0 keeps it.
     """
 
@@ -58,7 +58,7 @@ class Curriculum(Section):
     def tasks(self, task: "Task") -> list["Task"]:
         """The task at each length in turn, ``task`` itself being the last.
 
-        UserError where the task has no length to shorten, a length does not fit it, or none would end.
+        UserError where the task has no length to shorten, a length does not fit it, or no stage would end.
         """
         if self.name == "none":
             return [task]

@@ -61,7 +61,7 @@ def again(folder: Path, split: str | None = None, root: str | None = None, devic
         try:
             weights.assign(model, weights.selected(folder)[0])
         except ValueError as error:
-            raise UserError(f"{folder}: the run is of another version of the code: {error}") from error
+            raise UserError(f"{folder}: the run was made by another version of the code: {error}") from error
         model.to(place)
         found = {}
         try:
@@ -150,7 +150,7 @@ class Rows:
                 named = [wanted] if predicts == "values" else [self.names[int(wanted)], self.names[number]]
                 place = [self.step + step] if self.every else []
                 self.writer.writerow([self.name, self.first + sample, *place, *named, *parts[step][sample]])
-        # A text goes on in the same rows of the next batch.
+        # A text continues in the same rows of the next batch.
         if self.task.carries_state:
             self.step += output.shape[0]
         else:

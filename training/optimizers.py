@@ -22,7 +22,7 @@ class Optimizer(Section):
     Args:
         name: adam, adamw, rmsprop or sgd.
         lr: learning rate.
-        weight_decay: as in torch, times the learning rate.
+        weight_decay: as in torch: of adamw decoupled, of the others an L2 term of the gradient.
         betas: of adam and adamw.
         eps: of adam, adamw and rmsprop.
         alpha: smoothing constant of rmsprop.
@@ -53,7 +53,7 @@ class Optimizer(Section):
 
     @property
     def moments(self) -> int:
-        """Numbers that are kept of each weight beside its gradient."""
+        """Numbers that the optimiser keeps for each weight."""
         own = {"adam": 2, "adamw": 2, "rmsprop": 1, "sgd": 0}[self.name]
         return own + bool(self.momentum)
 

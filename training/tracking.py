@@ -45,8 +45,8 @@ class Tracking(Section):
         mode: auto (online if you are logged in, else offline), online or offline. ``WANDB_MODE`` in the environment
             overrides auto.
         tags: further tags of the run.
-        notes: a remark on the run.
-        artifacts: keep the last checkpoint in W&B, and the names and checksums of the data files.
+        notes: text shown with the run.
+        artifacts: upload the last checkpoint, and the names and checksums of the data files.
     """
 
     name: str = "wandb"
@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
 
 
 def _give_up(error: Exception) -> None:
-    """Goes on without the server for a while."""
+    """Stops using the server for a while."""
     import wandb
 
     global _retry_at

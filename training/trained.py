@@ -22,8 +22,8 @@ from longwave.training.run import KEPT_OF_TASK
 def load(run: str | Path, device: str = "auto") -> "Trained":
     """The trained network of a finished run, with the weights that the metrics of its record are of.
 
-    The data set is not needed, but for runs that are older than this function, and tasks with an embedding of their
-    own.
+    The data set is not needed, except for checkpoints of older versions, which lack what the task makes of its data,
+    and for tasks with their own kind of embedding.
 
     Args:
         run: its folder, or its name or identity in ``outputs/runs``.
@@ -52,7 +52,7 @@ def load(run: str | Path, device: str = "auto") -> "Trained":
     try:
         weights.assign(network, chosen)
     except ValueError as error:
-        raise UserError(f"{folder}: the run is of another version of the code: {error}") from error
+        raise UserError(f"{folder}: the run was made by another version of the code: {error}") from error
     return Trained(network.eval().to(environment.pick_device(device)), config, record, task, folder)
 
 

@@ -66,7 +66,7 @@ def _check(x, state, weights: Sequence[Tensor], biases: Sequence[Tensor], repeat
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"nrde: repeats={repeats!r}: must be a whole number, 1 or more")
     if len(weights) < 2 or len(biases) != len(weights):
-        raise ValueError(f"nrde: {len(weights)} weights and {len(biases)} biases: must be as many, two or more")
+        raise ValueError(f"nrde: {len(weights)} weights and {len(biases)} biases: must be equally many, two or more")
     given = {"x": x, "state": state}
     given |= {f"{key}[{i}]": p for key, ps in (("weights", weights), ("biases", biases)) for i, p in enumerate(ps)}
     for key, value in given.items():

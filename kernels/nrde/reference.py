@@ -46,8 +46,8 @@ def nrde(
         state: initial h, (B, H).
         weights: of the linear layers: (W, H), any number of inner (W, W), and (H * D, W), whose rows are those of
             F(h) one after the other.
-        biases: (W,), as many (W,) as there are inner layers, and (H * D,).
-        repeats: times that the inner layers are applied, one after the other; 1 or more.
+        biases: (W,), one (W,) for each inner layer, and (H * D,).
+        repeats: how often the inner layers are applied, one after the other; 1 or more.
         solver: euler, heun or rk4 (the 3/8 rule), one step a block.
         adjoint: gradients by the adjoint equation, solved backwards with the same solver, for which only the result is
             stored; else by backpropagation through the steps.

@@ -29,7 +29,7 @@ def unicornn(
         alpha: stiffness: a number, () or (H,).
         state: initial (y, z), each (B, H); zeros where not given.
         anchor: the fused backends rebuild the states in the backward pass, and store them every ``anchor`` steps to do
-            so without drift; 0 stores none. The reference stores all of them, and takes no notice.
+            so without drift; 0 stores none. The reference stores all of them, and ignores it.
 
     Returns:
         y for every step, (T, B, H), and the final (y, z).

@@ -172,11 +172,11 @@ BACKENDS = {"pysiglib": _pysiglib, "signatory": _signatory, "torch": _torch}
 
 @dataclass
 class Config(Section):
-    """First sample and log-signatures of the blocks of a sequence: see :func:`log_signatures`.
+    """The first sample of a sequence, then the log-signatures of its blocks (docs/transforms.md).
 
     Args:
         depth: of the log-signature: 1 (increments), 2 (and areas) or 3.
-        step: increments a block; less than the length of the shortest sequence.
+        step: increments per block; less than the length of the shortest sequence.
         time: whether time, from 0 to 1, is the first channel of the path.
         backend: auto (pysiglib if it is installed, else torch), pysiglib, signatory or torch. They agree up to
             rounding.

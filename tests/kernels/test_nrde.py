@@ -191,7 +191,7 @@ def replaced(values: list[Tensor], index: int, value) -> list:
         ("weights", 2, lambda w: w.to("meta"), ValueError, "weights[2] must be on cpu as x is, got meta"),
         ("biases", 2, lambda b: b[:3], ValueError, "biases[2] must be (H * D,) = (24,), got (3,)"),
         ("biases", 1, lambda b: None, TypeError, "biases[1] must be a tensor, got NoneType"),
-        ("biases", None, lambda b: b[:2], ValueError, "3 weights and 2 biases: must be as many, two or more"),
+        ("biases", None, lambda b: b[:2], ValueError, "3 weights and 2 biases: must be equally many, two or more"),
     ],
 )
 def test_what_is_refused(key, index, change, error, message):

@@ -245,7 +245,7 @@ def test_a_record_of_another_version(adding):
     for section, key, message in (("model", "gone", "gone"), ("task", "name", "nothing.yaml")):
         config = record["config"] | {section: record["config"][section] | {key: "nothing"}}
         (adding / "record.json").write_text(json.dumps(record | {"config": config}))
-        with pytest.raises(UserError, match=rf"^the run is of another version of the code: .*{message}"):
+        with pytest.raises(UserError, match=rf"^the run was made by another version of the code: .*{message}"):
             longwave.load(adding)
     config = record["config"] | {"model": record["config"]["model"] | {"hidden": 5}}
     (adding / "record.json").write_text(json.dumps(record | {"config": config}))
