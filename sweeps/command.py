@@ -21,13 +21,13 @@ class Sweep(Section):
     """The table or search to run.
 
     Args:
-        table: the table whose runs are wanted.
-        search: or the search for hyperparameters.
+        table: the table to run.
+        search: or the search for hyperparameters to run.
         seeds: of a table: a number N for 0 to N - 1, or a list; null is the table's own.
-        dry_run: say what would run and how long it would take, and do nothing.
-        trials: of a search: how many there shall be in the end; null is the search's own.
+        dry_run: only print what would run and how long it would take.
+        trials: of a search: total number of trials; null is the search's own.
         parallel: of a search: trials that are started together; null is 1.
-        overrides: of all runs: what else is on the command line.
+        overrides: of all runs: the rest of the command line.
     """
 
     table: Any = None
@@ -53,7 +53,7 @@ class Sweep(Section):
 
 
 def arguments(given: list[str]) -> tuple[list[str], Sweep | None, str | None]:
-    """Check a command line, and gather what is meant for the runs in ``overrides``; print the help if asked to.
+    """Check a command line, and gather the overrides of the runs in ``overrides``; print the help if asked for.
 
     Returns:
         The command line for Hydra, its sweep (None where Hydra shows something else), and the name of its table.

@@ -39,10 +39,10 @@ class Launch:
         self.launched = 0
 
     def __call__(self, jobs: list[list[str]]) -> Sequence[JobReturn]:
-        """What came of each job.
+        """The result of each job.
 
         Raises:
-            UserError: where SLURM takes none of them.
+            UserError: where SLURM refuses them.
             Exception: of any kind where a worker died.
         """
         first, self.launched = self.launched, self.launched + len(jobs)
@@ -51,8 +51,8 @@ class Launch:
         except Exception as error:
             cause = error.__cause__
             if isinstance(cause, CalledProcessError) and cause.cmd[0] == "sbatch":
-                said = cause.stderr.partition("\n")[0]
-                raise UserError(f"SLURM takes no job: {one_line(said, 200)}") from error
+                reason = cause.stderr.partition("\n")[0]
+                raise UserError(f"SLURM refuses the jobs: {one_line(reason, 200)}") from error
             raise
 
 
@@ -62,16 +62,16 @@ def run_all(runs: list[Planned], launch: Launch, watch: Watch) -> None:
     What another process holds is left to it, and run only if that process ends without finishing it.
     """
     deaths: dict[str, int] = {}
-    said = False
+    reported = False
     while True:
         open_runs = [(run, run.state()) for run in runs if run.name not in watch.failures]
         open_runs = [(run, state) for run, state in open_runs if state != FINISHED]
         free = [run for run, state in open_runs if state != RUNNING]
         held = len(open_runs) - len(free)
-        if held and not said:
-            said = True
+        if held and not reported:
+            reported = True
             verb = "is" if held == 1 else "are"
-            say(f"{counted(held, 'run')} {verb} being trained by another process, and left to it")
+            say(f"{counted(held, 'run')} {verb} being trained by another process, which this sweep waits for")
         if not open_runs:
             return
         if not free:

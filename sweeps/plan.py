@@ -117,10 +117,10 @@ def seeds_of(seeds: Any) -> list[int]:
         UserError: for anything but a number of 1 or more, or a list of whole numbers.
     """
     if type(seeds) is int and seeds > MOST_RUNS:
-        raise UserError(f"seeds={seeds}: that many runs of each row; at most {MOST_RUNS} runs can be started at once")
+        raise UserError(f"seeds={seeds}: at most {MOST_RUNS} runs can be started at once")
     found = list(range(seeds)) if type(seeds) is int else seeds
     if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
-        raise UserError(f"seeds={one_line(str(seeds))}: must be how many (at least 1), or a list as [0,7]")
+        raise UserError(f"seeds={one_line(str(seeds))}: must be a number of seeds (at least 1), or a list as [0,7]")
     return list(dict.fromkeys(found))
 
 
@@ -154,7 +154,7 @@ def _chosen(override: str) -> list[str]:
 
 
 def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -> list[Planned]:
-    """The runs of a table, each checked; says first how many they are, where that takes a while.
+    """The runs of a table, each checked; prints their number first if that takes a while.
 
     Args:
         name: of the table, for messages.
@@ -162,7 +162,7 @@ def expand(name: str, table: Table, seeds: Any, overrides: Sequence[str] = ()) -
         overrides: of all runs; they win over everything in the table.
 
     Raises:
-        UserError: where a row does not compose, in one line that names it; where they are more than MOST_RUNS.
+        UserError: where a row does not compose, in one line that names it; where there are more than MOST_RUNS runs.
     """
     if not isinstance(table, Table):
         raise UserError(f"conf/table/{name}.yaml: must begin with defaults: [/schema/table@_here_]")
@@ -221,7 +221,7 @@ class Estimate:
             self.learn(path)
 
     def learn(self, path: Path) -> None:
-        """Takes in one more record; of two that are as near, the later one counts."""
+        """Adds a record; of two equally near ones, the later one counts."""
         found = _read(path)
         if found is not None and found.budget.steps_done and found.wall_seconds:
             self.earlier.insert(0, found)
@@ -258,7 +258,7 @@ class Estimate:
 
 
 def _read(path: Path) -> Record | None:
-    """A record, if it is there and whole."""
+    """A record; None where there is none that can be read."""
     try:
         return record.parse(path.read_bytes())
     except (OSError, ValueError):

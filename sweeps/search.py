@@ -1,6 +1,6 @@
 """A search for hyperparameters (``conf/search/*.yaml``) with Optuna, kept in a file.
 
-A trial is a run of ``train.py``, found by its identity like any other. One process at a time leads a search; its trials
+A trial is a run of ``train.py``, found by its identity like any other. One process at a time runs a search; its trials
 run wherever the launcher puts them, and read and write the same file.
 """
 
@@ -16,7 +16,7 @@ from longwave.schema import Annotated, Ge, Le, OneOf, Section
 from longwave.training.config import Config, numbers
 from longwave.training.errors import Pruned, UserError
 
-# A trial whose process dies is begun again so many times.
+# Retries of a trial whose process died.
 RETRIES = 2
 
 
@@ -48,10 +48,10 @@ class Search(Section):
         overrides: of all trials, as on the command line of ``train.py``.
         space: from keys of ``train.py`` to their ranges.
         direction: minimize or maximize the metric on the monitored split.
-        trials: how many there shall be; those that diverge count, those that were killed do not.
-        startup: random trials before the model of the space begins; none of them is pruned.
-        warmup: steps before which no trial is pruned. Then one is whose best score so far is worse than the median of
-            the others at that step.
+        trials: number of trials; those that diverge count, those that were killed do not.
+        startup: number of random trials before the sampler models the space; none of them is pruned.
+        warmup: steps before which no trial is pruned. After them, a trial is pruned if its best score so far is worse
+            than the median of the others at that step.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -110,10 +110,10 @@ def _pruner(search: Search):
 
 
 def hold_to(study, path: Path, search: Search, config: Config) -> None:
-    """Keeps the settings that all trials share, so that only what was trained alike is compared.
+    """Keeps the settings that all trials share, so that only trials with the same settings are compared.
 
     Raises:
-        UserError: where the trials that are there were trained with others.
+        UserError: where earlier trials were trained with other settings.
     """
     shared = numbers(config.as_dict())
     for key in search.space:
@@ -158,7 +158,7 @@ def state(name: str):
 
 
 def retry_killed(study) -> int:
-    """Marks the trials whose process died as failed, and queues each once more; gives their number."""
+    """Marks the trials whose process died as failed, and queues each again; returns their number."""
     optuna = _optuna()
     trials = study.get_trials(deepcopy=False)
     queued = {trial.user_attrs.get("retry_of") for trial in trials}
@@ -172,7 +172,7 @@ def retry_killed(study) -> int:
 
 
 def done(study) -> list:
-    """The trials that count: finished, pruned, or failed and not begun again."""
+    """The trials that count: finished, pruned, or failed and not retried."""
     trials = study.get_trials(deepcopy=False)
     again = {trial.user_attrs.get("retry_of") for trial in trials}
     return [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
@@ -186,7 +186,7 @@ def best(study, count: int) -> list:
 
 
 def reporter(path: Path, name: str, search: Search) -> Callable:
-    """The ``on_score`` of a run: reports to the study, and raises Pruned where the trial is not worth more."""
+    """The ``on_score`` of a run: reports to the study, and raises Pruned where the trial should stop."""
     optuna = _optuna()
     study = optuna.load_study(storage=_storage(path), study_name=name, pruner=_pruner(search))
     found = {}
@@ -202,7 +202,7 @@ def reporter(path: Path, name: str, search: Search) -> Callable:
             found["trial"] = optuna.trial.Trial(study, mine._trial_id)
         found["trial"].report(value, step)
         if found["trial"].should_prune():
-            raise Pruned(f"pruned at step {step}, where others of the search were better")
+            raise Pruned(f"pruned at step {step}: worse than the median of the other trials")
 
     return on_score
 

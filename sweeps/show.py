@@ -1,4 +1,4 @@
-"""Output of a sweep: the plan, and the table in the end."""
+"""Output of a sweep: the plan, and the table at the end."""
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -12,7 +12,7 @@ from longwave.training.record import FINISHED
 
 
 def show_plan(runs: list[Planned], estimate: Estimate) -> None:
-    """The runs, what has become of them, and what is left of each at most."""
+    """The runs, their states, and the time that each still takes at most."""
     lines = Lines("run", "row", "state", "time left", box=None, pad_edge=False)
     total, unknown = 0.0, 0
     for run in runs:
@@ -27,14 +27,13 @@ def show_plan(runs: list[Planned], estimate: Estimate) -> None:
     done = sum(run.state() == FINISHED for run in runs)
     text = f"{done} of {counted(len(runs), 'run')} {'is' if len(runs) == 1 else 'are'} finished"
     if unknown and unknown == len(runs) - done:
-        text += "; no earlier run tells how long the rest takes"
+        text += "; no earlier run to estimate the rest from"
     elif done < len(runs):
         text += (
             f"; one after another, the rest takes about {tables.duration(max(1.0, total))}, less where runs end early"
         )
         if unknown:
-            verb = "takes" if unknown == 1 else "take"
-            text += f", and what {counted(unknown, 'run')} {verb} of which no earlier run tells"
+            text += f", plus {counted(unknown, 'run')} with no earlier run to estimate from"
     say(text)
 
 
@@ -50,7 +49,7 @@ def show_table(runs: list[Planned]) -> None:
             try:
                 found.append(records.read_run(run.folder))
             except ValueError as error:
-                say(f"{run.name} is passed over: {error}")
+                say(f"{run.name} is skipped: {error}")
     for table in tables.parts(tables.tables(tables.rows(found, open_cells=False))):
         console.print()
         widths = _widths(table, console.width if console.is_terminal else None)
@@ -62,7 +61,7 @@ def show_table(runs: list[Planned]) -> None:
             lines.add_row(*(cells[i] for i in kept))
         show(lines)
         if left_out := [name for i, name in enumerate(table.header) if i not in kept]:
-            say(f"too narrow for {', '.join(left_out)}; the same command with `| cat` has all columns")
+            say(f"too narrow for {', '.join(left_out)}; add `| cat` to the command to see all columns")
         for note in table.notes:
             say(note)
 

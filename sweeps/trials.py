@@ -1,4 +1,4 @@
-"""Leads a search: proposes trials, launches them, and shows the best."""
+"""Runs a search: proposes trials, launches them, and shows the best."""
 
 import functools
 import shlex
@@ -27,14 +27,14 @@ from longwave.training.run import folder_of, is_locked
 
 
 def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -> int:
-    """Runs trials until there are as many as wanted, and shows the best.
+    """Runs trials up to the number wanted, and shows the best.
 
     Args:
         job: one run, given its configuration and what is called with its scores.
         hydra_overrides: ``hydra/launcher=...`` and the like.
 
     Returns:
-        The exit code: 1 where no trial came to its end.
+        The exit code: 1 where no trial finished.
     """
     wanted: Search = sweep.search
     for text in sweep.overrides:
@@ -61,7 +61,7 @@ def search(name: str, sweep: Sweep, job: Callable, hydra_overrides: list[str]) -
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"search={name}: another process leads it ({path} is locked)") from None
+        raise UserError(f"search={name}: another process runs it ({path} is locked)") from None
     try:
         launch = Launch(functools.partial(trial_job, job, path, name, wanted), hydra_overrides, fixed)
         run_trials(study, wanted, fixed, launch, total, sweep.parallel or 1)
@@ -126,7 +126,7 @@ def show_trials(study, fixed: list[str]) -> None:
     found = searching.best(study, 10)
     pruned = sum(trial.state.name == "PRUNED" for trial in study.get_trials(deepcopy=False))
     if not found:
-        say("no trial has come to its end")
+        say("no trial has finished")
         return
     lines = Lines("trial", "value", *found[0].params, "run", box=None, pad_edge=False)
     for trial in found:

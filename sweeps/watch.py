@@ -1,4 +1,4 @@
-"""One line that says how far a sweep is, from what its runs leave in their folders."""
+"""Progress line of a sweep, from the files in its runs' folders."""
 
 import threading
 import time
@@ -56,7 +56,7 @@ class Watch:
             self._bar.stop()
 
     def failed(self, name: str, reason: str) -> None:
-        """Notes that a run failed, and says why, once for each reason."""
+        """Notes that a run failed, and prints why, once for each reason."""
         if name in self.failures:
             return
         known = reason in self.failures.values()
@@ -108,7 +108,7 @@ class Watch:
         return max(0.0, now - before)
 
     def _measure(self, now: float) -> None:
-        """Tells the estimate what a run takes beside its steps: the time of this sweep that no step explains."""
+        """Updates the estimate of the time that a run takes besides its steps: the rest of this sweep's time."""
         self._at_once = max(self._at_once, len(self._began))
         if self._spent:
             explained = sum(self._spent.values()) + sum(now - since for since in self._began.values())

@@ -130,7 +130,7 @@ def test_the_sbatch_file_has_what_the_page_says(slurm, sweep_process):
     setup = 'hydra.launcher.setup=["module load cuda"]'
     done = sweep_process.run("table=cornn_adding", "seeds=3", *TINY, *given, setup, "hydra.launcher.partition=none")
     assert done.returncode == 1
-    assert "error: SLURM takes no job: sbatch: error: invalid partition specified: none" in done.stdout
+    assert "error: SLURM refuses the jobs: sbatch: error: invalid partition specified: none" in done.stdout
     assert "worker died" not in done.stdout
     assert "Traceback" not in done.stdout
     lines = (slurm / "submitted.sh").read_text().splitlines()

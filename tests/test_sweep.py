@@ -132,7 +132,7 @@ def test_a_row_may_have_seeds_of_its_own():
     assert found(None) == [("cornn", 0), ("cornn", 1), ("cornn", 2), ("lstm", 5)]
     assert found(1) == [("cornn", 0), ("lstm", 0)]
     table.rows[1].seeds = 0
-    with pytest.raises(UserError, match=r"^table=test, row 2 \(lstm/adding\): seeds=0: must be how many"):
+    with pytest.raises(UserError, match=r"^table=test, row 2 \(lstm/adding\): seeds=0: must be a number of seeds"):
         found(None)
 
 
@@ -161,7 +161,7 @@ def test_seeds_and_merging():
     # No name of a file can be as long.
     assert merge(["output=" + "x" * 1000]) == ["output=" + "x" * 1000]
     for wrong in (0, -1, [], [-1], "x", 1.5, True, None):
-        with pytest.raises(UserError, match=r"^seeds=.*: must be how many"):
+        with pytest.raises(UserError, match=r"^seeds=.*: must be a number of seeds"):
             seeds_of(wrong)
 
 
@@ -169,7 +169,7 @@ def test_too_many_runs_are_refused_at_once(monkeypatch, capsys):
     monkeypatch.setattr("longwave.sweeps.plan.compose_run", lambda _: pytest.fail("it composed"))
     rows = [Row(recipe="cornn/adding"), Row(recipe="lstm/adding")]
     for seeds in (10**9, MOST_RUNS + 1):
-        message = f"seeds={seeds}: that many runs of each row; at most {MOST_RUNS} runs can be started at once"
+        message = f"seeds={seeds}: at most {MOST_RUNS} runs can be started at once"
         with pytest.raises(UserError, match=f"^{message}$"):
             expand("test", Table(rows=rows), seeds)
         with pytest.raises(UserError, match=rf"^table=test, row 2 \(lstm/adding\): {message}$"):
@@ -303,7 +303,7 @@ def test_one_run_is_one(monkeypatch):
     assert [text.partition(";")[0] for text in said] == [
         "0 of 1 run is finished", "0 of 1 run is finished", "0 of 2 runs are finished",
     ]  # fmt: skip
-    assert said[2].endswith(", and what 1 run takes of which no earlier run tells")
+    assert said[2].endswith(", plus 1 run with no earlier run to estimate from")
 
 
 def test_a_gpu_a_job(tmp_path, monkeypatch):
@@ -412,7 +412,7 @@ def test_dry_run(sweep_here, tmp_path, monkeypatch, capsys):
     assert states[1][-1] == "s"
     assert float(states[1][-2]) >= SECONDS_BESIDE
     assert lines[-1].startswith("1 of 4 runs are finished; one after another, the rest takes about ")
-    assert lines[-1].endswith(", less where runs end early, and what 2 runs take of which no earlier run tells")
+    assert lines[-1].endswith(", less where runs end early, plus 2 runs with no earlier run to estimate from")
     assert starts(tmp_path / "outputs") == before
 
 
