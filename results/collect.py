@@ -1,7 +1,7 @@
 """Copies the records of finished runs into ``outputs/records``: ``python -m results.collect``.
 
-``--publish`` copies them into ``results/runs``, which is committed. It refuses runs whose code was not that of a
-commit, and that are no result (trained on one batch, tested on a part of the test set). ``--force`` takes them too, and
+``--publish`` copies them into ``results/runs``, which is committed. It refuses runs of uncommitted
+code, and runs that are no result (trained on one batch, tested on a part of the test set). ``--force`` takes them, and
 runs that are not finished; the record then says so, and so do the tables.
 """
 

@@ -1,9 +1,9 @@
-"""Which rows of a table are told apart: differences of their means, with confidence intervals over the seeds.
+"""Which rows of a table differ significantly: differences of their means, with confidence intervals over the seeds.
 
 The interval of a difference is Welch's at 95 %, of that pair alone. The ranking allows for the number of pairs: two
-rows are told apart where Welch's test says so after Holm's correction over all pairs of the table, so that what a table
-says of ranks holds together at 95 %. A row has the ranks that these pairs leave it: all, where none is told apart.
-A row that a target ended is never behind another: its runs might have gone on to a better value.
+rows differ significantly if Welch's test says so after Holm's correction over all pairs of the table, so that all ranks
+of a table hold together at 95 %. A row has the ranks that these pairs leave it: all, if no pair differs significantly.
+A row that a target ended is never behind another: its runs might have reached a better value.
 """
 
 import math
@@ -37,7 +37,7 @@ def compare(values: Sequence[Sequence[float]], higher_is_better: bool, ended: Se
     """The rows, best mean first.
 
     Args:
-        values: of each row, a value a seed; two at least.
+        values: of each row, one value per seed; at least two.
         ended: whether a target ended runs of a row; empty if of none.
     """
     sign = 1 if higher_is_better else -1
@@ -77,7 +77,7 @@ def _welch(a: Sequence[float], b: Sequence[float], gap: float) -> tuple[float, t
 
 
 def _holm(p_values: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
-    """The pairs that are told apart."""
+    """The pairs that differ significantly."""
     found = sorted(p_values, key=p_values.get)
     for rank, pair in enumerate(found):
         if p_values[pair] > (1 - CONFIDENCE) / (len(found) - rank):

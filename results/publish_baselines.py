@@ -1,6 +1,6 @@
-"""Logs the published values to W&B, a run each, as lines beside ours: ``python -m results.publish_baselines``.
+"""Logs the published values to W&B, one run each, as lines beside ours: ``python -m results.publish_baselines``.
 
-A run's id is made of its key and value: what is there already is not logged again. Only what was read in a source.
+A run's id is made of its key and value, so nothing is logged twice. Only values read in a source are logged.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
 
 
 def baselines() -> dict[str, Published]:
-    """By key, the published values of the tasks that there are. What is remembered only has no key."""
+    """By key, the published values of the implemented tasks. Values quoted from memory have no key."""
     aimed = {published.get(key).task for key in tables.recipe_targets().values() if key is not None}
     tasks = aimed.union(choices("task"))
     found = published.by_key().items()

@@ -1,4 +1,4 @@
-"""The papers' numbers: ``results/published/<paper>.yaml`` holds records by name, a cell each."""
+"""The papers' numbers: ``results/published/<paper>.yaml`` holds records by name, one per cell."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from longwave.schema import Annotated, Ge, OneOf, Section
 
 FOLDER = Path(__file__).parent / "published"
 
-# Values that are remembered, not read. They have no key that a recipe could name.
+# Values quoted from memory, not read in a source. They have no key that a recipe could name.
 UNVERIFIED = "unverified"
 
 # Every metric, and whether more of it is better.
@@ -47,7 +47,7 @@ class Published(Section):
     Args:
         model: as in ``models/``, where it is there.
         task: as in ``tasks/``, where it is there; a data set of the UEA and UCR archives by its own name.
-        size: what tells this model from the same model of another size: units, units x layers, ...
+        size: of the model: units, units x layers, ...
         metric: one of ``METRICS``. Accuracies are fractions.
         value: of the metric on the test set; null where a paper shows a curve only.
         kind: mean (over seeds), best (of several runs, or of the epochs of one by their test score), single (one run),
@@ -59,7 +59,7 @@ class Published(Section):
         test_samples: size of the test set, where known.
         protocol: split, permutation, normalisation, and which epoch is tested, as far as known.
         parameters: number of trained parameters, where known.
-        cost: what a run took: hours, seconds_per_1000_steps, memory_mb.
+        cost: of one run: hours, seconds_per_1000_steps, memory_mb.
         trajectory: epoch to metric on the validation split, read from the log that was published with the code; of a
             curve, as it is quoted.
         source: where the value was read.
@@ -121,7 +121,7 @@ def papers() -> list[str]:
 
 
 def load(paper: str) -> dict[str, Published]:
-    """All records of one paper by cell; none where there is no such file. ``unverified`` is what is remembered only.
+    """All records of one paper by cell; none where there is no such file. ``unverified`` has those quoted from memory.
 
     ValueError for a record with an unknown key, without one that it must have, or with a wrong value.
     """

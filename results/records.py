@@ -1,7 +1,7 @@
-"""Our records: finished runs as small JSON files in ``results/runs``, each whole in itself.
+"""Our records: finished runs as small JSON files in ``results/runs``, each complete in itself.
 
-They are what runs left (:mod:`longwave.training.record`) less the paths of the machine, with thinned curves. Runs that
-were not collected are read alike, from their folders.
+They are the runs' own records (:mod:`longwave.training.record`) without the machine's paths, with thinned curves. Runs
+that were not collected are read in the same way, from their folders.
 """
 
 import argparse
@@ -98,9 +98,9 @@ class Shown:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`shown` reads."""
-    text = "a folder of runs or of records, instead of your outputs beside results/runs"
+    text = "a folder of runs or records, instead of results/runs and your outputs"
     parser.add_argument("--runs", type=Path, help=text)
-    text = "only what was run here, in outputs or --runs, and nothing that is still to be run"
+    text = "only your own runs, in outputs or --runs, and no rows that have not been run"
     parser.add_argument("--mine", action="store_true", help=text)
 
 
@@ -113,7 +113,7 @@ def shown(chosen: argparse.Namespace) -> Shown:
     if chosen.runs is not None:
         found, damaged = load_named(chosen.runs)
         if not found:
-            raise UserError(f"--runs {chosen.runs}: there is no record of a run that could be read")
+            raise UserError(f"--runs {chosen.runs}: has no record of a run that can be read")
         return Shown(found, damaged=damaged)
     own, damaged = load_named(OUTPUT) if OUTPUT.is_dir() else ([], [])
     if chosen.mine:
@@ -129,7 +129,7 @@ def shown(chosen: argparse.Namespace) -> Shown:
 
 
 def read(path: Path) -> Record:
-    """One collected record; ValueError, which says why, for a file that is none."""
+    """One collected record; ValueError with the reason for a file that is none."""
     try:
         found = record.parse(path.read_bytes())
     except OSError as error:
@@ -141,7 +141,7 @@ def read(path: Path) -> Record:
 
 
 def read_run(folder: Path) -> Record:
-    """The record of a run's folder, as ``results.collect`` keeps it; ValueError, which says why, where it is none."""
+    """The record of a run's folder, as ``results.collect`` keeps it; ValueError with the reason where there is none."""
     try:
         found = record.read(folder)
         # A process that was killed leaves a last line that is not whole.
@@ -177,7 +177,7 @@ def curves(history: list[dict]) -> dict[str, dict[str, list]]:
 
 
 def refusals(record: Record) -> list[str]:
-    """Why a record is not published; empty where it is. It may be shown all the same."""
+    """Reasons not to publish a record; empty if there are none. It can still be shown."""
     return [*unfinished(record), *flaws(record)]
 
 

@@ -1,6 +1,6 @@
 """Runs the command of a record again and compares: ``python -m results.repeat <record> [overrides]``.
 
-The run goes to ``outputs/repeats``. Further overrides that cannot change its numbers are welcome: ``data.root=...``,
+The run goes to ``outputs/repeats``. Overrides that cannot change its numbers may be added: ``data.root=...``,
 ``device=cpu``, ``tracking=none``.
 """
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.repeat", description=__doc__)
     parser.add_argument("record", help="a file, or the name of one in results/runs")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value")
-    parser.add_argument("--anyway", action="store_true", help="even where the command now means another run")
+    parser.add_argument("--anyway", action="store_true", help="even if the command now means another run")
     chosen = parser.parse_args(arguments)
     if wrong := [text for text in chosen.overrides if "=" not in text]:
         parser.error(f"{wrong[0]}: write key=value")
@@ -46,7 +46,7 @@ def find(name: str) -> Record:
 
 
 def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[str]:
-    """Trains, and gives the lines that compare what came out with the record.
+    """Trains, and returns lines that compare the result with the record.
 
     UserError where the command now means another run than it did, or the run fails.
     """

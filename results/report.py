@@ -1,9 +1,9 @@
 """All results as one page, ``results/report.html``, that opens from disk with no network: ``python -m results.report``.
 
 It has the committed records and, marked, your runs: the tables; the metric against steps where a task has no epochs
-(the adding problem: a panel a length, with the error of the trivial prediction); the metric at epoch k beside the log
-that was published with a paper's code; the metric against cost; the gradient norms of ``diagnostics=gradients``.
-``results/page.html`` is the page without its content.
+(the adding problem: a panel for each length, with the error of the trivial prediction); the metric at epoch k beside
+the log that was published with a paper's code; the metric against cost; the gradient norms of
+``diagnostics=gradients``. ``results/page.html`` is the page without its content.
 """
 
 import argparse
@@ -221,12 +221,12 @@ def _by_epoch(rows: list[Row], style: Style, mine: bool) -> list[tuple[str, str,
         for key, record in theirs.get((task, metric), []):
             symbol = ("diamond-open", "square-open", "circle-open")[drawn[record.model] % 3]
             drawn[record.model] += 1
-            told = "quoted" if record.kind == "curve" else "published log"
+            kind = "quoted" if record.kind == "curve" else "published log"
             x, y = list(record.trajectory), list(record.trajectory.values())
             line = style.line(record.model, dash="dot", width=1)
             marker = style.marker(record.model, symbol=symbol, size=9)
             options = {"mode": "lines+markers", "line": line, "marker": marker}
-            _add(figure, record.model, f"{told}: {key}", x, y, scale, **options)
+            _add(figure, record.model, f"{kind}: {key}", x, y, scale, **options)
         # The published budgets reach from tens of epochs to thousands.
         _axis(figure, "x", linear=False)
         found.append((task, f"{task}: {metric}", figure))
@@ -246,9 +246,9 @@ def _by_cost(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
         memory = float(np.mean(memories)) if memories else None
         mean, spread = float(np.mean(row.values)), float(np.std(row.values, ddof=1)) if len(row.values) > 1 else 0.0
         costs = {"time": seconds, "memory": memory, "parameters": row.parameters}
-        told = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]
+        lines = [f"{seconds:.3g} s per {unit}" if seconds else "", f"{memory:,.0f} MB" if memory else ""]
         name = html.escape(label)
-        told = [f"{name}: {tables.ours(row)}", *told, f"{row.parameters:,} parameters" if row.parameters else ""]
+        lines = [f"{name}: {tables.ours(row)}", *lines, f"{row.parameters:,} parameters" if row.parameters else ""]
         _add(
             figure, row.model, label, [seconds], [mean], scale, mode="markers",
             marker=style.marker(*style.of(row)),
@@ -256,7 +256,7 @@ def _by_cost(rows: list[Row], style: Style) -> tuple[str, str, go.Figure]:
             error_y={"type": "data", "array": [spread * scale], "arrayminus": [min(spread, 0.9 * mean) * scale],
                      "thickness": 1},
             meta={"model": row.model, "costs": costs},
-            hovertemplate="<br>".join(filter(None, told)) + "<extra></extra>",
+            hovertemplate="<br>".join(filter(None, lines)) + "<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         meta={"titles": {"time": f"seconds per {unit}", "memory": "peak memory, MB", "parameters": "parameters"}}

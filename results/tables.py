@@ -1,8 +1,8 @@
 """The tables of our results beside the published ones, and of your runs beside both: ``python -m results.tables``.
 
-A row is a group of runs that differ in the seed only, or a recipe that nobody has run. ``results/TABLES.md``, which
+A row is a group of runs that differ only in the seed, or a recipe that has not been run. ``results/TABLES.md``, which
 ``--publish`` writes, has the committed records alone, below a summary. Cells that were out of reach of the machines on
-which these were made are in a table of their own (``results/out_of_reach.yaml``).
+which these were made have a separate table (``results/out_of_reach.yaml``).
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Row:
         seconds: a run, on average.
         passed: for each bound of the metric, the step at which each run first passed it, or None.
         notes: what a reader should know.
-        mine: whether it is marked as the user's own, beside others.
+        mine: whether it is marked as the user's own.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Row:
 class Table:
     """A task's rows as text: ``cells[i][j]`` stands below ``header[j]`` and belongs to ``rows[i]``.
 
-    ``compared`` is the same of those that can be compared with each other, None where there are not two of them.
+    ``compared`` is the same for those that can be compared with each other; None for fewer than two.
     """
 
     title: str
@@ -126,12 +126,12 @@ def main(arguments: list[str] | None = None) -> None:
     add, formats = parser.add_argument, ("md", "latex", "csv")
     add("--format", choices=formats, default="md", help="(%(default)s)")
     records.add_arguments(parser)
-    add("--publish", action="store_true", help="write TABLES.md, of results/runs alone")
-    add("--check", action="store_true", help="write nothing; fail where TABLES.md is not up to date")
-    add("--unverified", action="store_true", help="show the values that are remembered, not read")
+    add("--publish", action="store_true", help="write TABLES.md from results/runs alone")
+    add("--check", action="store_true", help="write nothing; fail if TABLES.md is not up to date")
+    add("--unverified", action="store_true", help="show the values quoted from memory, not checked in a source")
     chosen = parser.parse_args(arguments)
     if (chosen.check or chosen.publish) and (chosen.runs or chosen.mine or chosen.format != "md"):
-        parser.error("--check and --publish are of TABLES.md; omit --runs, --mine and --format")
+        parser.error("--check and --publish concern TABLES.md alone; omit --runs, --mine and --format")
     if chosen.unverified:
         print(unverified(), end="")
         return
@@ -353,7 +353,7 @@ def differences(record: Record, key: str | None) -> list[str]:
 
 
 def budget(runs: list[Record]) -> float | None:
-    """The share of the recipe's steps that runs had at most; None where that is all that the recipe gives them.
+    """The largest share of the recipe's steps that the runs had; None if that is the whole budget.
 
     A target ends a run for our convenience; no published protocol has one. Patience is a recipe's own, unless changed.
     """
@@ -367,7 +367,7 @@ def budget(runs: list[Record]) -> float | None:
 
 
 def tables(found: list[Row]) -> list[Table]:
-    """The rows as text, a table a task; without the columns that are empty. Cells out of reach have the last table."""
+    """The rows as text, one table per task, without empty columns. Cells out of reach have the last table."""
     beyond = [row for row in found if row.verdict.name == OUT_OF_REACH]
     groups = by_title(row for row in found if row.verdict.name != OUT_OF_REACH)
     return [*map(_table, groups), *([_beyond(beyond)] if beyond else [])]
@@ -428,7 +428,7 @@ def _as_table(
 
 
 def _printable(text: str) -> str:
-    """Whatever a record holds, on one line, and nothing that a terminal would obey."""
+    """A text of a record on one line, without control characters."""
     return one_line(text, most=len(text) * 10)
 
 
@@ -452,7 +452,7 @@ def _compared(group: list[Row]) -> Table | None:
             behind.append("" if standing is found[0] else unknown)
     notes = []
     if all(standing.last - standing.first == len(found) - 1 for standing in found):
-        notes.append("No two of these are told apart.")
+        notes.append("No two of these differ significantly.")
     if single := sum(len(row.values) == 1 for row in group):
         notes.append(f"{counted(single, 'row')} with one seed {'is' if single == 1 else 'are'} not compared.")
     columns = {
@@ -467,13 +467,13 @@ def _compared(group: list[Row]) -> Table | None:
 def _tuning(row: Row, group: list[Row]) -> str:
     """Whose settings a row has, and how many settings of its model were run."""
     settings = "the recipe's" if row.recipe else "the defaults"
-    settings += f" but {changes(row)}" if row.changed else ""
+    settings += f" except {changes(row)}" if row.changed else ""
     tried = sum(other.model == row.model and other.verdict.name != NOT_RUN for other in group)
     return settings + (f"; one of {tried} settings that were run" if tried > 1 else "")
 
 
 def changes(row: Row) -> str:
-    """What is not as in the recipe, as one types it."""
+    """The settings that are not the recipe's, as on the command line."""
     return ", ".join(f"{key}={plain(value)}" for key, value in row.changed.items())
 
 
@@ -484,7 +484,7 @@ def lengths(row: Row) -> str:
 
 
 def plain(value) -> str:
-    """A setting as one types it."""
+    """A setting as on the command line."""
     if isinstance(value, str):
         return value
     return f"{value:g}" if isinstance(value, float) else json.dumps(value).replace(" ", "")
@@ -544,7 +544,7 @@ def _natural(text: str) -> list:
 
 
 def summary(found: list[Row]) -> list[tuple[str, int, float]]:
-    """Of each verdict, the rows that have it and their core hours; first of those that are judged, last of all."""
+    """For each verdict, its number of rows and their core hours; first for those judged, last for all."""
     groups = {name: [row for row in found if row.verdict.name == name] for name in ORDER}
     groups = {"judged": [row for row in found if row.verdict.name in JUDGED], **groups, "in all": found}
     return [(name, len(rows), sum(row.core_hours for row in rows)) for name, rows in groups.items() if rows]
@@ -560,17 +560,17 @@ def in_a_line(found: list[Row]) -> str:
 
 
 def as_markdown(found: list[Table], committed: bool = True) -> str:
-    """A page; it says what it is made of where that is the ``committed`` records alone."""
+    """A page; one of the ``committed`` records alone says so."""
     from tabulate import tabulate
 
     everything = [row for table in found for row in table.rows]
     lines = [
         "# Results",
         "",
-        *([f"`{COMMAND} --publish` makes this page of the records in `results/runs`.", ""] if committed else []),
+        *([f"`{COMMAND} --publish` writes this page from the records in `results/runs`.", ""] if committed else []),
         "Ours is the mean on the test set over n seeds, ± their sample standard deviation. A difference is positive",
-        "where ours is better; behind it stands its 90 % interval. Below a table its rows are compared with each",
-        "other: an interval is of one difference over the seeds, the ranks allow for the number of pairs.",
+        "where ours is better; its 90 % interval follows. Below a table its rows are compared with each other:",
+        "an interval is that of one difference over the seeds, the ranks allow for the number of pairs.",
         "[docs/results.md](../docs/results.md#verdicts) says what each verdict means.",
     ]
     if everything:
@@ -584,8 +584,8 @@ def as_markdown(found: list[Table], committed: bool = True) -> str:
         lines += ["three seeds or more, at the full budget and under the published protocol."]
         if any(name == OUT_OF_REACH for name, _, _ in counts):
             most = _reach()["most_core_hours"]
-            lines += ["*Out of reach* are cells whose data were not at hand where the records were made, or of which a"]
-            lines += [f"run takes more than {most} core hours; the last table says which."]
+            lines += ["*Out of reach* are cells whose data were not available where the records were made, or of"]
+            lines += [f"which a run takes more than {most} core hours; the last table says which."]
     for table in found:
         for part in parts([table]):
             cells = [[cell.replace("|", "\\|") for cell in cells] for cells in part.cells]
@@ -638,8 +638,8 @@ def as_csv(found: list[Row]) -> str:
 
 
 def unverified() -> str:
-    """The values that are remembered only, as a table."""
-    lines = ["Remembered, not read in any source; check before use.", ""]
+    """The values quoted from memory, as a table."""
+    lines = ["Quoted from memory, not read in any source; check before use.", ""]
     for cell, record in published.load(published.UNVERIFIED).items():
         size = f" {record.size}" if record.size else ""
         lines.append(f"{cell}: {record.model}{size} on {record.task}: {_published_value(record)}; {record.source}")

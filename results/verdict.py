@@ -4,7 +4,7 @@ Let ``d`` be the mean of ours less the published value, signed so that positive 
 
 - ours: ``s^2 / n``, with ``s`` our sample standard deviation over ``n`` seeds;
 - the published value's: ``s_p^2 / n_p`` for a mean with its deviation; that of a population is turned into a sample's
-  by ``sqrt(n_p / (n_p - 1))``, and one that is not said to be either is taken as a sample's. A mean without a deviation
+  by ``sqrt(n_p / (n_p - 1))``, and one of unknown kind is taken as a sample's. A mean without a deviation
   over ``n_p`` seeds is taken to spread as ours do: ``s^2 / n_p``. Where ``n_p`` is not known (quoted, unstated, ...)
   the term is left out: the value counts as exact;
 - the test set's, for accuracies: ``p (1 - p) / N``, binomial, with ``p`` the published accuracy and ``N`` samples. It
@@ -57,12 +57,12 @@ NO_NUMBER = "no published number"
 ORDER = (*JUDGED, REACHED_EARLY, REDUCED_BUDGET, OTHER_PROTOCOL, TOO_FEW_SEEDS, NOT_FINISHED, NOT_RUN, OUT_OF_REACH,
          NO_NUMBER)  # fmt: skip
 
-# A deviation of fewer says next to nothing.
+# A deviation of fewer is too uncertain.
 MIN_SEEDS = 3
-# Where a search for the number of seeds that would decide ends.
+# Bound of the search for the number of seeds that would decide.
 MOST_SEEDS = 1000
 
-# Tasks whose sequences are drawn anew: no data bound their error, which falls over orders of magnitude.
+# Tasks with generated sequences: no data bound their error, which falls over orders of magnitude.
 GENERATED = ("adding", "copying")
 
 
@@ -101,7 +101,7 @@ class Verdict:
         ratio: whether values are compared by their ratio.
         reason: what differs, for *other protocol*; how much was done, for *reduced budget* and *too few seeds*; how
             many seeds would decide, for *undecided*; whose interval it is, for *inside* and *outside*.
-        notes: what a reader should know besides.
+        notes: further remarks.
     """
 
     name: str
@@ -152,10 +152,10 @@ def judge(
     """Compares our values with a published one.
 
     Args:
-        ours: the metric on the test set, a value a seed; of finished runs only.
-        published: what they aim at, or None.
-        budget: the share of the published budget that they had; None where it is that budget, or not known.
-        differs: what they do not have of the published protocol.
+        ours: the metric on the test set, one value per seed; of finished runs only.
+        published: the value they aim at, or None.
+        budget: the share of the published budget that they had; None if that is the whole budget, or unknown.
+        differs: settings in which they differ from the published protocol.
     """
     if not ours:
         return Verdict(NOT_RUN)
@@ -299,8 +299,8 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.kind == "best":
         unit = " %" if published.metric == "accuracy" else ""
         best = (max if METRICS[published.metric] else min)(ours)
-        of = "" if published.n else ", of how many runs is not known"
-        return (f"the published value is a best one{of}; our best is {amount(best, published.metric)}{unit}",)
+        of = {None: "an unknown number of runs", 1: "the epochs of one run"}.get(published.n, f"{published.n} runs")
+        return (f"the published value is the best of {of}; our best is {amount(best, published.metric)}{unit}",)
     if published.n is None:
         return ("how many runs are behind the published value is not known; its own error is left out",)
     return ()

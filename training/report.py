@@ -8,7 +8,7 @@ from longwave.training.record import Record
 
 
 def report(record: Record, folder: Path) -> float:
-    """Logs scores, first passes, published value and whatever makes the run no reproduction; gives its objective."""
+    """Logs scores, first passes, published value and departures from the recipe; returns the objective."""
     test = ", ".join(f"{key} {value:.5g}" for key, value in record.metrics["test"].items())
     baseline = ", ".join(f"{key} {value:.4g}" for key, value in record.baseline.items())
     far = "far worse than the " if record.far_below_trivial else ""
@@ -24,12 +24,12 @@ def report(record: Record, folder: Path) -> float:
         log.info("published: %s (%s; %s)", target.value, target.kind, target.source)
     if record.changed:
         changed = ", ".join(f"{key}={value}" for key, value in record.changed.items())
-        log.info("not as recipe %s has it: %s", record.recipe, changed)
+        log.info("changed from recipe %s: %s", record.recipe, changed)
     budget = record.budget
     if budget.steps_in_recipe is not None and budget.steps < budget.steps_in_recipe:
         log.info("reduced budget: %s of the recipe's %s", f"{budget.steps:,}", counted(budget.steps_in_recipe, "step"))
     training = record.config["training"]
     if training.get("overfit") or training.get("limit_evaluation"):
-        log.info("no result: trained on one batch, or tested on a part of the test set")
+        log.info("not a result: trained on one batch, or tested on a part of the test set")
     log.info("record: %s", folder / "record.json")
     return record.objective.value

@@ -86,7 +86,7 @@ def test_the_models_of_a_table():
     assert cells["cornn/psmnist"]["behind the first [95 %]"] == ""
     assert cells["lstm (no recipe)"]["behind the first [95 %]"] == "6.93 [6.62, 7.25]"
     assert [row["tuning"] for row in cells.values()] == [
-        "the recipe's", "the recipe's; one of 2 settings that were run", "the defaults but model.hidden=256",
+        "the recipe's", "the recipe's; one of 2 settings that were run", "the defaults except model.hidden=256",
     ]  # fmt: skip
     assert table.compared.notes == ["1 row with one seed is not compared."]
     assert "Compared:" in as_markdown([table])
@@ -96,7 +96,7 @@ def test_the_models_of_a_table():
 def test_a_ranking_that_says_nothing_says_so():
     cells, table = compared([*seeds("cornn", WIDE), *seeds("lem", WIDE[::-1]), *seeds("lstm", [0.9, 0.95])])
     assert {row["rank"] for row in cells.values()} == {"1 to 3"}
-    assert table.compared.notes == ["No two of these are told apart."]
+    assert table.compared.notes == ["No two of these differ significantly."]
 
 
 def test_one_row_is_not_compared():

@@ -69,7 +69,7 @@ def test_what_was_collected_or_published_is_shown_once(output):
 
 def test_nothing_to_show(output, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^--runs .*empty: there is no record of a run that could be read$"):
+    with pytest.raises(UserError, match=r"^--runs .*empty: has no record of a run that can be read$"):
         records.shown(options("--runs", str(tmp_path / "empty")))
     shutil.rmtree(output)
     with pytest.raises(UserError, match=r"^--mine: there is no record of a run in .*outputs"):
@@ -87,7 +87,7 @@ def test_the_tables_mark_them(output, capsys):
     assert any(line.startswith("| lem/psmnist (yours) | ") and "| not finished |" in line for line in lines)
     assert "- lem/psmnist (yours): 1 run interrupted." in lines
     assert "not run" in page
-    assert "makes this page" not in page
+    assert "writes this page" not in page
     tables.main(["--mine"])
     page = capsys.readouterr().out
     assert "yours" not in page

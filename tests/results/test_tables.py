@@ -383,7 +383,7 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         tables.main(["--runs", str(folder), "--check"])
     assert stopped.value.code == 2
-    assert "--check and --publish are of TABLES.md; omit --runs" in capsys.readouterr().err
+    assert "--check and --publish concern TABLES.md alone; omit --runs" in capsys.readouterr().err
     # To the terminal: the page is that of the committed records.
     tables.main(["--runs", str(folder)])
     shown = capsys.readouterr()
@@ -406,7 +406,7 @@ def test_commands(save, tmp_path, monkeypatch, capsys):
     assert "| cornn/psmnist | 97.00" in unpadded(tables.PATH.read_text())
     with pytest.raises(SystemExit):
         tables.main(["--check", "--format", "csv"])
-    assert "--check and --publish are of TABLES.md" in capsys.readouterr().err
+    assert "--check and --publish concern TABLES.md alone" in capsys.readouterr().err
     tables.main(["--runs", str(folder), "--format", "csv"])
     assert capsys.readouterr().out.startswith("task,title,model")
     tables.main(["--runs", str(folder), "--format", "latex"])

@@ -214,9 +214,9 @@ def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
     assert changed["task.T"] == 8
     assert changed["training.limit_evaluation"] == 1
     assert "optimizer.lr" not in changed
-    assert "not as recipe cornn/adding has it: model.hidden=6" in caplog.text
+    assert "changed from recipe cornn/adding: model.hidden=6" in caplog.text
     assert "reduced budget: 4 of the recipe's 20,000 steps" in caplog.text
-    assert "no result" in caplog.text
+    assert "not a result" in caplog.text
 
 
 def test_a_result_far_worse_than_the_trivial_prediction_is_named(fit_here, caplog):
