@@ -1,4 +1,4 @@
-"""Seconds until a command says something, and its dearest imports: ``python -m longwave.benchmarks.startup``.
+"""Seconds until a command prints something, and its slowest imports: ``python -m longwave.benchmarks.startup``.
 
 On an idle machine: each command is run a few times, the median counts.
 """
@@ -26,7 +26,7 @@ def seconds(command: tuple[str, ...]) -> float:
 
 
 def imports(command: tuple[str, ...], count: int) -> list[tuple[float, str]]:
-    """The dearest imports of a command: milliseconds of each module without what it imports itself."""
+    """The most expensive imports of a command: milliseconds of each module without what it imports itself."""
     timed = [sys.executable, "-X", "importtime", PACKAGE / command[0], *command[1:]]
     lines = subprocess.run(timed, capture_output=True, text=True).stderr.splitlines()
     found = [re.match(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", line) for line in lines]
@@ -40,10 +40,10 @@ def main() -> None:
     table = Table("command", "seconds", box=None)
     for command in COMMANDS:
         table.add_row(" ".join(command), f"{statistics.median(seconds(command) for _ in range(repeats)):.2f}")
-    dearest = Table("dearest imports", "ms", box=None)
+    slowest = Table("slowest imports", "ms", box=None)
     for milliseconds, name in imports(COMMANDS[0], 10):
-        dearest.add_row(name, f"{milliseconds:.0f}")
-    Console().print(table, dearest)
+        slowest.add_row(name, f"{milliseconds:.0f}")
+    Console().print(table, slowest)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a trained network says of a sensor, line by line: ``sensor | python examples/stream.py <run>``.
+"""Predictions of a trained network for a sensor, line by line: ``sensor | python examples/stream.py <run>``.
 
-A line of the standard input has the channels of one step, separated by commas, semicolons or blanks. For each, a line
-goes to the standard output as soon as it is known: the step, and the outputs, or the class and its probability.
+A line of the standard input has the channels of one step, separated by commas, semicolons or spaces. For each step, a
+line on the standard output has its number, and the outputs, or the class and its probability.
 """
 
 import re

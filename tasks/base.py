@@ -104,7 +104,7 @@ class Task:
     monitor: str = "validation"
     """Split that is evaluated during training."""
     tests: tuple[str, ...] = ("test",)
-    """Splits that are tested in the end; the first gives the result."""
+    """Splits that are tested at the end; the first gives the result."""
     selects_on_test: bool = False
     """True if the protocol selects the weights by the test set, as some papers do."""
     gathers: bool = False
@@ -116,7 +116,7 @@ class Task:
     length: int | None = None
     """Length of the sequences, for a curriculum to shorten; None where the data fix it."""
     split_id: str
-    """Identifies protocol and split: two runs compare only if it is equal."""
+    """Identifies protocol and split: two runs are comparable only if it is equal."""
     splits: dict[str, Tensor] = {}
     """Indices of the samples, by split; empty for generated data and texts."""
     targets: Tensor | None = None
@@ -126,7 +126,7 @@ class Task:
     classes: list[str] | None = None
     """Names of the classes; None where they are numbered."""
     statistics: dict[str, Any] = {}
-    """What :meth:`TaskConfig.prepare` needs beside the settings, tensors and plain values; a checkpoint keeps it."""
+    """What :meth:`TaskConfig.prepare` needs besides the settings, tensors and plain values; a checkpoint keeps it."""
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each data file."""
     notes: dict = {}
@@ -179,7 +179,7 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, predictions: Tensor, targets: Tensor) -> dict[str, float]:
-        """Further scores, which are no means over predictions, of all of a split's."""
+        """Further scores of all predictions of a split, which are not means over them."""
         return {}
 
     def picture(self, predictions: Tensor, targets: Tensor, title: str) -> bytes | None:

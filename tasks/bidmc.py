@@ -27,7 +27,7 @@ LEM = (5565, 1192, 1192)  # train, test, validation
 
 @dataclass
 class Config(SeriesConfig):
-    """Predict breaths a minute (``bidmc_rr``), beats a minute (``bidmc_hr``) or percent (``bidmc_spo2``).
+    """Predict breaths per minute (``bidmc_rr``), beats per minute (``bidmc_hr``) or percent (``bidmc_spo2``).
 
     The 7,949 windows of 4,000 steps are of few patients and overlap: every protocol but ``official`` splits them at
     random, so that test windows have neighbours in the training set, and gives much lower errors.

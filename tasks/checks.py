@@ -1,4 +1,4 @@
-"""Checks of what data files hold, made before anything is trained on it."""
+"""Checks of the content of data files, before training."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

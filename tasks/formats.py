@@ -1,4 +1,4 @@
-"""The text formats of the UEA, UCR and Monash archives: ``.ts``, and ``.arff``, relational or one column a step."""
+"""The text formats of the UEA, UCR and Monash archives: ``.ts``, and ``.arff``, relational or one column per step."""
 
 import re
 import warnings

@@ -15,7 +15,7 @@ from longwave.training.run import files_of
 
 
 def compare_data(config: Config, earlier: Record) -> None:
-    """UserError where the data are not those of a finished run; what is not there any more is not compared."""
+    """UserError where the data are not those of a finished run; missing files are not compared."""
     if earlier.data is None or not earlier.data.files:
         return
     try:

@@ -119,7 +119,7 @@ def names_a_run(overrides: Sequence[str]) -> bool:
 
 
 def choice_of(config: Config, recipe: str | None, overrides: Sequence[str]) -> str:
-    """The line that says which model, task and recipe a run has, and which of them nobody chose."""
+    """The line that names a run's model, task and recipe, and which of them are defaults."""
     given = {text.partition("=")[0] for text in overrides}
     # A variant of a recipe chooses model and task.
     own = {"model", "task"} if "recipe" in given and recipe is not None else set()

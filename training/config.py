@@ -191,7 +191,7 @@ def schemas(group: str) -> list[tuple[str, type]]:
 
 @functools.cache
 def register() -> None:
-    """Put the schemas of models and tasks into place, once a configuration has to be composed: they import torch."""
+    """Register the schemas of models and tasks, once a configuration has to be composed: they import torch."""
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=Config)
     store.store(group="schema", name="training", node=Training)
@@ -284,7 +284,7 @@ def recipe_overrides(name: str) -> list[str]:
 
 
 def changed_from_recipe(config: Config, recipe: Config, interpolated: dict[str, str]) -> dict[str, Any]:
-    """The settings of a run that can change its numbers and are not as its recipe has them, ``{"task.T": 500}``.
+    """The settings of a run that can change its numbers and differ from its recipe's, ``{"task.T": 500}``.
 
     Args:
         recipe: the run of the recipe as it is; see :func:`compose_recipe`.

@@ -46,7 +46,7 @@ def probe(
         finite = {key: value for key, value in found.items() if math.isfinite(value)}
         lost = [key for key in found if key not in finite and key not in reported]
         if lost:
-            log.warning("not finite, and left out of the history where it is not: %s", ", ".join(lost))
+            log.warning("left out of the history where not finite: %s", ", ".join(lost))
             reported.update(lost)
         return finite
 
@@ -156,7 +156,7 @@ def axes(title: str):
 
 
 def png(figure) -> bytes:
-    """A figure as the content of a file; what is below FLOOR is outside of it."""
+    """A figure as PNG; values below FLOOR are not shown."""
     (ax, *_) = figure.axes
     ax.set_ylim(bottom=max(ax.get_ylim()[0], FLOOR))
     buffer = io.BytesIO()
@@ -165,7 +165,7 @@ def png(figure) -> bytes:
 
 
 def picture(history: list[dict], title: str) -> bytes | None:
-    """A run's gradient norms against the lag, a curve an evaluation, coloured by its step, as PNG; None without any."""
+    """A run's gradient norms against the lag, one curve per evaluation, coloured by its step, as PNG; or None."""
     measured = [entry for entry in history if any(key.startswith(PREFIX) for key in entry)]
     if not measured:
         return None

@@ -1,4 +1,4 @@
-"""How a command ends: with one line and an exit code."""
+"""The end of a command: one line and an exit code."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from longwave.training.errors import Interrupted, UserError
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """Ends the process as a command ends: what a user can fix, a signal and a closed pipe leave no traceback."""
+    """Ends the process without a traceback for an error that the user can fix, a signal or a closed pipe."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         # Since the imports, during which Ctrl-C ends the process without a traceback.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Where a run ran: what a record needs so that somebody else can understand its numbers."""
+"""Environment of a run, for its record: packages, commit, device, memory."""
 
 import contextlib
 import ctypes
@@ -44,7 +44,7 @@ def git() -> Git | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``device=name`` means here."""
+    """The device that ``device=<name>`` selects here."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [device for device, is_here in here.items() if is_here]
     if name not in ("auto", *available):
@@ -82,7 +82,7 @@ def _processor() -> str:
 
 
 def reset_peak_memory() -> None:
-    """So that the second job of a process does not report the peak of the first."""
+    """Resets the peak, so that the second job of a process does not report that of the first."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     # The new peak begins at what is resident now, and a training process keeps what it freed (set_up_process).
@@ -96,7 +96,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Of the device on CUDA, else the largest resident size of this process."""
+    """Peak memory of the device on CUDA, else the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -13,7 +13,7 @@ class Diverged(UserError):
         self.step, self.what, self.value = step, what, value
 
     def __str__(self) -> str:
-        return f"the {self.what} is {self.value} at step {self.step}; checkpoints from before it are kept"
+        return f"the {self.what} is {self.value} at step {self.step}; earlier checkpoints are kept"
 
 
 class Taken(UserError):
@@ -21,7 +21,7 @@ class Taken(UserError):
 
 
 class Pruned(UserError):
-    """A search has seen enough of the run; it can be resumed all the same."""
+    """A search has pruned the run, which can still be resumed."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -30,7 +30,7 @@ from longwave.training.trained import Trained, load
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 NEEDED = {"onnx": ("onnx", "onnxscript"), "torchscript": (), "safetensors": ("safetensors",)}
-# Of the largest output, up to which an exported network may differ.
+# Largest difference of an exported network, relative to the largest output.
 TOLERANCE = 1e-4
 
 
@@ -45,11 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def export(folder: Path, to: str, out: Path | None = None) -> list[str]:
-    """Writes the file; gives its path, and how far its output was from the network's on a random batch.
+    """Writes the file; returns its path, and the difference of its output from the network's on a random batch.
 
     Raises:
         UserError: where the run is not finished or damaged, a package is not installed, the network cannot be exported,
-            or the exported one says something else.
+            or the exported one gives another output.
     """
     if missing := [name for name in NEEDED[to] if importlib.util.find_spec(name) is None]:
         raise UserError(f"--to {to}: needs {' and '.join(missing)}, not installed here: pip install 'longwave[export]'")
@@ -77,9 +77,9 @@ def export(folder: Path, to: str, out: Path | None = None) -> list[str]:
         expected = expected.transpose(0, 1) if network.reads == "every" else expected
         far = ((found - expected).abs().max() / expected.abs().max()).item()
         if not far <= TOLERANCE:
-            reason = f"it is then {far:.2g} of the largest output away"
+            reason = f"its output differs by {far:.2g} of the largest output"
             raise UserError(f"model={trained.config.model.name} cannot be exported to {to}: {reason}")
-        lines.append(f"checked on 3 x 12 steps: {far:.1g} of the largest output away")
+        lines.append(f"checked on 3 x 12 steps: differs by at most {far:.1g} of the largest output")
     write_atomic(out, content)
     return lines
 
@@ -208,7 +208,7 @@ class Looped(nn.Module):
 
 
 class End(nn.Module):
-    """What is read of a flat state, and of a sequence."""
+    """The readout of a flat state, and of a sequence."""
 
     def __init__(self, network: Network, step: Step):
         super().__init__()

@@ -18,11 +18,11 @@ def write_atomic(path: Path, content: bytes) -> None:
             out.write(content)
     except OSError as error:
         where = error.filename2 or error.filename or path
-        raise UserError(f"cannot write {where}: {error.strerror or error}; what was there before is kept") from error
+        raise UserError(f"cannot write {where}: {error.strerror or error}; the old file is kept") from error
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Writes ``state`` to ``path`` and keeps what was there as ``<stem>.previous<suffix>``.
+    """Writes ``state`` to ``path`` and keeps the checkpoint before as ``<stem>.previous<suffix>``.
 
     UserError where the disk is full or refuses; the checkpoints that are there stay.
     """
@@ -48,7 +48,7 @@ def previous(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> tuple[dict | None, list[str]]:
-    """The newest good checkpoint on the CPU, or None, and a line on each damaged one that was passed over."""
+    """The newest good checkpoint on the CPU, or None, and a line on each damaged one that was skipped."""
     damaged = []
     for candidate in (path, previous(path)):
         if not candidate.exists():

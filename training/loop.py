@@ -31,7 +31,7 @@ from longwave.training.tracking import Tracker
 class Signals:
     """Ctrl-C, SIGTERM, a scheduler's warnings and the end of the terminal, noted while inside.
 
-    A second Ctrl-C or SIGTERM finds the handler of before and ends the process at once. A launcher's own handler of
+    A second Ctrl-C or SIGTERM finds the original handler and ends the process at once. A launcher's own handler of
     the signal that was noted is called on leaving.
     """
 
@@ -74,7 +74,7 @@ class Signals:
 
 @dataclass
 class State:
-    """All that a run carries from step to step beside weights, optimiser and schedule."""
+    """Everything that a run carries from step to step besides weights, optimiser and schedule."""
 
     step: int = 0
     seconds: float = 0.0
@@ -319,7 +319,7 @@ class Trainer:
             state.stopped = "target"
 
     def _move_on(self, value: float) -> None:
-        """Goes to the next length of the curriculum if the present one is done; ``value`` is the metric there."""
+        """Goes to the next length of the curriculum if the current one is done; ``value`` is the metric there."""
         state, curriculum, metric = self.state, self.config.curriculum, self.task.metric
         state.evaluations_reached = state.evaluations_reached + 1 if curriculum.is_reached(self.task, value) else 0
         if curriculum.is_due(state.steps_at_length, state.evaluations_reached):
@@ -329,14 +329,14 @@ class Trainer:
             log.info("step %d: %s %.4g at length %d; now length %d", state.step, metric, value, length, following)
 
     def _stage(self, value: float) -> dict:
-        """The present length, as the record has it."""
+        """The current length, as the record has it."""
         state = self.state
         length = self.lengths[len(state.stages)]
         seconds = round(state.seconds - sum(stage["seconds"] for stage in state.stages), 3)
         return {"length": length, "steps": state.steps_at_length, "seconds": seconds, self.task.metric: value}
 
     def save(self) -> None:
-        """Writes a checkpoint; Diverged where a weight is not finite: then the checkpoints of before are kept."""
+        """Writes a checkpoint; Diverged where a weight is not finite: then the earlier checkpoints are kept."""
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise Diverged(self.state.step, "largest weight", math.inf)
         self.state.seconds = time.monotonic() - self._began
@@ -345,7 +345,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _note(self) -> None:
-        """Brings the record to the present step."""
+        """Updates the record to the current step."""
         record, seconds = self.run.record, self.state.seconds
         record.budget.steps_done = self.state.step
         record.wall_seconds = round(seconds, 3)
@@ -464,6 +464,6 @@ def evaluate(
             kept += [predictions, targets]
         if task.metric not in found:
             raise UserError(
-                f"{task.metric} is not defined on this part of the {split} set: it lacks a class, or is one sample"
+                f"{task.metric} is not defined on this part of the {split} set: it lacks a class or has one sample"
             )
     return found

@@ -1,4 +1,4 @@
-"""Memory that a run needs at least, and what there is: too large a run is refused before anything is allocated."""
+"""Memory that a run needs at least, and what is available: a run that cannot fit is refused before it allocates."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ class Needed:
 
 
 def needed(config: Config, task: Task, device: torch.device) -> Needed | None:
-    """A lower bound, without allocating any of it; None for a model whose initialisation needs numbers."""
+    """A lower bound, without allocating any of it; None for a model whose initialisation reads values."""
     try:
         # What this imports at its first use, training imports too.
         with torch.device("meta"):
@@ -72,7 +72,7 @@ def check(config: Config, task: Task, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """Turns running out of memory, however it is said, into a UserError."""
+    """Turns running out of memory, however it is reported, into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,6 +1,6 @@
 """Overrides, ``key=value`` or ``group=choice``, checked before Hydra reads them.
 
-Hydra refuses some in words of its own, of several lines, and misunderstands others without a word.
+Hydra refuses some with its own messages of several lines, and silently misunderstands others.
 """
 
 import difflib
@@ -43,7 +43,7 @@ def check(text: str, known: list[str]) -> Override:
         known: the first parts of all keys, and the groups.
 
     Raises:
-        UserError: for whatever Hydra would refuse in words of its own, or accept and misunderstand.
+        UserError: for whatever Hydra would refuse with its own message, or accept and misunderstand.
     """
     short = one_line(text)
     if len(text) > LONGEST:
@@ -127,11 +127,11 @@ def alternatives(override: Override) -> Iterator[str]:
 
 
 def check_count(runs: int, text: str, fewer: str) -> None:
-    """Say how many runs are about to be checked, where that takes a while; UserError where they are too many.
+    """Print how many runs are about to be checked if that takes a while; UserError for too many.
 
     Args:
-        text: what a message says of them.
-        fewer: what to use less of.
+        text: description of the runs, for the message.
+        fewer: what to use fewer of.
     """
     if runs > MOST_RUNS:
         raise UserError(f"{text}; at most {MOST_RUNS} can be started at once; use fewer {fewer}")

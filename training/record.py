@@ -65,7 +65,7 @@ class Objective(_Part):
 
 
 class Stage(_Part):
-    """Length of a curriculum, what was spent on it, and the metric at that length in the end."""
+    """Length of a curriculum, the steps and seconds spent on it, and the last metric at that length."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -82,14 +82,14 @@ class File(_Part):
 
 
 def refuse_changed(before: list[File], now: list[File]) -> None:
-    """UserError where the data files of a run are not what they were."""
+    """UserError where the data files of a run have changed."""
     sums, others = ({one.file: one.sha256 for one in files} for files in (before, now))
     for file in [*sums, *others]:
         was, is_now = (f"sha256 {found[file]}" if file in found else "not read" for found in (sums, others))
         if was != is_now:
             raise UserError(
-                f"{file} is not what this run was trained on: it was {was}, and is now {is_now}; put back what was "
-                f"there, or start over with fresh=true"
+                f"{file} is not what this run was trained on: it was {was}, and is now {is_now}; restore the "
+                f"file, or start over with fresh=true"
             )
 
 
@@ -110,7 +110,7 @@ class Curve(_Part):
     @model_validator(mode="after")
     def _is_even(self):
         if len(self.step) != len(self.value):
-            raise ValueError("steps and values are not as many")
+            raise ValueError("steps and values differ in number")
         return self
 
 
@@ -222,7 +222,7 @@ class Record(_Part):
 
 
 def parse(text: str | bytes) -> Record:
-    """Reads a record; ValueError, one line that says why, where it is none."""
+    """Reads a record; ValueError, one line with the reason, where it is none."""
     try:
         return Record.model_validate_json(text)
     except ValidationError as error:

@@ -59,7 +59,7 @@ def is_locked(folder: Path) -> bool:
 
 
 class _LogFile(logging.FileHandler):
-    """``log.txt``. A full disk must not end a run for its log, nor hide what did: it is said once, on the console."""
+    """``log.txt``. A full disk must not end a run for its log, nor hide what did: one line on the console says so."""
 
     failed = False
 
@@ -110,7 +110,7 @@ class Run:
         try:
             found = record.read(self.folder)
             if found.name != self.name:
-                raise ValueError(f"it is that of {one_line(found.name)}")
+                raise ValueError(f"it belongs to {one_line(found.name)}")
             return found
         except FileNotFoundError:
             return None

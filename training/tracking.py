@@ -159,11 +159,11 @@ def finish(run, exit_code: int = 0) -> None:
         run.finish(exit_code=exit_code)
     except TimeoutError:
         again = f"wandb sync --include-online {run.sync_dir}"
-        log.warning("W&B does not answer; all is kept in a local file, which `%s` uploads", again)
+        log.warning("W&B does not answer; everything is in a local file, which `%s` uploads", again)
 
 
 class Tracker:
-    """What a run shows of itself in one W&B run; without one, nothing.
+    """The W&B run of a run; without one, nothing is logged.
 
     All runs of a checkout write under one folder, ``<output>/wandb``, so that ``wandb leet <folder>`` compares them.
     Online, a resumed run continues under its id. Offline, W&B cannot continue a run: a resumed run is a new segment of

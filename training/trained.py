@@ -20,7 +20,7 @@ from longwave.training.run import KEPT_OF_TASK
 
 
 def load(run: str | Path, device: str = "auto") -> "Trained":
-    """The trained network of a finished run, with the weights that the metrics of its record are of.
+    """The trained network of a finished run, with the weights that its record's metrics belong to.
 
     The data set is not needed, except for checkpoints of older versions, which lack what the task makes of its data,
     and for tasks with their own kind of embedding.
@@ -58,7 +58,7 @@ def load(run: str | Path, device: str = "auto") -> "Trained":
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of N samples, on the CPU, in their order.
+    """The network's predictions for N samples, on the CPU, in their order.
 
     Args:
         outputs: (N, outputs), or (N, T, outputs) where the task reads every step; then a list of (T, outputs) where
@@ -76,10 +76,10 @@ class Prediction:
 
 @dataclass
 class Trained:
-    """A trained network, and what turns raw samples into its input.
+    """A trained network, and the preparation of its inputs.
 
     Args:
-        network: in evaluation mode; to be moved or cast as any module: what it reads follows.
+        network: in evaluation mode; it can be moved and cast like any module, and its inputs follow.
         config: of the run.
         record: of the run.
         task: what is kept of the task, see :data:`longwave.training.run.KEPT_OF_TASK`.
@@ -109,13 +109,13 @@ class Trained:
 
     @torch.no_grad()
     def predict(self, x: Any, batch_size: int = 256) -> Prediction:
-        """What the network says of raw samples, each read at its own end as if it were alone.
+        """Predictions for raw samples, each read at its own end as if it were alone.
 
         Args:
-            x: an array (N, T, D) or a list of arrays (T, D), of any lengths, as the data set has them before anything
-                is done to them (:meth:`longwave.tasks.base.TaskConfig.prepare` of the task says what that is); texts
-                where the task is on texts; or a batch of the task, a tuple, which is prepared already.
-            batch_size: samples that are computed at once.
+            x: an array (N, T, D) or a list of arrays (T, D), of any lengths, raw, as the data set has them (see
+                :meth:`longwave.tasks.base.TaskConfig.prepare` of the task); texts for a task on texts; or a batch of
+                the task, a tuple, which is prepared already.
+            batch_size: number of samples computed at once.
 
         Raises:
             ValueError: which names the sample, for one that is none of the task's.
@@ -232,7 +232,7 @@ def probabilities(output: Tensor, predicts: str) -> Tensor:
 
 
 class Stream:
-    """Outputs of a trained network while a sequence comes in, each equal to that of the whole sequence up to there.
+    """Outputs of a trained network while a sequence comes in, each equal to that of the whole sequence up to this step.
 
     Args:
         trained: its network is copied.

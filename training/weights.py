@@ -53,7 +53,7 @@ def read_record(folder: Path) -> Record:
 
 
 def selected(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """The weights that the metrics of a finished run are of, on the CPU, and its checkpoint.
+    """The weights that a finished run's metrics belong to, on the CPU, and its checkpoint.
 
     Raises:
         UserError: where the run is not finished, or its checkpoint is missing, damaged or of another step.
@@ -95,7 +95,7 @@ def assign(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def pinned(run: str, output: str) -> str:
-    """``<run>@<digest>`` of a finished run, given as in :func:`find`, or so already: then the run may be gone.
+    """``<run>@<digest>`` of a finished run, given as in :func:`find`, or in this form: then the run may be gone.
 
     Raises:
         UserError: where there is no such run, it is not finished, or its weights are not those of the digest.
@@ -114,7 +114,7 @@ def pinned(run: str, output: str) -> str:
 
 
 def start(model: nn.Module, run: str, output: str) -> None:
-    """Gives a model the weights of a run that is :func:`pinned`.
+    """Loads the weights of a run that is :func:`pinned` into a model.
 
     Raises:
         UserError: where there is no such run any more, or its weights have changed or are of other shapes.

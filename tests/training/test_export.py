@@ -110,7 +110,7 @@ def test_onnx_of_a_run(folder, capsys):
 
     export.main([str(folder), "--to", "onnx"])
     path, checked = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"checked on 3 x 12 steps: \S+ of the largest output away", checked)
+    assert re.fullmatch(r"checked on 3 x 12 steps: differs by at most \S+ of the largest output", checked)
     meta = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert (meta["run"], json.loads(meta["classes"])) == (folder.name, None)
     session = onnxruntime.InferenceSession(path)
@@ -142,7 +142,7 @@ def test_what_cannot_be_exported(folder, monkeypatch):
     with pytest.raises(UserError, match=r"^model=cornn cannot be exported to torchscript: no operator aten::new$"):
         export.export(folder, "torchscript")
     monkeypatch.setattr(export, "_torchscript", lambda *_: (b"", lambda x: torch.ones(3, 1)))
-    with pytest.raises(UserError, match=r"exported to torchscript: it is then \S+ of the largest output away$"):
+    with pytest.raises(UserError, match=r"exported to torchscript: its output differs by \S+ of the largest output$"):
         export.export(folder, "torchscript")
     assert not list(folder.glob("model*"))
 

@@ -282,7 +282,7 @@ def test_the_record_of_another_run_is_not_taken_for_this_one(fit_here, caplog):
     _, other = fit_here(*SMALL, "seed=1")
     shutil.copy(other / "record.json", folder)
     assert fit_here(*SMALL)[0] == objective
-    assert f"record.json cannot be read (it is that of {other.name})" in caplog.text
+    assert f"record.json cannot be read (it belongs to {other.name})" in caplog.text
 
 
 @pytest.mark.parametrize("step", [5, -1])
