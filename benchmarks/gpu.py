@@ -50,11 +50,11 @@ def stand_in_for_annotated_types() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the parts; 1 where something failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(SHARES)}; all where none is given")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(SHARES)}; default all")
     parser.add_argument("--out", type=Path, help="folder of gpu.json and the runs; benchmarks, and with --small none")
-    parser.add_argument("--minutes", type=float, default=8, help="for all parts together")
+    parser.add_argument("--minutes", type=float, default=8, help="time for all parts together")
     names = sorted({*FUNCTIONS.values(), NRDE})
-    parser.add_argument("--only", choices=names, metavar="OPERATION", help="no other, and no model")
+    parser.add_argument("--only", choices=names, metavar="OPERATION", help="this operation alone, and no model")
     parser.add_argument("--small", action="store_true", help="small sizes on the CPU, in Triton's interpreter")
     parser.add_argument("--compile-only", metavar="I/N", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

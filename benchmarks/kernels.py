@@ -294,13 +294,13 @@ def milliseconds(value: float | None) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = sorted({size.name for size in SIZES})
-    parser.add_argument("--only", choices=names, metavar="OPERATION", help="writes nothing, unless --json says where")
-    parser.add_argument("--seconds", type=float, default=20, help="for each case")
-    parser.add_argument("--threads", type=int, help="PyTorch's own choice where not given")
+    parser.add_argument("--only", choices=names, metavar="OPERATION", help="one operation; no file without --json")
+    parser.add_argument("--seconds", type=float, default=20, help="time for each case")
+    parser.add_argument("--threads", type=int, help="default: PyTorch's choice")
     parser.add_argument(
-        "--compile", type=float, default=60, metavar="SECONDS", help="for torch.compile; 0 leaves it out"
+        "--compile", type=float, default=60, metavar="SECONDS", help="time for torch.compile; 0 leaves it out"
     )
-    parser.add_argument("--json", type=Path, help="benchmarks/kernels.json where not given")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/kernels.json")
     parser.add_argument("--one-compiled", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_up_process(arguments.threads)

@@ -19,12 +19,12 @@ from longwave.training.record import Record
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.collect", description=__doc__)
-    parser.add_argument("runs", nargs="*", help="names of runs, or the beginning of some; all where none is given")
+    parser.add_argument("runs", nargs="*", help="names of runs, or their first letters; default all")
     parser.add_argument("--output", default="outputs", help="folder of the runs, in the checkout (%(default)s)")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--into", type=Path, help="folder of the records (records in --output)")
     target.add_argument("--publish", action="store_true", help="copy into results/runs")
-    parser.add_argument("--force", action="store_true", help="take what would be refused")
+    parser.add_argument("--force", action="store_true", help="also copy runs that would be refused")
     chosen = parser.parse_args(arguments)
     output = home() / Path(chosen.output).expanduser()
     into = records.FOLDER if chosen.publish else chosen.into or output / "records"

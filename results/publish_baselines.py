@@ -24,7 +24,7 @@ _STEPS = 100_000
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     add = parser.add_argument
-    add("keys", nargs="*", help="beginnings of keys, such as cornn/ or lem/psmnist; all where none is given")
+    add("keys", nargs="*", help="prefixes of keys, such as cornn/ or lem/psmnist; default all")
     add("--mode", choices=MODES, default="auto", help="as tracking.mode (%(default)s)")
     add("--project", default=Tracking.project, help="(%(default)s)")
     add("--entity", help="W&B's user or team")

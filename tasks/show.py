@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tasks.show", description="Draw a task into one PNG.")
     parser.add_argument("task", help="a file of conf/task, such as psmnist")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the task, such as protocol=lem")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the examples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and the examples")
     parser.add_argument("--root", help="folder of the data sets; default LONGWAVE_DATA, or data/ in the checkout")
     parser.add_argument("--out", type=Path, help="the PNG; default outputs/show/<task>.png in the checkout")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Metrics of a finished run again, from its checkpoint: ``python -m longwave.training.evaluate <run> [split]``.
+"""Recomputes the metrics of a finished run from its checkpoint: ``python -m longwave.training.evaluate <run> [split]``.
 
 They are compared with those of the record: on the same machine they are equal to the last digit, and a difference is an
 error. ``predictions.csv`` in the run's folder gets a row for each prediction.
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m longwave.training.evaluate", description=__doc__)
     parser.add_argument("run", help="its folder, or its name or identity in outputs/runs")
     parser.add_argument("split", nargs="?", help="test, validation or train; by default those of the record")
-    parser.add_argument("--root", help="folder of the data sets, where it is not that of the run")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="where it is not that of the run")
+    parser.add_argument("--root", help="folder of the data sets, if it is not the run's")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help="if it is not the run's")
     chosen = parser.parse_args(arguments)
     for line in again(weights.find(chosen.run), chosen.split, chosen.root, chosen.device):
         print(line)

@@ -1,4 +1,4 @@
-"""A finished run for other programs: ``python -m longwave.training.export <run> --to onnx|torchscript|safetensors``.
+"""Exports a run for other programs: ``python -m longwave.training.export <run> --to onnx|torchscript|safetensors``.
 
 ONNX and TorchScript have the network from its input x, (N, T, D) or tokens (N, T), as ``Trained.prepare`` gives it, to
 its output, (N, outputs) or (N, T, outputs), for any N and T and sequences of one length: one step on the reference
