@@ -116,7 +116,7 @@ class Task:
     length: int | None = None
     """Length of the sequences, for a curriculum to shorten; None where the data fix it."""
     split_id: str
-    """Identifies protocol and split: two runs are comparable only if it is equal."""
+    """Identifies protocol and split: two runs with the same seed are comparable only if it is equal."""
     splits: dict[str, Tensor] = {}
     """Indices of the samples, by split; empty for generated data and texts."""
     targets: Tensor | None = None
