@@ -45,4 +45,4 @@ def test_weights_at_the_start(gated, first, second):
     layer = FastGRNN(3, 200, gated=gated)
     assert layer.weights.sigmoid().tolist() == pytest.approx([first, second], abs=1e-4)
     assert bool((layer.biases == 1).all())
-    assert float(layer.weight_hh.std()) == pytest.approx(0.1, rel=0.02)
+    assert layer.weight_hh.std().item() == pytest.approx(0.1, rel=0.02)
