@@ -293,7 +293,9 @@ def _other_tests(row: Row) -> list[str]:
     """What was measured on further test sets, such as the part that a published value is of."""
     names = sorted({name for run in row.runs for name in run.metrics if name.startswith("test_")})
     found = {name: [run.metrics[name].get(row.metric) for run in row.runs if name in run.metrics] for name in names}
-    return [f"{row.metric} on {name}: {_mean(values, row.metric)}" for name, values in found.items() if all(values)]
+    return [
+        f"{row.metric} on {name}: {_mean(values, row.metric)}" for name, values in found.items() if None not in values
+    ]
 
 
 def _folds(runs: list[Record], metric: str) -> list[str]:

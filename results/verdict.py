@@ -31,7 +31,6 @@ the logarithm of a ratio.
 import math
 import statistics
 import sys
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -220,9 +219,8 @@ def _seeds_needed(difference: float, spread: float, n: int, published: Published
     def decides(k: int) -> bool:
         return _decided(difference, _error(spread, k, published)[1], bound) != UNDECIDED
 
-    # More seeds make the interval shorter, and one that decides still does when it is shorter.
-    found = bisect_left(range(MOST_SEEDS + 1), True, lo=n + 1, key=decides)
-    return found if found <= MOST_SEEDS else None
+    # No bisection: with few published runs, more seeds leave fewer degrees of freedom, and the interval grows again.
+    return next((k for k in range(n + 1, MOST_SEEDS + 1) if decides(k)), None)
 
 
 def _error(spread: float, n: int, published: Published) -> tuple[float, float]:

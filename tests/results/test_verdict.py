@@ -99,6 +99,17 @@ def test_how_many_seeds_would_decide():
     assert judge(around(0.99, 0.9), published(0.99, "quoted", n=1)).notes == ()
 
 
+def test_seeds_that_would_decide_where_more_of_them_would_not():
+    target = published(100, metric="rmse", deviation=math.sqrt(3), deviation_kind="sample", n=3)
+    reason = judge(around(97.2, 10), target).reason
+    needed = int(reason.split("about ")[1].split()[0])
+    decided = {}
+    for seeds in (needed - 1, needed, 1000):
+        values = np.linspace(-1, 1, seeds)
+        decided[seeds] = judge(list(97.2 + 10 * values / values.std(ddof=1)), target).name
+    assert decided == {needed - 1: "undecided", needed: "exceeds", 1000: "undecided"}
+
+
 def test_the_test_set_is_binomial():
     found = judge([0.97] * 3, published(0.973, "quoted", test_samples=10000))
     # sqrt(0.973 * 0.027 / 10000), times the normal's 1.645: 0.0030 - 0.0027 of 0 to 0.0057 of 0.00675.
@@ -309,5 +320,5 @@ def test_nothing_is_read_or_written():
     tree = ast.parse(inspect.getsource(verdict))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    pure = {"math", "statistics", "sys", "bisect", "collections.abc", "dataclasses", "numpy", "scipy.special"}
+    pure = {"math", "statistics", "sys", "collections.abc", "dataclasses", "numpy", "scipy.special"}
     assert imported == pure | {"longwave.results.published"}
