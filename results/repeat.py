@@ -93,11 +93,8 @@ def _flat(values: dict, prefix: str = "") -> dict:
 
 def compare(then: Record, now: Record):
     """Differences between two machines or commits, and the scores of both."""
-    from longwave.training import environment
-
-    here = environment.git()
     about = {
-        "commit": (then.git and then.git.commit[:10], here and here.commit[:10]),
+        "commit": (then.git and then.git.commit[:10], now.git and now.git.commit[:10]),
         "torch": (then.packages.get("torch"), now.packages.get("torch")),
         "device": (then.device, now.device),
         "time loop": (then.backend, now.backend),

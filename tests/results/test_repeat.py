@@ -40,9 +40,10 @@ def test_what_differs_is_said(record):
     now = records.read(record)
     now.metrics["test"]["mse"] = 0.5
     now.packages["torch"] = "9.9"
-    then.git = Git(commit="a" * 40, dirty=False)
+    # The commit of the run, which may have been made before the present one was checked out.
+    then.git, now.git = Git(commit="a" * 40, dirty=False), Git(commit="b" * 40, dirty=False)
     lines = list(repeat.compare(then, now))
-    assert any(line.startswith("commit: aaaaaaaaaa then, ") for line in lines)
+    assert lines[0] == "commit: aaaaaaaaaa then, bbbbbbbbbb now"
     assert f"torch: {then.packages['torch']} then, 9.9 now" in lines
     assert lines[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, 0.5 now"
 
