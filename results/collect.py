@@ -19,7 +19,7 @@ from longwave.training.record import Record
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m results.collect", description=__doc__)
-    parser.add_argument("runs", nargs="*", help="names of runs, or their first letters; default all")
+    parser.add_argument("runs", nargs="*", help="names of runs, or prefixes of names; default all")
     parser.add_argument("--output", default="outputs", help="folder of the runs, in the checkout (%(default)s)")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--into", type=Path, help="folder of the records (records in --output)")

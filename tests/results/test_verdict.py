@@ -246,7 +246,7 @@ def test_other_protocol_comes_before_any_number():
 
 def test_what_is_said_of_a_best_run():
     found = judge([0.83, 0.86, 0.85], published(0.949, "best", n=1, test_samples=39))
-    assert found.notes[-1] == "the published value is the best of the epochs of one run; our best is 86.00 %"
+    assert found.notes[-1] == "the published value is a best one; our best is 86.00 %"
     found = judge([1.2, 1.1, 1.3], published(1.0, "best", "rmse"))
     assert found.notes[-1] == "the published value is the best of an unknown number of runs; our best is 1.1"
     assert "one run" in judge([0.8] * 3, published(0.9, "single", n=1)).notes[-1]
