@@ -20,6 +20,7 @@ _HOMES = {
     "LinOSS": "longwave.models.linoss",
     "NeuralRDE": "longwave.models.nrde",
     "RNN": "longwave.models.rnn",
+    "SpectralRNN": "longwave.models.spectral_rnn",
     "Stacked": "longwave.models.stack",
     "UGRNN": "longwave.models.ugrnn",
     "UnICORNN": "longwave.models.unicornn",

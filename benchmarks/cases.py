@@ -142,6 +142,10 @@ def case(name: str, steps: int, batch: int, hidden: int, seed: int = 0) -> Case:
         w, bias, start = 0.9 * torch.linalg.qr(normal(hidden, hidden))[0], uniform(-0.12, -0.08, hidden), states("h")
         pre = away_from_kinks(lambda v: v.sign() * (v.abs() + bias).relu(), lambda h: h @ w.T, start["state_h"])
         inputs = {"pre": pre, "w": w, "bias": bias, **start}
+    elif name == "leaky_relu_rnn":
+        w, slope, start = 0.9 * torch.linalg.qr(normal(hidden, hidden))[0], uniform(0.05, 0.3, hidden), states("h")
+        pre = away_from_kinks(lambda v: torch.where(v > 0, v, slope * v), lambda h: h @ w.T, start["state_h"])
+        inputs = {"pre": pre, "w": w, "slope": slope, **start}
     elif name == "indrnn":
         u, start = uniform(-0.9, 0.9, hidden), states("h")
         inputs = {"pre": away_from_kinks(torch.relu, lambda h: u * h, start["state_h"]), "u": u, **start}

@@ -76,6 +76,7 @@ SIZES = [
     Size("rnn", 500, 50, 128, rival="torch"),
     Size("fastgrnn", 500, 50, 128),
     Size("fastrnn", 500, 50, 128),
+    Size("leaky_relu_rnn", 500, 50, 128),
     Size("ugrnn", 500, 50, 128),
     Size("indrnn", 784, 32, 128, 12),
     Size("linoss", 17_984, 4, 128, rival="torch"),  # EigenWorms: 64 complex oscillators

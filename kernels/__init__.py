@@ -13,6 +13,7 @@ from longwave.kernels.fastgrnn import fastgrnn
 from longwave.kernels.fastrnn import fastrnn
 from longwave.kernels.gru import gru
 from longwave.kernels.indrnn import indrnn
+from longwave.kernels.leaky_relu_rnn import leaky_relu_rnn
 from longwave.kernels.lem import lem
 from longwave.kernels.linear import Input, linear
 from longwave.kernels.linoss import linoss

@@ -43,6 +43,8 @@ def test_trains(recipe, fit_here, request, small_batches):
     small = [f"data.root={root}", "model.hidden=4", "training.batch_size=3", *SHORT.get(task, [])]
     if recipe.startswith("nrde/"):
         small.append("transform.step=2")
+    if recipe.startswith("spectral_rnn/"):
+        small.append("model.reflectors=2")
     objective, folder = fit_here(*selection(recipe), "debug=fast", *small)
     assert objective == objective
     assert (folder / "record.json").exists()
@@ -173,6 +175,20 @@ def test_the_released_script_of_fastgrnn_on_har2(recipe, gated, value):
     ours = c.model.name == "ugrnn"
     assert (c.training.clip_norm, c.optimizer.lr) == ((1.0, 0.001) if ours else (None, 0.01))
     assert (c.scheduler.name, c.scheduler.milestones, c.scheduler.factor) == ("step", [200], 0.1)
+    assert published.get(c.published).value == value
+
+
+@pytest.mark.parametrize(
+    ("recipe", "orthogonal", "slope", "value"),
+    [("spectral_rnn/har2_fastgrnn", False, 0, 0.9548), ("spectral_rnn/har2_ornn", True, 0.1, 0.9457)],
+)
+def test_the_released_example_of_spectral_rnn_on_har2(recipe, orthogonal, slope, value):
+    c, _ = compose_run(selection(recipe))
+    assert (c.model.hidden, c.model.reflectors, c.model.margin) == (128, 16, 0.01)
+    assert (c.model.orthogonal, c.model.slope) == (orthogonal, slope)
+    assert (c.task.validation, c.task.normalisation, c.training.selection) == ("test", "feature", "best")
+    assert (c.training.epochs, c.training.batch_size, c.training.clip_norm, c.optimizer.lr) == (100, 128, None, 0.001)
+    assert (c.scheduler.name, c.scheduler.factor) == ("exponential", 0.99)
     assert published.get(c.published).value == value
 
 

@@ -75,6 +75,7 @@ class Optimizer(Section):
 SCHEDULES = {
     "constant": (),
     "step": ("milestones", "factor"),
+    "exponential": ("factor",),
     "cosine": ("min_lr",),
     "plateau": ("factor", "patience", "threshold", "min_lr"),
 }
@@ -85,10 +86,11 @@ class Scheduler(Section):
     """Learning-rate schedule.
 
     Args:
-        name: constant; step (times ``factor`` after each milestone); cosine (to ``min_lr`` at the end of the
-            budget); plateau (times ``factor`` when the loss on the monitored split has not improved).
+        name: constant; step (times ``factor`` after each milestone); exponential (times ``factor`` after every epoch,
+            or every step where the task has no epochs); cosine (to ``min_lr`` at the end of the budget); plateau (times
+            ``factor`` when the loss on the monitored split has not improved).
         milestones: of step, in epochs, or in steps where the task has no epochs.
-        factor: of step and plateau; 0.1 by default.
+        factor: of step and plateau, 0.1 by default, and of exponential, which has no default.
         patience: of plateau: evaluations without improvement before the rate falls; 10 by default.
         threshold: of plateau: least relative improvement that counts; 1e-4 by default.
         min_lr: of cosine and plateau; 0 by default.
@@ -108,6 +110,8 @@ class Scheduler(Section):
                 raise ValueError(f"{key}={getattr(self, key)}: is not a setting of the {self.name} schedule")
         if self.name == "step" and not self.milestones:
             raise ValueError(f"milestones={shown(self.milestones)}: must be a list, as in scheduler.milestones=[100]")
+        if self.name == "exponential" and self.factor is None:
+            raise ValueError("factor=null: must be a number, as in scheduler.factor=0.99")
         if self.milestones and self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones={self.milestones}: must be increasing")
 
@@ -120,5 +124,7 @@ class Scheduler(Section):
             return lr_scheduler.CosineAnnealingLR(optimizer, total_steps, eta_min=given.get("min_lr", 0.0))
         if self.name == "plateau":
             return lr_scheduler.ReduceLROnPlateau(optimizer, **given)
+        if self.name == "exponential":
+            return lr_scheduler.StepLR(optimizer, steps_per_unit, gamma=self.factor)
         milestones = [steps_per_unit * m for m in given.get("milestones", [])]
         return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=given.get("factor", 0.1))

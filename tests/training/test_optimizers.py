@@ -65,6 +65,8 @@ def rates(scheduler: Scheduler, steps: int, per_unit: int = 1) -> list[float]:
 def test_schedules():
     assert rates(Scheduler(), 3) == [1, 1, 1]
     assert rates(Scheduler(name="step", milestones=[1, 2], factor=0.5), 6, per_unit=2) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    exponential = rates(Scheduler(name="exponential", factor=0.5), 5, per_unit=2)
+    assert exponential == [1, 1, 0.5, 0.5, 0.25]
     cosine = rates(Scheduler(name="cosine", min_lr=0.2), 4)
     assert cosine == pytest.approx([1, 0.2 + 0.4 * (1 + 2**-0.5), 0.6, 0.2 + 0.4 * (1 - 2**-0.5)])
 
