@@ -11,6 +11,7 @@ from pathlib import Path
 _HOMES = {
     "AntisymmetricRNN": "longwave.models.antisymmetric_rnn",
     "CoRNN": "longwave.models.cornn",
+    "EURNN": "longwave.models.eurnn",
     "ExpRNN": "longwave.models.exprnn",
     "FastGRNN": "longwave.models.fastgrnn",
     "GRU": "longwave.models.gru",
