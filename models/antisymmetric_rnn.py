@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le
 
@@ -33,7 +33,7 @@ class Config(ModelConfig):
         return Network(AntisymmetricRNN(inputs, **self.settings()), nn.Linear(self.hidden, outputs))
 
 
-class AntisymmetricRNN(Layer):
+class AntisymmetricRNN(MatrixLayer):
     """One layer, (T, B, inputs) to (T, B, hidden); the equation is at :func:`longwave.kernels.antisymmetric_rnn`.
 
     The h (h - 1) / 2 entries of ``upper`` are all there is to the recurrent matrix, W - W^T with W strictly upper
@@ -53,21 +53,14 @@ class AntisymmetricRNN(Layer):
         self.upper = nn.Parameter(torch.randn(hidden * (hidden - 1) // 2) / math.sqrt(hidden))
         # Follows from hidden, and moves to the device with the parameters.
         self.register_buffer("places", torch.triu_indices(hidden, hidden, offset=1), persistent=False)
-        self.register_buffer("frozen", None, persistent=False)
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.affine.weight, self.affine.bias)
         return kernels.antisymmetric_rnn(
-            pre, self.W(), self.epsilon, self.gamma, state, self.gated, backend=self.requested
+            pre, self.matrix(), self.epsilon, self.gamma, state, self.gated, backend=self.requested
         )
 
-    def W(self) -> Tensor:
-        """The strictly upper triangular matrix, (hidden, hidden)."""
-        if self.frozen is not None:
-            return self.frozen
+    def _matrix(self) -> Tensor:
+        """The strictly upper triangular W of the equation."""
         return self.upper.new_zeros(self.hidden, self.hidden).index_put(tuple(self.places), self.upper)
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.frozen = self.W()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Le
 
@@ -45,7 +45,7 @@ class Config(ModelConfig):
         return Network(EURNN(inputs, **self.settings()), readout)
 
 
-class EURNN(Layer):
+class EURNN(MatrixLayer):
     """One EURNN layer, (T, B, inputs) to (T, B, hidden), in its real form, as in jingli9111/EUNN-tensorflow.
 
         h_n = modReLU(W h_{n-1} + K x_n),   W = F_L ... F_1
@@ -75,28 +75,18 @@ class EURNN(Layer):
         nn.init.uniform_(self.input.weight, -0.01, 0.01)
         self.angles = nn.Parameter(torch.empty(sum(self.pairs)).uniform_(-0.01, 0.01))
         self.bias = nn.Parameter(torch.full((hidden,), -0.01))
-        self.register_buffer("frozen", None, persistent=False)
-
-    def W(self) -> Tensor:
-        """The orthogonal matrix, (hidden, hidden)."""
-        if self.frozen is not None:
-            return self.frozen
-        # In bfloat16 it would not be orthogonal.
-        with torch.autocast(self.angles.device.type, enabled=False):
-            w = torch.eye(self.hidden, dtype=self.angles.dtype, device=self.angles.device)
-            for (first, apart), angles in zip(self.layers, self.angles.split(self.pairs), strict=True):
-                last = first + 2 * len(angles)
-                cos, sin = (part.view(-1, apart, 1) for part in (angles.cos(), angles.sin()))
-                a, b = w[first:last].view(-1, 2, apart, self.hidden).unbind(1)
-                rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=1)
-                w = torch.cat([w[:first], rotated.view(-1, self.hidden), w[last:]])
-            return w
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.input.weight)
-        return kernels.modrelu_rnn(pre, self.W(), self.bias, state, backend=self.requested)
+        return kernels.modrelu_rnn(pre, self.matrix(), self.bias, state, backend=self.requested)
 
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.frozen = self.W()
+    def _matrix(self) -> Tensor:
+        w = torch.eye(self.hidden, dtype=self.angles.dtype, device=self.angles.device)
+        for (first, apart), angles in zip(self.layers, self.angles.split(self.pairs), strict=True):
+            last = first + 2 * len(angles)
+            cos, sin = (part.view(-1, apart, 1) for part in (angles.cos(), angles.sin()))
+            a, b = w[first:last].view(-1, 2, apart, self.hidden).unbind(1)
+            rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=1)
+            w = torch.cat([w[:first], rotated.view(-1, self.hidden), w[last:]])
+        return w

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import MatrixLayer
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
 
@@ -39,7 +39,7 @@ class Config(ModelConfig):
         return Network(layer, nn.Linear(self.hidden, outputs), [Group([layer.A], lr=self.orthogonal_lr)])
 
 
-class ExpRNN(Layer):
+class ExpRNN(MatrixLayer):
     """One expRNN layer, (T, B, inputs) to (T, B, hidden).
 
         h_n = modReLU(K x_n + h_{n-1} B),   B = base expm(A),   A = U - U^T
@@ -79,29 +79,14 @@ class ExpRNN(Layer):
         self.A = nn.Parameter(triangle)
         self.bias = nn.Parameter(torch.empty(hidden).uniform_(-0.01, 0.01))
         self.register_buffer("base", torch.eye(hidden) if config.mode == "dtriv" else None)
-        self.register_buffer("frozen", None, persistent=False)
         if self.base is not None:
             self._move()
-
-    def B(self) -> Tensor:
-        """The orthogonal matrix, (hidden, hidden)."""
-        if self.frozen is not None:
-            return self.frozen
-        # In bfloat16 it would not be orthogonal.
-        with torch.autocast(self.A.device.type, enabled=False):
-            upper = self.A.new_zeros(self.hidden, self.hidden).index_put(tuple(self.upper), self.A)
-            exponential = torch.matrix_exp(upper - upper.T)
-            return exponential if self.base is None else self.base @ exponential
 
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states (T, B, hidden), and the final one (B, hidden)."""
         # The operation's h W^T is this h B.
         pre = kernels.Input(x, self.input.weight)
-        return kernels.modrelu_rnn(pre, self.B().T, self.bias, state, backend=self.requested)
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.frozen = self.B()
+        return kernels.modrelu_rnn(pre, self.matrix().T, self.bias, state, backend=self.requested)
 
     def after_step(self, step: int) -> None:
         """Moves the base of dtriv where it is due; that depends on the step alone, as a resumed run needs it."""
@@ -110,9 +95,15 @@ class ExpRNN(Layer):
 
     @torch.no_grad()
     def _move(self, project: bool = False) -> None:
-        base = self.B()
+        base = self.matrix()
         if project:
             u, _, v = torch.linalg.svd(base)
             base = u @ v
         self.base.copy_(base)
         self.A.zero_()
+
+    def _matrix(self) -> Tensor:
+        """The B of the equation."""
+        upper = self.A.new_zeros(self.hidden, self.hidden).index_put(tuple(self.upper), self.A)
+        exponential = torch.matrix_exp(upper - upper.T)
+        return exponential if self.base is None else self.base @ exponential

@@ -124,6 +124,29 @@ class Layer(nn.Module):
         return sequence.transpose(0, 1) if self.batch_first else sequence
 
 
+class MatrixLayer(Layer):
+    """A layer whose recurrent matrix is computed from its parameters, by ``_matrix``."""
+
+    def __init__(self, batch_first: bool = False, requested: str = "auto"):
+        super().__init__(batch_first, requested)
+        self.register_buffer("frozen", None, persistent=False)
+
+    def matrix(self) -> Tensor:
+        """The recurrent matrix, (hidden, hidden)."""
+        if self.frozen is not None:
+            return self.frozen
+        # In bfloat16 an orthogonal matrix would not be one.
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self._matrix()
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        self.frozen = self.matrix()
+
+    def _matrix(self) -> Tensor:
+        raise NotImplementedError
+
+
 class CuDNNLayer(Layer):
     """A layer with parameters and initialisation of ``torch.nn.RNN``, ``LSTM`` or ``GRU``: cuDNN's on CUDA.
 

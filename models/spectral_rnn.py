@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave import kernels
-from longwave.models.layer import Layer
+from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
 from longwave.schema import MODEL, Annotated, Ge, Le
 
@@ -43,7 +43,7 @@ class Config(ModelConfig):
         return Network(SpectralRNN(inputs, **self.settings()), readout)
 
 
-class SpectralRNN(Layer):
+class SpectralRNN(MatrixLayer):
     """One Spectral RNN layer, (T, B, inputs) to (T, B, hidden), as in zhangjiong724/spectral-RNN.
 
         h_n = phi(W h_{n-1} + M x_n + b),   W = Q(U) diag(sigma) Q(V)^T
@@ -69,32 +69,15 @@ class SpectralRNN(Layer):
         nn.init.zeros_(self.input.bias)
         # Follows from the sizes, and moves to the device with the parameters.
         self.register_buffer("places", torch.triu_indices(self.reflectors, hidden), persistent=False)
-        self.register_buffer("frozen", None, persistent=False)
         self.U = self._vectors()
         self.V, self.p = None, None
         if not config.orthogonal:
             self.V, self.p = self._vectors(), nn.Parameter(torch.zeros(hidden))
 
-    def W(self) -> Tensor:
-        """The recurrent matrix, (hidden, hidden)."""
-        if self.frozen is not None:
-            return self.frozen
-        # In bfloat16 it would not be orthogonal.
-        with torch.autocast(self.U.device.type, enabled=False):
-            q = self._product(self.U)
-            if self.V is None:
-                return q
-            sigma = 1 + 2 * self.margin * (self.p.sigmoid() - 0.5)
-            return q * sigma @ self._product(self.V).T
-
     def unroll(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states h (T, B, hidden), and the final one."""
         pre = kernels.Input(x, self.input.weight, self.input.bias)
-        return kernels.leaky_relu_rnn(pre, self.W(), self.slope, state, backend=self.requested)
-
-    @torch.no_grad()
-    def freeze(self) -> None:
-        self.frozen = self.W()
+        return kernels.leaky_relu_rnn(pre, self.matrix(), self.slope, state, backend=self.requested)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -103,6 +86,13 @@ class SpectralRNN(Layer):
             if packed is not None:
                 rows = self._rows(packed)
                 packed.copy_((rows / rows.norm(dim=1, keepdim=True))[tuple(self.places)])
+
+    def _matrix(self) -> Tensor:
+        q = self._product(self.U)
+        if self.V is None:
+            return q
+        sigma = 1 + 2 * self.margin * (self.p.sigmoid() - 0.5)
+        return q * sigma @ self._product(self.V).T
 
     def _vectors(self) -> nn.Parameter:
         """The entries of the vectors that are not zero by definition, row by row."""

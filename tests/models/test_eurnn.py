@@ -41,7 +41,7 @@ FFT = [(0, 4), (1, 5), (2, 6), (3, 7), (0, 2), (1, 3), (4, 6), (5, 7), (0, 1), (
 def test_equals_a_transcription_of_the_equation(T, hidden, capacity):
     layer, numbers = layer_and_numbers(hidden, capacity=capacity, fft=capacity is None)
     W = rotated(numbers["angles"], hidden, FFT if capacity is None else neighbours(hidden, capacity))
-    np.testing.assert_allclose(layer.W().detach().numpy(), W, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(layer.matrix().detach().numpy(), W, rtol=0, atol=1e-14)
     x, h, expected = torch.randn(T, 4, 3, dtype=torch.float64), np.zeros((4, hidden)), []
     for step in x.numpy():
         v = h @ W.T + step @ numbers["input.weight"].T

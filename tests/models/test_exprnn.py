@@ -63,7 +63,7 @@ def test_equals_a_transcription_of_the_equation(T, h):
     x = torch.randn(T, batch, inputs, dtype=torch.float64)
     A, bias, base, K = (t.detach().numpy() for t in (layer.A, layer.bias, layer.base, layer.input.weight))
     B = base @ exponential(skew(A, h))
-    np.testing.assert_allclose(layer.B().detach().numpy(), B, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(layer.matrix().detach().numpy(), B, rtol=0, atol=1e-13)
     state, expected = np.zeros((batch, h)), []
     for step in x.numpy():
         v = step @ K.T + state @ B
@@ -119,10 +119,10 @@ def test_initialisation(hidden):
 def test_the_matrix_stays_orthogonal(mode, initialisation):
     torch.manual_seed(0)
     model = Config(hidden=15, mode=mode, period=3, initialisation=initialisation).build(2, 1)
-    start = model.layer.B().detach()
+    start = model.layer.matrix().detach()
     assert far_from_orthogonal(start) < 5e-6
     train(model, 20)
-    end = model.layer.B().detach()
+    end = model.layer.matrix().detach()
     assert far_from_orthogonal(end) < 1e-5
     assert (end - start).abs().max() > 1e-2
     # A rotation: the exponential reaches no reflections.
@@ -133,7 +133,7 @@ def test_under_autocast_the_matrix_stays_orthogonal():
     model = Config(hidden=15, mode="dtriv").build(2, 1)
     torch.nn.init.orthogonal_(model.layer.base)
     with torch.autocast("cpu", torch.bfloat16):
-        B = model.layer.B()
+        B = model.layer.matrix()
         model(torch.randn(4, 3, 2)).sum().backward()
     assert B.dtype == torch.float32
     assert far_from_orthogonal(B) < 5e-6
@@ -149,8 +149,8 @@ def test_the_base_starts_at_the_matrix():
     static, moved = layers
     assert not moved.A.any()
     assert moved.A.requires_grad
-    assert torch.equal(moved.base, static.B())
-    assert torch.equal(moved.B(), static.B())
+    assert torch.equal(moved.base, static.matrix())
+    assert torch.equal(moved.matrix(), static.matrix())
 
 
 def test_the_base_moves_and_the_function_does_not():
@@ -163,7 +163,7 @@ def test_the_base_moves_and_the_function_does_not():
     # As a fourth step would leave it.
     with torch.no_grad():
         layer.A += 0.1 * torch.randn_like(layer.A)
-    before, B = model(x), layer.B().detach()
+    before, B = model(x), layer.matrix().detach()
     for step in (1, 2, 4, 5, 100):
         model.after_step(step)
         assert torch.equal(layer.base, start), step

@@ -48,7 +48,7 @@ def test_equals_a_transcription_of_the_equation(T, hidden, reflectors, orthogona
     if not orthogonal:
         sigma = 1 + 0.6 * (1 / (1 + np.exp(-numbers["p"])) - 0.5)
         W = W @ np.diag(sigma) @ reflected(numbers["V"]).T
-    np.testing.assert_allclose(layer.W().detach().numpy(), W, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(layer.matrix().detach().numpy(), W, rtol=0, atol=1e-13)
     x, h, expected = torch.randn(T, 4, 3, dtype=torch.float64), np.zeros((4, hidden)), []
     for step in x.numpy():
         v = h @ W.T + step @ numbers["input.weight"].T + numbers["input.bias"]
@@ -66,7 +66,7 @@ def test_equals_torchs_relu_rnn_and_householder_product():
     vectors = torch.from_numpy((numbers["U"] / first).T.copy())
     tau = torch.from_numpy(2 * first[:, 0] ** 2 / (numbers["U"] ** 2).sum(1))
     W = torch.linalg.householder_product(torch.cat([vectors, vectors.new_zeros(5, 2)], 1), tau)
-    torch.testing.assert_close(layer.W(), W, rtol=0, atol=1e-13)
+    torch.testing.assert_close(layer.matrix(), W, rtol=0, atol=1e-13)
     rnn = torch.nn.RNN(3, 5, nonlinearity="relu").double()
     with torch.no_grad():
         rnn.weight_ih_l0.copy_(layer.input.weight)
@@ -91,23 +91,23 @@ def test_gradients_in_double(orthogonal):
 
 def test_singular_values_stay_within_the_margin():
     layer, numbers = layer_and_numbers(6, reflectors=2, margin=0.3)
-    found = torch.linalg.svdvals(layer.W()).detach().numpy()
+    found = torch.linalg.svdvals(layer.matrix()).detach().numpy()
     sigma = 1 + 0.6 * (1 / (1 + np.exp(-numbers["p"])) - 0.5)
     np.testing.assert_allclose(found, np.sort(sigma)[::-1], rtol=1e-12)
     with torch.no_grad():
         layer.p.copy_(torch.tensor([-1e3, 1e3, 0, 0, 0, 0]))
-    found = torch.linalg.svdvals(layer.W())
+    found = torch.linalg.svdvals(layer.matrix())
     assert (found.max().item(), found.min().item()) == pytest.approx((1.3, 0.7), abs=1e-12)
-    exact = SpectralRNN(3, 6, reflectors=2, margin=0.0).double().W()
+    exact = SpectralRNN(3, 6, reflectors=2, margin=0.0).double().matrix()
     torch.testing.assert_close(exact @ exact.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_scaling_the_vectors_leaves_the_matrix(orthogonal):
     layer, _ = layer_and_numbers(6, reflectors=4, orthogonal=orthogonal)
-    before = layer.W()
+    before = layer.matrix()
     layer.after_step(1)
-    torch.testing.assert_close(layer.W(), before, rtol=0, atol=1e-13)
+    torch.testing.assert_close(layer.matrix(), before, rtol=0, atol=1e-13)
     for packed in (layer.U,) if orthogonal else (layer.U, layer.V):
         assert layer._rows(packed).norm(dim=1).tolist() == pytest.approx([1] * 4)
 
