@@ -104,8 +104,9 @@ def compare(then: Record, now: Record):
             yield f"{key}: {before} then, {after} now"
     for split, scores in then.metrics.items():
         for key, before in scores.items():
-            after = now.metrics[split][key]
-            yield f"{split} {key}: {before:.6g} then, {after:.6g} now" + (", the same" if before == after else "")
+            after = now.metrics.get(split, {}).get(key)
+            known = _GONE if after is None else f"{after:.6g}"
+            yield f"{split} {key}: {before:.6g} then, {known} now" + (", the same" if before == after else "")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def test_what_differs_is_said(record):
     assert lines[0] == "commit: aaaaaaaaaa then, bbbbbbbbbb now"
     assert f"torch: {then.packages['torch']} then, 9.9 now" in lines
     assert lines[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, 0.5 now"
+    del now.metrics["test"]
+    assert list(repeat.compare(then, now))[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, not there now"
 
 
 def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):
