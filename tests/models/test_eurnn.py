@@ -66,8 +66,8 @@ def test_gradients_in_double(fft):
 
 def test_parameters():
     """On HAR-2: two layers of 64 rotations and two of 63."""
-    model = Config(hidden=128, capacity=4).build(9, 6)
-    assert sum(p.numel() for p in model.parameters()) == 2 * (64 + 63) + 128 * (9 + 1) + 6 * 129
+    model = Config(hidden=128, capacity=4).build(9, 1)
+    assert sum(p.numel() for p in model.parameters()) == 2 * (64 + 63) + 128 * (9 + 1) + 129
     assert EURNN(3, 64, fft=True).angles.numel() == 6 * 32
     assert EURNN(3, 1).angles.numel() == 0
 
