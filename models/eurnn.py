@@ -39,6 +39,7 @@ class Config(ModelConfig):
 
     def build(self, inputs: int, outputs: int) -> Network:
         readout = nn.Linear(self.hidden, outputs)
+        # As in the released script: of the network's inputs, not of the readout's.
         bound = math.sqrt(6 / (inputs + outputs))
         nn.init.uniform_(readout.weight, -bound, bound)
         nn.init.constant_(readout.bias, 0.01)

@@ -19,8 +19,8 @@ class Config(ModelConfig):
         hidden: number of units.
         reflectors: number of Householder reflections of each orthogonal matrix, at most ``hidden``; by default a
             quarter of it, but at least one.
-        margin: the singular values lie within 1 - margin and 1 + margin.
-        orthogonal: oRNN: one orthogonal matrix, without singular values.
+        margin: of Spectral RNN: the singular values lie within 1 - margin and 1 + margin.
+        orthogonal: oRNN: the matrix is one product of reflections.
         slope: of the leaky ReLU's negative side; 0 is the ReLU, and 0.1 oRNN's.
     """
 
@@ -52,7 +52,7 @@ class SpectralRNN(MatrixLayer):
 
     with phi a leaky ReLU. Vector u_i is zero in its first i - 1 entries. After each step of the optimiser all are
     scaled to length 1, which leaves W as it is. With ``orthogonal``, W is Q(U): an oRNN (zmhammedi/Orthogonal_RNN),
-    whose released code trains the initial state, too.
+    without the trained initial state of its released code.
 
     U, V and M start from Glorot's uniform distribution, b and p at 0.
     """

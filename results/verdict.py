@@ -297,10 +297,8 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.kind == "best":
         unit = " %" if published.metric == "accuracy" else ""
         best = (max if METRICS[published.metric] else min)(ours)
-        of = {None: "the best of an unknown number of runs", 1: "a best one"}.get(
-            published.n, f"the best of {published.n} runs"
-        )
-        return (f"the published value is {of}; our best is {amount(best, published.metric)}{unit}",)
+        what = "a best one" if published.n == 1 else f"the best of {published.n or 'an unknown number of'} runs"
+        return (f"the published value is {what}; our best is {amount(best, published.metric)}{unit}",)
     if published.n is None:
         return ("how many runs are behind the published value is not known; its own error is left out",)
     return ()

@@ -192,6 +192,17 @@ def test_the_released_example_of_spectral_rnn_on_har2(recipe, orthogonal, slope,
     assert published.get(c.published).value == value
 
 
+def test_the_released_script_of_eurnn_on_har2():
+    c, _ = compose_run(selection("eurnn/har2_fastgrnn"))
+    assert (c.model.hidden, c.model.capacity, c.model.fft) == (128, 4, False)
+    assert (c.task.validation, c.task.normalisation, c.training.selection) == ("test", "feature", "best")
+    assert (c.training.batch_size, c.training.clip_norm, c.scheduler.name) == (128, None, "constant")
+    assert (c.optimizer.name, c.optimizer.lr, c.optimizer.alpha) == ("rmsprop", 0.0001, 0.5)
+    # 58 steps an epoch: as close to 10,000 as whole epochs are.
+    assert c.training.epochs == round(10_000 / 58)
+    assert published.get(c.published).value == 0.9311
+
+
 def test_other_settings_of_unicornn():
     c, _ = compose_run(selection("unicornn/ncifar10"))
     t, o, m = c.training, c.optimizer, c.model

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from longwave.models.eurnn import EURNN, Config
+from tests.models.checks import has_the_right_gradients
 
 
 def layer_and_numbers(hidden: int, **settings):
@@ -55,13 +56,7 @@ def test_equals_a_transcription_of_the_equation(T, hidden, capacity):
 @pytest.mark.parametrize("fft", [False, True])
 def test_gradients_in_double(fft):
     layer, _ = layer_and_numbers(4, fft=fft)
-    names, values = zip(*layer.named_parameters(), strict=True)
-    x = torch.randn(3, 2, 3, dtype=torch.float64)
-
-    def run(*parameters):
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x)[0]
-
-    assert torch.autograd.gradcheck(run, values)
+    has_the_right_gradients(layer, torch.randn(3, 2, 3))
 
 
 def test_parameters():
@@ -70,6 +65,17 @@ def test_parameters():
     assert sum(p.numel() for p in model.parameters()) == 2 * (64 + 63) + 128 * (9 + 1) + 129
     assert EURNN(3, 64, fft=True).angles.numel() == 6 * 32
     assert EURNN(3, 1).angles.numel() == 0
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    model = Config(hidden=128, capacity=4).build(9, 1)
+    for parameter in (model.layer.angles, model.layer.input.weight):
+        assert 0.009 < parameter.abs().max() <= 0.01
+    assert torch.equal(model.layer.bias, torch.full((128,), -0.01))
+    assert 0.9 * 0.6**0.5 < model.readout.weight.abs().max() <= 0.6**0.5
+    assert model.readout.bias.tolist() == pytest.approx([0.01])
+    assert (len(EURNN(3, 128).layers), len(EURNN(3, 1).layers)) == (2, 1)
 
 
 @pytest.mark.parametrize(
