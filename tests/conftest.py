@@ -25,6 +25,13 @@ from tests import archives, stand_ins
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> None:
+    """``torch.compile`` gives up on code it has compiled eight times; the operations of a backend share code."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 def freeze() -> None:
     """Takes from garbage collection what has been imported: every run collects, and would look at it, 0.2 s each."""
     if len(gc.get_objects()) > 50_000:

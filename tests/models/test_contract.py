@@ -234,7 +234,6 @@ def test_torch_compile_gives_the_same_loss(name):
     expected, gradients = step(model)
     # Again from the same running means.
     model = build(name)
-    torch._dynamo.reset()
     loss, found = step(torch.compile(model, backend="aot_eager"))
     torch.testing.assert_close(loss, expected)
     for a, b in zip(found, gradients, strict=True):
@@ -348,7 +347,6 @@ def test_torch_compile_as_a_user_calls_it(name):
     parameters = list(model.parameters())
     expected = model(x).square().mean()
     gradients = torch.autograd.grad(expected, parameters)
-    torch._dynamo.reset()
     loss = torch.compile(model)(x).square().mean()
     torch.testing.assert_close(loss, expected)
     for a, b in zip(torch.autograd.grad(loss, parameters), gradients, strict=True):

@@ -280,7 +280,6 @@ def test_torch_compile():
     parameters = list(model.parameters())
     expected = model(x).square().mean()
     grads = torch.autograd.grad(expected, parameters)
-    torch._dynamo.reset()
     loss = torch.compile(model, backend="aot_eager", fullgraph=True)(x).square().mean()
     torch.testing.assert_close(loss, expected)
     for a, b in zip(torch.autograd.grad(loss, parameters), grads, strict=True):
