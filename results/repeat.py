@@ -63,15 +63,23 @@ def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[s
             "Check that commit out, or add --anyway"
         )
     print(shlex.join(["python", "train.py", *command]), flush=True)
-    # Ctrl-C reaches the run as well, which saves before it ends; subprocess.run would kill it meanwhile.
-    handler = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        done = subprocess.run([sys.executable, PACKAGE / "train.py", *command])
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if done.returncode:
-        raise UserError(f"the run ended with exit code {done.returncode}")
+    code = _run([sys.executable, PACKAGE / "train.py", *command])
+    if code:
+        raise UserError(f"the run ended with exit code {code}")
     return list(compare(record, read(folder_of(config))))
+
+
+def _run(command: list) -> int:
+    """The exit code of a run, which is waited for when this process is asked to end: it saves first."""
+    with subprocess.Popen(command) as process:
+        # Ctrl-C reaches the run by itself.
+        handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+        handlers = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            return process.wait()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 _GONE = "not there"

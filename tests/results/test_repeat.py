@@ -1,7 +1,6 @@
 import json
-import os
 import signal
-import subprocess
+import sys
 
 import pytest
 
@@ -55,7 +54,7 @@ def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):
     kept["config"]["optimizer"]["lr"] = 0.5
     kept["config"]["model"]["gone"] = True
     record.write_text(json.dumps(kept))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(repeat, "_run", lambda _: pytest.fail("it ran"))
     with pytest.raises(SystemExit) as stopped:
         repeat.main([str(record)])
     assert stopped.value.code == 1
@@ -68,11 +67,11 @@ def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):
 def test_overrides_that_cannot_change_the_numbers_are_welcome(record, monkeypatch):
     asked = []
 
-    def run(command, **_):
+    def run(command):
         asked.append(command)
-        return subprocess.CompletedProcess(command, 3)
+        return 3
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(repeat, "_run", run)
     with pytest.raises(UserError, match="the run ended with exit code 3"):
         repeat.repeat(records.read(record), ["device=cpu", "data.root=x"])
     assert asked[0][-3:] == ["output=outputs/repeats", "device=cpu", "data.root=x"]
@@ -89,13 +88,19 @@ def test_by_name(record, monkeypatch, tmp_path):
         repeat.find("nobody")
 
 
-def test_ctrl_c_is_left_to_the_run(record, monkeypatch):
-    def run(command, **_):
-        os.kill(os.getpid(), signal.SIGINT)
-        return subprocess.CompletedProcess(command, 130)
+# The run asks this process to end, as a terminal or a scheduler does.
+RUN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+os.kill(os.getppid(), signal.{})
+{}
+"""
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(UserError, match="the run ended with exit code 130"):
-        repeat.repeat(records.read(record), [])
-    assert signal.getsignal(signal.SIGINT) is before
+
+@pytest.mark.parametrize(
+    ("name", "then", "code"), [("SIGINT", "sys.exit(130)", 130), ("SIGTERM", "time.sleep(60)", 143)]
+)
+def test_a_run_saves_before_this_process_ends(name, then, code):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert repeat._run([sys.executable, "-c", RUN.format(name, then)]) == code
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
