@@ -353,6 +353,12 @@ def test_so_it_does_by_any_other_signal(number, code, fit_here, assert_resumes, 
 
 def test_a_terminal_that_is_closed_saves_and_ends(train_process):
     """The run writes to the terminal, which then is an error; the system sends SIGHUP."""
+
+    def own_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # It is ignored where nohup started the tests.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     ours, terminal = os.openpty()
     arguments = (*ADDING, "training.checkpoint_seconds=1000", "training.steps=100000", "tracking=none")
     process = subprocess.Popen(
@@ -362,7 +368,7 @@ def test_a_terminal_that_is_closed_saves_and_ends(train_process):
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=own_terminal,
     )
     os.close(terminal)
     while not train_process.runs() or entries(train_process.runs()[0]) < 3:
