@@ -33,7 +33,7 @@ class Config(ModelConfig):
         if self.fft and self.hidden & (self.hidden - 1):
             raise ValueError(f"hidden={self.hidden}: must be a power of 2 where fft is true")
         if self.fft and self.capacity is not None:
-            raise ValueError(f"capacity={self.capacity}: follows from hidden where fft is true; omit it")
+            raise ValueError(f"capacity={self.capacity}: must be null where fft is true, as it follows from hidden")
         if self.capacity is not None and self.capacity > self.hidden:
             raise ValueError(f"capacity={self.capacity}: must be at most hidden={self.hidden}")
 

@@ -20,8 +20,8 @@ class Config(ModelConfig):
         reflectors: number of Householder reflections of each orthogonal matrix, at most ``hidden``; by default a
             quarter of it, but at least one.
         margin: of Spectral RNN: the singular values lie within 1 - margin and 1 + margin.
-        orthogonal: oRNN: the matrix is one product of reflections.
-        slope: of the leaky ReLU's negative side; 0 is the ReLU, and 0.1 oRNN's.
+        orthogonal: the matrix is one product of reflections, as oRNN's, whose slope is 0.1.
+        slope: of the leaky ReLU's negative side; 0 is the ReLU.
     """
 
     name: str = "spectral_rnn"
@@ -35,6 +35,8 @@ class Config(ModelConfig):
         super().__post_init__()
         if self.reflectors is not None and self.reflectors > self.hidden:
             raise ValueError(f"reflectors={self.reflectors}: must be at most hidden={self.hidden}")
+        if self.orthogonal and self.margin != Config.margin:
+            raise ValueError(f"margin={self.margin}: must be {Config.margin}, the default, where orthogonal is true")
 
     def build(self, inputs: int, outputs: int) -> Network:
         readout = nn.Linear(self.hidden, outputs)
@@ -51,8 +53,9 @@ class SpectralRNN(MatrixLayer):
         sigma = 1 + 2 margin (sigmoid(p) - 1/2)
 
     with phi a leaky ReLU. Vector u_i is zero in its first i - 1 entries. After each step of the optimiser all are
-    scaled to length 1, which leaves W as it is. With ``orthogonal``, W is Q(U): an oRNN (zmhammedi/Orthogonal_RNN),
-    without the trained initial state of its released code.
+    scaled to length 1, which leaves W as it is. With ``orthogonal``, W is Q(U): with a slope of 0.1 an oRNN
+    (zmhammedi/Orthogonal_RNN), without the trained initial state of its released code. With as many reflections as
+    units the last one only flips a sign, in whose place the released code trains a factor.
 
     U, V and M start from Glorot's uniform distribution, b and p at 0.
     """
@@ -105,8 +108,9 @@ class SpectralRNN(MatrixLayer):
 
     def _product(self, packed: Tensor) -> Tensor:
         """Q = I - U T^-1 U^T, with T the upper triangle of U^T U whose diagonal is halved: the compact WY form."""
-        rows = self._rows(packed)
+        # No triangular system is solved in half precision.
+        rows = self._rows(packed.to(torch.promote_types(packed.dtype, torch.float32)))
         gram = rows @ rows.T
         upper = gram.triu() - gram.diagonal().diag() / 2
         solved = torch.linalg.solve_triangular(upper, rows, upper=True)
-        return torch.eye(self.hidden, dtype=rows.dtype, device=rows.device) - rows.T @ solved
+        return (torch.eye(self.hidden, dtype=rows.dtype, device=rows.device) - rows.T @ solved).to(packed.dtype)

@@ -37,7 +37,7 @@ class UGRNN(Layer):
 
     def __init__(self, inputs: int, hidden: int, *, batch_first: bool = False, backend: str = "auto"):
         super().__init__(batch_first, backend)
-        self.hidden = hidden
+        self.hidden = Config(hidden=hidden).hidden
         self.weight_ih = nn.Parameter(torch.empty(2 * hidden, inputs))
         self.weight_hh = nn.Parameter(torch.empty(2 * hidden, hidden))
         for weight in (self.weight_ih, self.weight_hh):

@@ -49,7 +49,9 @@ def test_every_layer_is_shown():
 def test_settings_are_checked_as_those_of_a_run():
     with pytest.raises(ValueError, match=r"^damping=explict: must be one of explicit, implicit$"):
         longwave.CoRNN(3, 8, damping="explict")
-    with pytest.raises(ValueError, match=r"^hidden=0: must be at least 1$"):
-        longwave.LEM(3, 0)
+    for name in set(longwave.__all__) - {"Stacked", "detach", "home", "kernels", "load"}:
+        # Those of torch's own layers say it in torch's words.
+        with pytest.raises(ValueError, match=r"^(hidden=0: must be at least 1|hidden_size must be greater than zero)$"):
+            getattr(longwave, name)(3, 0)
     with pytest.raises(TypeError, match="damp"):
         longwave.CoRNN(3, 8, damp="implicit")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longwave.schema import counted
+from longwave.schema import counted, shown
 from longwave.training.progress import log
 from longwave.training.record import Record
 
@@ -23,7 +23,7 @@ def report(record: Record, folder: Path) -> float:
     if target is not None and target.value is not None:
         log.info("published: %s (%s; %s)", target.value, target.kind, target.source)
     if record.changed:
-        changed = ", ".join(f"{key}={value}" for key, value in record.changed.items())
+        changed = ", ".join(f"{key}={shown(value)}" for key, value in record.changed.items())
         log.info("changed from recipe %s: %s", record.recipe, changed)
     budget = record.budget
     if budget.steps_in_recipe is not None and budget.steps < budget.steps_in_recipe:

@@ -56,7 +56,8 @@ def test_initial_values():
 @pytest.mark.parametrize("T", [1, 17])
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_equals_a_transcription_of_the_equation(T, hidden, reflectors, orthogonal):
-    layer, numbers = layer_and_numbers(hidden, reflectors=reflectors, orthogonal=orthogonal, margin=0.3, slope=0.1)
+    settings = {"orthogonal": True} if orthogonal else {"margin": 0.3}
+    layer, numbers = layer_and_numbers(hidden, reflectors=reflectors, slope=0.1, **settings)
     W = reflected(numbers["U"])
     if not orthogonal:
         sigma = 1 + 0.6 * (1 / (1 + np.exp(-numbers["p"])) - 0.5)
@@ -92,7 +93,8 @@ def test_equals_torchs_relu_rnn_and_householder_product():
 
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_gradients_in_double(orthogonal):
-    layer, _ = layer_and_numbers(4, reflectors=3, orthogonal=orthogonal, margin=0.3, slope=0.1)
+    settings = {"orthogonal": True} if orthogonal else {"margin": 0.3}
+    layer, _ = layer_and_numbers(4, reflectors=3, slope=0.1, **settings)
     has_the_right_gradients(layer, torch.randn(3, 2, 3))
 
 
@@ -123,3 +125,22 @@ def test_reflections_by_default_and_at_most():
     assert [SpectralRNN(3, hidden).reflectors for hidden in (1, 7, 128)] == [1, 1, 32]
     with pytest.raises(ValueError, match=r"reflectors=6: must be at most hidden=5"):
         Config(hidden=5, reflectors=6)
+
+
+def test_an_orthogonal_matrix_has_no_margin():
+    with pytest.raises(ValueError, match=r"^margin=0\.3: must be 0\.01, the default, where orthogonal is true"):
+        Config(orthogonal=True, margin=0.3)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_is_rounded(dtype, orthogonal):
+    layer, _ = layer_and_numbers(6, reflectors=4, orthogonal=orthogonal)
+    layer.to(dtype)
+    rounded, x = layer.matrix(), torch.randn(5, 2, 3, dtype=dtype)
+    sequence, _ = layer(x)
+    layer.double()
+    assert rounded.dtype == sequence.dtype == dtype
+    exact = layer.matrix()
+    assert (rounded - exact).abs().max() < 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(sequence.double(), layer(x.double())[0], rtol=0.1, atol=0.1)

@@ -209,12 +209,14 @@ def test_failures_travel_between_processes(error):
 
 
 def test_what_differs_from_the_recipe_is_in_the_record(fit_here, caplog):
-    _, folder = fit_here(*SMALL, "training.steps=4", "training.limit_evaluation=1")
+    _, folder = fit_here(*SMALL, "training.steps=4", "training.limit_evaluation=1", "training.target=null")
     changed = record_of(folder)["changed"]
     assert changed["task.T"] == 8
     assert changed["training.limit_evaluation"] == 1
     assert "optimizer.lr" not in changed
     assert "changed from recipe cornn/adding: model.hidden=6" in caplog.text
+    # As a command line has it.
+    assert ", training.target=null" in caplog.text
     assert "reduced budget: 4 of the recipe's 20,000 steps" in caplog.text
     assert "not a result" in caplog.text
 
