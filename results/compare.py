@@ -3,7 +3,7 @@
 The interval of a difference is Welch's at 95 %, of that pair alone. The ranking allows for the number of pairs: two
 rows differ significantly if Welch's test says so after Holm's correction over all pairs of the table, so that all ranks
 of a table hold together at 95 %. A row has the ranks that these pairs leave it: all, if no pair differs significantly.
-A row that a target ended is never behind another: its runs might have reached a better value.
+A row all of whose runs a target ended is never behind another: they might have reached a better value.
 """
 
 import math
@@ -38,7 +38,7 @@ def compare(values: Sequence[Sequence[float]], higher_is_better: bool, ended: Se
 
     Args:
         values: of each row, one value per seed; at least two.
-        ended: whether a target ended runs of a row; empty if of none.
+        ended: whether a target ended all runs of a row; empty if of none.
     """
     sign = 1 if higher_is_better else -1
     means = [sign * statistics.fmean(row) for row in values]

@@ -58,6 +58,8 @@ class Published(Section):
         n: number of runs (seeds); null where that is not known.
         test_samples: size of the test set, where known.
         protocol: split, permutation, normalisation, and which epoch is tested, as far as known.
+        open: settings that the source does not state, where a recipe had to choose them; null for none.
+        test: the test set that it is of, by its name in ``metrics`` of a record; another than ``test`` is a part of it.
         parameters: number of trained parameters, where known.
         cost: of one run: hours, seconds_per_1000_steps, memory_mb.
         trajectory: epoch to metric on the validation split, read from the log that was published with the code; of a
@@ -76,6 +78,8 @@ class Published(Section):
     deviation: float | None = None
     deviation_kind: Annotated[str | None, OneOf(None, *DEVIATIONS)] = None
     n: Annotated[int | None, Ge(1)] = None
+    open: str | None = None
+    test: str = "test"
     test_samples: Annotated[int | None, Ge(1)] = None
     parameters: Annotated[int | None, Ge(1)] = None
     cost: dict | None = None

@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,10 +35,11 @@ from longwave.results.verdict import (
     OUT_OF_REACH,
     Verdict,
     amount,
+    by_ratio,
     judge,
 )
-from longwave.schema import MODEL, counted, marked, one_line
-from longwave.training.config import CONF, choices, experiment, recipe_overrides, schemas
+from longwave.schema import counted, one_line
+from longwave.training.config import CONF, choices, experiment, numbers, recipe_overrides
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
@@ -46,9 +48,9 @@ PATH = home() / "results" / "TABLES.md"
 REACH = Path(__file__).parent / "out_of_reach.yaml"
 COMMAND = "python -m results.tables"
 
-# Settings of a run that make it another protocol than its recipe's.
-_PROTOCOL = ("training.selection", "training.limit_evaluation", "training.overfit")
-_PROTOCOL_SECTIONS = ("task.", "transform", "curriculum")
+# Settings of how long a run trains. Any other that is not the recipe's makes it another protocol: a published value is
+# judged by the settings that were chosen for it beforehand, not by those that come nearest.
+_BUDGET = ("training.epochs", "training.steps", "training.target", "training.patience")
 _THREADS = re.compile(r"(\d+) threads?\)$")
 _SETTING = re.compile(r"\$\{([a-z_]+)\.([a-z_]+)\}")
 
@@ -110,7 +112,7 @@ class Row:
 class Table:
     """A task's rows as text: ``cells[i][j]`` stands below ``header[j]`` and belongs to ``rows[i]``.
 
-    ``compared`` is the same for those that can be compared with each other; None for fewer than two.
+    ``compared`` has the same for each group of rows, two or more, that can be compared with each other.
     """
 
     title: str
@@ -118,7 +120,7 @@ class Table:
     rows: list[Row]
     cells: list[list[str]]
     notes: list[str]
-    compared: "Table | None" = None
+    compared: "list[Table]" = field(default_factory=list)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -248,11 +250,11 @@ def _row(group: Group) -> Row:
     own = any_run.objective.metric if any_run.objective else "loss"
     metric = target.metric if target else own
     differs = differences(any_run, key)
-    scores = [run.metrics["test"] for run in group.runs]
-    if not all(metric in score for score in scores):
-        differs.append(f"no {metric} measured")
-        metric = own
-    values = [score[metric] for score in scores]
+    part = target.test if target else "test"
+    if not all(metric in run.metrics.get(part, ()) for run in group.runs):
+        differs.append(f"no {metric} on {part} measured" if part != "test" else f"no {metric} measured")
+        metric, part = own, "test"
+    values = [run.metrics[part][metric] for run in group.runs]
     row = Row(
         title=_title(task_of(any_run), any_run.config["task"]),
         model=any_run.model,
@@ -285,13 +287,17 @@ def _row(group: Group) -> Row:
     if len(read) > 1:
         names = sorted({file for file, _ in frozenset.union(*read) - frozenset.intersection(*read)})
         odd.append(f"runs not trained on the same data: {', '.join(names)}")
-    row.notes = [*row.verdict.notes, *_other_tests(row), *_folds(group.runs, metric), *odd]
+    chosen = (
+        [f"its source does not state {target.open}"] if target and target.open and row.verdict.name in JUDGED else []
+    )
+    row.notes = [*row.verdict.notes, *chosen, *_other_tests(row, part), *_folds(group.runs, metric), *odd]
     return row
 
 
-def _other_tests(row: Row) -> list[str]:
-    """What was measured on further test sets, such as the part that a published value is of."""
-    names = sorted({name for run in row.runs for name in run.metrics if name.startswith("test_")})
+def _other_tests(row: Row, shown: str) -> list[str]:
+    """What was measured on further test sets than the one that is ``shown``."""
+    names = {name for run in row.runs for name in run.metrics if name == "test" or name.startswith("test_")}
+    names = sorted(names - {shown})
     found = {name: [run.metrics[name].get(row.metric) for run in row.runs if name in run.metrics] for name in names}
     return [
         f"{row.metric} on {name}: {_mean(values, row.metric)}" for name, values in found.items() if None not in values
@@ -344,14 +350,7 @@ def differences(record: Record, key: str | None) -> list[str]:
         return ["no recipe"]
     if _aim(_recipe(recipe).get("published"), record.config) != key:
         return [f"recipe {recipe} does not aim at {key}"]
-    # Settings that make it another model, or another size of it.
-    declared = dict(schemas("model"))
-    structural = {f"model.{key}" for key in marked(declared[record.model], MODEL)} if record.model in declared else ()
-    return [
-        f"{name}={value}"
-        for name, value in record.changed.items()
-        if name in _PROTOCOL or name.startswith(_PROTOCOL_SECTIONS) or name in structural
-    ]
+    return [f"{name}={plain(value)}" for name, value in record.changed.items() if name not in _BUDGET]
 
 
 def budget(runs: list[Record]) -> float | None:
@@ -387,8 +386,8 @@ def _beyond(rows: list[Row]) -> Table:
 
 
 def parts(found: Iterable[Table]) -> list[Table]:
-    """The tables, each followed by the comparison of its rows, where there is one."""
-    return [part for table in found for part in (table, table.compared) if part]
+    """The tables, each followed by the comparisons of its rows."""
+    return [part for table in found for part in (table, *table.compared)]
 
 
 def by_title(found: Iterable[Row]) -> list[list[Row]]:
@@ -408,7 +407,7 @@ def _table(group: list[Row]) -> Table:
         "changed": [changes(row) for row in group],
         "trained on lengths": [lengths(row) for row in group],
         "ours (n)": [ours(row) for row in group],
-        "published": [_published_value(row.published) for row in group],
+        "published": ["" if _elsewhere(row) else _published_value(row.published) for row in group],
         "verdict": ["" if row.verdict.name == NO_NUMBER else str(row.verdict) for row in group],
         **{f"steps until {above} {b}": [_steps_until(row.passed.get(b)) for row in group] for b in bounds},
         "steps": [_budget(row) for row in group],
@@ -416,17 +415,29 @@ def _table(group: list[Row]) -> Table:
         "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in group],
     }
     measured = f"{metric}, %" if metric == "accuracy" else metric
-    notes = dict.fromkeys(f"{row.label}: {note}." for row in group for note in row.notes)
-    return _as_table(f"{title}: {measured}", columns, group, notes, _compared(group))
+    about: dict[str, dict[str, None]] = {}
+    for row in group:
+        for note in row.notes:
+            about.setdefault(note, {})[row.label] = None
+    notes = [f"{', '.join(labels)}: {note}." for note, labels in about.items()]
+    table = _as_table(f"{title}: {measured}", columns, group, notes)
+    table.compared = _comparisons(group)
+    return table
 
 
-def _as_table(
-    title: str, columns: dict[str, list[str]], group: list[Row], notes: Iterable[str], compared: Table | None = None
-) -> Table:
+def _elsewhere(row: Row) -> bool:
+    """Whether the value that the recipe aims at is of another length of the task, and so of another table."""
+    return (
+        row.published is not None
+        and _title(row.published.task, _recipe(row.recipe or "").get("task") or {}) != row.title
+    )
+
+
+def _as_table(title: str, columns: dict[str, list[str]], group: list[Row], notes: Iterable[str]) -> Table:
     """The columns that are not empty."""
     kept = {name: [_printable(cell) for cell in cells] for name, cells in columns.items() if any(cells)}
     cells = [list(row) for row in zip(*kept.values(), strict=True)]
-    return Table(_printable(title), list(kept), group, cells, [_printable(note) for note in notes], compared)
+    return Table(_printable(title), list(kept), group, cells, [_printable(note) for note in notes])
 
 
 def _printable(text: str) -> str:
@@ -434,33 +445,67 @@ def _printable(text: str) -> str:
     return one_line(text, most=len(text) * 10)
 
 
-def _compared(group: list[Row]) -> Table | None:
-    """The rows of a table against each other."""
-    several = [row for row in group if len(row.values) > 1]
-    if len(several) < 2:
-        return None
-    metric = several[0].metric
-    ended = ["target" in row.stopped for row in several]
-    found = compare([row.values for row in several], METRICS.get(metric, False), ended)
+def _comparisons(group: list[Row]) -> list[Table]:
+    """The rows of a table against each other: those of the same task, down to its split, and the same selection."""
+    alike: list[tuple[dict, list[Row]]] = []
+    for row in group:
+        if row.values:
+            own = _protocol(row)
+            rows = next((rows for settings, rows in alike if settings == own), [])
+            if not rows:
+                alike.append((own, rows))
+            rows.append(row)
+    several = [(settings, rows) for settings, rows in alike if sum(len(row.values) > 1 for row in rows) > 1]
+    names = dict.fromkeys(name for settings, _ in several for name in settings)
+    differ = [name for name in names if any(settings.get(name) != several[0][0].get(name) for settings, _ in several)]
+    made = []
+    for settings, rows in several:
+        table = _compared(rows, group)
+        if differ:
+            table.title += ": " + ", ".join(f"{name}={plain(settings.get(name))}" for name in differ)
+        made.append(table)
+    return made
+
+
+def _protocol(row: Row) -> dict:
+    """The settings of the task, and which weights are tested, of the runs of a row."""
+    config = row.runs[0].config
+    task = {f"task.{key}": value for key, value in numbers(config)["task"].items() if key != "fold"}
+    return task | {"training.selection": (config.get("training") or {}).get("selection")}
+
+
+def _compared(alike: list[Row], group: list[Row]) -> Table:
+    """Rows of a table against each other; errors on generated sequences by the ratio of their geometric means."""
+    several = [row for row in alike if len(row.values) > 1]
+    metric, ratio = several[0].metric, by_ratio(several[0].metric, several[0].task)
+    values = [
+        [math.log(max(one, sys.float_info.min)) for one in row.values] if ratio else row.values for row in several
+    ]
+    ended = [all(run.stopped == "target" for run in row.runs) for row in several]
+    found = compare(values, METRICS.get(metric, False), ended)
     rows = [several[standing.index] for standing in found]
     ranks, behind = [], []
+
+    def said(difference: float) -> str:
+        return f"{math.exp(difference):.3g}" if ratio else amount(difference, metric)
+
     for standing in found:
         ranks.append(str(standing.first) + (f" to {standing.last}" if standing.last > standing.first else ""))
         if standing.interval:
-            low, high = (amount(end, metric) for end in standing.interval)
-            behind.append(f"{amount(standing.behind, metric)} [{low}, {high}]")
+            low, high = map(said, standing.interval)
+            behind.append(f"{said(standing.behind)} [{low}, {high}]")
         else:
             unknown = "ended by its target" if ended[standing.index] else "no deviation over the seeds"
             behind.append("" if standing is found[0] else unknown)
     notes = []
     if all(standing.last - standing.first == len(found) - 1 for standing in found):
         notes.append("No two of these differ significantly.")
-    if single := sum(len(row.values) == 1 for row in group):
+    if single := sum(len(row.values) == 1 for row in alike):
         notes.append(f"{counted(single, 'row')} with one seed {'is' if single == 1 else 'are'} not compared.")
     columns = {
         "recipe": [row.label for row in rows],
         "rank": ranks,
-        "behind the first [95 %]": behind,
+        "times the first [95 %]" if ratio else "behind the first [95 %]": behind,
         "tuning": [_tuning(row, group) for row in rows],
     }
     return _as_table("Compared", columns, rows, notes)
@@ -557,7 +602,7 @@ def in_a_line(found: list[Row]) -> str:
     counts = {name: number for name, number, _ in summary(found)}
     hours = sum(row.core_hours for row in found)
     listed = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("judged", "in all"))
-    cells = sum(row.verdict.name != NO_NUMBER for row in found)
+    cells = sum(row.verdict.name not in (NO_NUMBER, OTHER_PROTOCOL) for row in found)
     return f"{counts.get('judged', 0)} of {counted(cells, 'cell')} judged, {hours:,.1f} core hours: {listed}"
 
 
@@ -571,8 +616,8 @@ def as_markdown(found: list[Table], committed: bool = True) -> str:
         "",
         *([f"`{COMMAND} --publish` writes this page from the records in `results/runs`.", ""] if committed else []),
         "Ours is the mean on the test set over n seeds, ± their sample standard deviation. A difference is positive",
-        "where ours is better; its 90 % interval follows. Below a table its rows are compared with each other:",
-        "an interval is that of one difference over the seeds, the ranks allow for the number of pairs.",
+        "where ours is better; its 90 % interval follows. Below a table, rows of the same protocol are compared with",
+        "each other: an interval is that of one difference over the seeds, the ranks allow for the number of pairs.",
         "[docs/results.md](../docs/results.md#verdicts) says what each verdict means.",
     ]
     if everything:
@@ -581,9 +626,10 @@ def as_markdown(found: list[Table], committed: bool = True) -> str:
         lines += [tabulate(counts, ["verdict", "rows", "core hours"], tablefmt="pipe", disable_numparse=True)]
         lines += [
             "",
-            "A row is a cell of a published table, except those with *no published number*. Judged are rows of",
+            "A row is a cell of a published table, except those with *no published number*, and those of an *other",
+            "protocol*, whose cell has its own row. Judged are rows of three seeds or more, at the full budget and",
+            "under the published protocol. Settings that its source does not state are the recipe's: see the notes.",
         ]
-        lines += ["three seeds or more, at the full budget and under the published protocol."]
         if any(name == OUT_OF_REACH for name, _, _ in counts):
             most = _reach()["most_core_hours"]
             lines += ["*Out of reach* are cells whose data were not available where the records were made, or of"]

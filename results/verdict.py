@@ -5,8 +5,8 @@ Let ``d`` be the mean of ours less the published value, signed so that positive 
 - ours: ``s^2 / n``, with ``s`` our sample standard deviation over ``n`` seeds;
 - the published value's: ``s_p^2 / n_p`` for a mean with its deviation; that of a population is turned into a sample's
   by ``sqrt(n_p / (n_p - 1))``, and one of unknown kind is taken as a sample's. A mean without a deviation
-  over ``n_p`` seeds is taken to spread as ours do: ``s^2 / n_p``. Where ``n_p`` is not known (quoted, unstated, ...)
-  the term is left out: the value counts as exact;
+  over ``n_p`` seeds is taken to spread as ours do: ``s^2 / n_p``. Where it is said to be a mean, and ``n_p`` is not
+  known, the term is left out: the value counts as exact;
 - the test set's, for accuracies: ``p (1 - p) / N``, binomial, with ``p`` the published accuracy and ``N`` samples. It
   is counted once: two models tested on the same samples share a part of their luck, and tested on different ones they
   would have twice this. For other metrics it is not known and left out.
@@ -22,7 +22,8 @@ the degrees of freedom of Welch and Satterthwaite (a binomial has infinitely man
 A published single run, or the best of several, is no mean. It is compared with the interval in which 95 % of single
 runs of ours would lie, or of the best of as many: mean + c s, with c from the joint distribution of ``n`` runs and
 ``k`` further ones, all from one normal distribution. The test set has no term here: our runs were tested on it. A best
-of an unknown number counts as one run.
+of an unknown number counts as one run, and so does a value of which nobody says what it is (quoted, unstated): it may
+be one, and what is not known must not make a verdict sharper.
 
 Errors on generated sequences (:data:`GENERATED`) are compared by their logarithms: a mean is a geometric one, and ``d``
 the logarithm of a ratio.
@@ -74,16 +75,16 @@ def margin(published: Published) -> float:
       a difference for which papers claim to be better.
     - 5 % of the published value for all other metrics: about one in the second digit that is printed.
     """
-    if by_ratio(published):
+    if by_ratio(published.metric, published.task):
         return math.log(2)
     if published.metric == "accuracy":
         return min(max(0.25 * (1 - published.value), 0.003), 0.01)
     return 0.05 * published.value
 
 
-def by_ratio(published: Published) -> bool:
+def by_ratio(metric: str, task: str) -> bool:
     """True if values are compared by their ratio."""
-    return published.metric == "mse" and published.task in GENERATED and published.value > 0
+    return metric == "mse" and task in GENERATED
 
 
 @dataclass(frozen=True)
@@ -162,28 +163,28 @@ def judge(
         return Verdict(NO_NUMBER)
     if differs:
         return Verdict(OTHER_PROTOCOL, published.metric, reason=", ".join(differs))
-    n, ratio = len(ours), by_ratio(published)
+    n, ratio = len(ours), by_ratio(published.metric, published.task)
     values, target = ours, published.value
     if ratio:
-        values, target = [math.log(max(value, sys.float_info.min)) for value in ours], math.log(target)
+        *values, target = (math.log(max(value, sys.float_info.min)) for value in (*ours, target))
     mean = statistics.fmean(values)
     difference = mean - target if METRICS[published.metric] else target - mean
     found = {"metric": published.metric, "difference": difference, "ratio": ratio}
+    if budget is not None and budget > 1:
+        return Verdict(OTHER_PROTOCOL, published.metric, reason=f"{budget:.3g} times the steps")
     if budget is not None and budget < 1:
         # Whoever falls short before the end has shown nothing.
         name = REACHED_EARLY if difference >= 0 else REDUCED_BUDGET
         return Verdict(name, **found, reason=f"{100 * budget:.3g} % of the steps", notes=_notes(ours, published))
     notes = _notes(ours, published)
-    if budget is not None and budget > 1:
-        notes = (f"on {budget:.3g} times the steps", *notes)
     if n < MIN_SEEDS:
         return Verdict(TOO_FEW_SEEDS, **found, reason=f"{n} of {MIN_SEEDS}", notes=notes)
     found["margin"] = bound = margin(published)
     spread = statistics.stdev(values)
-    if published.kind in ("single", "best"):
+    if published.kind != "mean":
         if not spread:
             return Verdict(UNDECIDED, **found, reason=f"{n} seeds that do not differ", notes=notes)
-        k = published.n or 1
+        k = (published.n or 1) if published.kind == "best" else 1
         low, high = (mean + c * spread for c in _range_of_best(n, k, METRICS[published.metric]))
         name = INSIDE if low <= target <= high else OUTSIDE
         if (high - low) / 2 > bound:
@@ -233,14 +234,14 @@ def _error(spread: float, n: int, published: Published) -> tuple[float, float]:
 def _variances(spread: float, n: int, published: Published) -> list[tuple[float, float]]:
     """The terms of the variance of the difference, each with its degrees of freedom; those that are known."""
     terms, ours, n_p, theirs = [], 1 / n, published.n, published.deviation
-    if published.kind == "mean" and n_p is not None:
+    if n_p is not None:
         if theirs is None:
             ours += 1 / n_p
         else:
             if published.deviation_kind == "population":
                 theirs *= math.sqrt(n_p / (n_p - 1))
-            if by_ratio(published):
-                theirs /= published.value
+            if by_ratio(published.metric, published.task):
+                theirs /= max(published.value, sys.float_info.min)
             terms.append((theirs**2 / n_p, n_p - 1))
     terms.append((spread**2 * ours, n - 1))
     if published.metric == "accuracy" and published.test_samples is not None:
@@ -299,8 +300,10 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
         best = (max if METRICS[published.metric] else min)(ours)
         what = "a best one" if published.n == 1 else f"the best of {published.n or 'an unknown number of'} runs"
         return (f"the published value is {what}; our best is {amount(best, published.metric)}{unit}",)
+    if published.kind != "mean":
+        return ("whether the published value is one run or a mean is not known; it counts as one run",)
     if published.n is None:
-        return ("how many runs are behind the published value is not known; its own error is left out",)
+        return ("how many runs are behind the published mean is not known; its own error is left out",)
     return ()
 
 

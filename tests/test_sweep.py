@@ -288,7 +288,7 @@ def test_the_rows_are_compared(width, monkeypatch):
     _, _, compared = out.getvalue().partition("Compared")
     lines = [line.split() for line in compared.splitlines() if "/adding" in line]
     assert [line[:2] for line in lines] == [["lem/adding", "1"], ["cornn/adding", "2"]]
-    assert width < 300 or lines[1][2:5] == ["0.098", "[0.0957,", "0.1]"]
+    assert width < 300 or lines[1][2:5] == ["35", "[14.8,", "83.1]"]
 
 
 def test_one_run_is_one(monkeypatch):

@@ -72,8 +72,8 @@ def seeds(model, values, **more):
 def compared(made):
     found = [table for table in tables(rows_of(made)) if any(row.runs for row in table.rows)]
     (table,) = found
-    return table.compared and {cells[0]: dict(zip(table.compared.header, cells, strict=True)) for cells in
-                               table.compared.cells}, table  # fmt: skip
+    rows = {cells[0]: dict(zip(one.header, cells, strict=True)) for one in table.compared for cells in one.cells}
+    return rows, table
 
 
 def test_the_models_of_a_table():
@@ -88,7 +88,8 @@ def test_the_models_of_a_table():
     assert [row["tuning"] for row in cells.values()] == [
         "the recipe's", "the recipe's; one of 2 settings that were run", "the defaults except model.hidden=256",
     ]  # fmt: skip
-    assert table.compared.notes == ["1 row with one seed is not compared."]
+    (one,) = table.compared
+    assert (one.title, one.notes) == ("Compared", ["1 row with one seed is not compared."])
     assert "Compared:" in as_markdown([table])
     assert as_latex([table]).count(r"\begin{table}") == 2
 
@@ -96,15 +97,44 @@ def test_the_models_of_a_table():
 def test_a_ranking_that_says_nothing_says_so():
     cells, table = compared([*seeds("cornn", WIDE), *seeds("lem", WIDE[::-1]), *seeds("lstm", [0.9, 0.95])])
     assert {row["rank"] for row in cells.values()} == {"1 to 3"}
-    assert table.compared.notes == ["No two of these differ significantly."]
+    assert table.compared[0].notes == ["No two of these differ significantly."]
 
 
 def test_one_row_is_not_compared():
-    assert compared([*seeds("cornn", HIGH), *seeds("lem", [0.9])])[0] is None
+    assert compared([*seeds("cornn", HIGH), *seeds("lem", [0.9])])[0] == {}
+
+
+def test_other_protocols_are_compared_apart():
+    """Two rows of another split, two of another selection; the fifth has nobody beside it."""
+    made = []
+    for model, split, selection in (
+        ("cornn", "a", "best"), ("lem", "a", "best"), ("gru", "b", "last"), ("lstm", "b", "last"), ("rnn", "b", "best"),
+    ):  # fmt: skip
+        for record in seeds(model, HIGH):
+            record["config"]["task"]["validation"] = split
+            record["config"]["training"]["selection"] = selection
+            made.append(record)
+    _, table = compared(made)
+    assert {one.title: [cells[0] for cells in one.cells] for one in table.compared} == {
+        "Compared: task.validation=a, training.selection=best": ["cornn/psmnist", "lem/psmnist"],
+        "Compared: task.validation=b, training.selection=last": ["gru/psmnist", "lstm/psmnist"],
+    }
+
+
+def test_errors_on_generated_sequences_are_compared_by_ratio():
+    """A run that learnt nothing does not hide that the others are ten times better: 0.1 / sqrt(0.001 * 0.1)."""
+    made = [*seeds("cornn", [0.001, 0.1], task="adding", recipe="cornn/adding"),
+            *seeds("lem", [0.1, 0.1], task="adding", recipe="lem/adding")]  # fmt: skip
+    cells, _ = compared(made)
+    assert cells["lem/adding"]["times the first [95 %]"].startswith("10 [")
 
 
 def test_ended_by_its_target():
     made = [*seeds("cornn", [0.001, 0.002], task="adding", recipe="cornn/adding"),
             *seeds("lem", [0.008, 0.009], task="adding", recipe="lem/adding", stopped="target")]  # fmt: skip
     cells, _ = compared(made)
-    assert cells["lem/adding"]["behind the first [95 %]"] == "ended by its target"
+    assert cells["lem/adding"]["times the first [95 %]"] == "ended by its target"
+    # One that the budget ended would not have improved further.
+    made[-1]["stopped"] = "budget"
+    cells, _ = compared(made)
+    assert cells["lem/adding"]["times the first [95 %]"].startswith("6 [")

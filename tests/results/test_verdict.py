@@ -63,7 +63,7 @@ def test_two_means_with_deviations():
     assert str(judge(around(0.90, 0.002), TARGET)) == "falls short by 6.00 points, [-6.49, -5.51]"
     assert str(judge(around(0.97, 0.002), TARGET)) == "exceeds by 1.00 points, [0.51, 1.49]"
     # Ten times the deviation: 0.96 is not seen to differ, nor seen to be near.
-    found = judge(around(0.96, 0.02), published(0.96, "quoted"))
+    found = judge(around(0.96, 0.02), published(0.96))
     # 0.02 / sqrt(3) * 2.92
     assert found.interval == pytest.approx((-0.033717, 0.033717), rel=1e-4)
     assert found.name == "undecided"
@@ -85,10 +85,10 @@ def test_where_the_names_change():
 
 def test_how_many_seeds_would_decide():
     # 0.004 t / sqrt(k) <= 0.003 - 0.0001 for t of k - 1 degrees of freedom: k = 8 has 0.00268, k = 7 has 0.00294.
-    found = judge(around(0.9901, 0.004), published(0.99, "quoted"))
+    found = judge(around(0.9901, 0.004), published(0.99))
     assert str(found) == "undecided (3 seeds; about 8 would decide): +0.01 points, [-0.66, 0.68] not within ± 0.30"
     # That far from 0, a smaller number shows the difference: 0.004 t / sqrt(k) < 0.005, k = 4 has 0.0047.
-    assert "about 4 would" in str(judge(around(0.985, 0.004), published(0.99, "quoted")))
+    assert "about 4 would" in str(judge(around(0.985, 0.004), published(0.99)))
     # The published runs are two: 0.02 t / sqrt(2) of one degree of freedom stays, whatever ours are.
     found = judge(around(0.99, 0.004), published(0.99, deviation=0.02, n=2))
     assert "1,000 would not decide" in str(found)
@@ -96,7 +96,7 @@ def test_how_many_seeds_would_decide():
         "any number of seeds leaves ± 8.93 points: the test set is small, or the published runs are few",
     )
     # It does not say so where seeds would, were they not that many.
-    assert judge(around(0.99, 0.9), published(0.99, "quoted", n=1)).notes == ()
+    assert judge(around(0.99, 0.9), published(0.99, n=1)).notes == ()
 
 
 def test_seeds_that_would_decide_where_more_of_them_would_not():
@@ -111,7 +111,7 @@ def test_seeds_that_would_decide_where_more_of_them_would_not():
 
 
 def test_the_test_set_is_binomial():
-    found = judge([0.97] * 3, published(0.973, "quoted", test_samples=10000))
+    found = judge([0.97] * 3, published(0.973, test_samples=10000))
     # sqrt(0.973 * 0.027 / 10000), times the normal's 1.645: 0.0030 - 0.0027 of 0 to 0.0057 of 0.00675.
     assert found.standard_error == pytest.approx(0.00162083, rel=1e-5)
     assert str(found) == "reproduced: -0.30 points, [-0.57, -0.03] within ± 0.68"
@@ -145,8 +145,8 @@ def test_a_population_deviation_becomes_a_samples():
         ("single", {"n": 1}, 1 / 3 + 1),
         ("best", {"n": 1}, 1 / 3 + 1),
         ("best", {}, 1 / 3 + 1),
-        ("quoted", {}, 1 / 3),
-        ("unstated", {}, 1 / 3),
+        ("quoted", {}, 1 / 3 + 1),
+        ("unstated", {}, 1 / 3 + 1),
     ],
 )
 def test_a_value_without_deviation_is_taken_to_spread_as_ours_do(kind, more, factor):
@@ -163,7 +163,7 @@ def test_less_is_better_for_errors():
 
 
 def test_errors_on_generated_sequences_are_compared_by_ratio():
-    target = published(5e-5, "quoted", "mse", task="adding")
+    target = published(5e-5, metric="mse", task="adding")
     # Logarithms 0.1 apart: 0.1 / sqrt(3) * 2.92 = 0.1686, within log 2 = 0.693 up to a factor of e^0.52 = 1.69.
     ours = [5e-5 * math.exp(0.5 + step) for step in (-0.1, 0, 0.1)]
     assert str(judge(ours, target)) == "reproduced: 1.65 times, [1.39, 1.95] within a factor of 2"
@@ -218,7 +218,7 @@ def test_the_best_of_several_runs():
 
 
 def test_too_few_seeds():
-    target = published(0.9, "quoted", test_samples=10000)
+    target = published(0.9, test_samples=10000)
     assert str(judge([0.95], target)) == "too few seeds (1 of 3): +5.00 points"
     assert str(judge([0.95, 0.96], target)) == "too few seeds (2 of 3): +5.50 points"
     assert judge([0.95, 0.96, 0.97], target).name == "exceeds"
@@ -235,7 +235,7 @@ def test_reduced_budget():
     # What arrives early has arrived; by how much it would have been ahead is not known.
     assert str(judge([0.9, 0.91], target, budget=0.5)) == "reached early (50 % of the steps): +0.50 points"
     assert judge([0.91], target, budget=0.5).name == "reached early"
-    assert judge([0.9] * 3, target, budget=2.0).notes[0] == "on 2 times the steps"
+    assert str(judge([0.9] * 3, target, budget=2.0)) == "other protocol (2 times the steps)"
 
 
 def test_other_protocol_comes_before_any_number():
@@ -250,12 +250,16 @@ def test_what_is_said_of_a_best_run():
     found = judge([1.2, 1.1, 1.3], published(1.0, "best", "rmse"))
     assert found.notes[-1] == "the published value is the best of an unknown number of runs; our best is 1.1"
     assert "one run" in judge([0.8] * 3, published(0.9, "single", n=1)).notes[-1]
-    assert "not known" in judge([0.8] * 3, published(0.9, "quoted")).notes[0]
+    for kind in ("quoted", "unstated"):
+        found = judge([0.8, 0.81, 0.82], published(0.9, kind))
+        assert str(found) == "outside [76.03, 85.97], where 95 % of single runs lie: falls short by 9.00 points"
+        assert "it counts as one run" in found.notes[-1]
+    assert "not known; its own error is left out" in judge([0.8] * 3, published(0.9)).notes[0]
     assert judge([0.8] * 3, published(0.9, n=3)).notes == ()
 
 
 def test_no_spread_at_all():
-    target = published(1.5, "quoted", "rmse")
+    target = published(1.5, metric="rmse")
     assert str(judge([1.5] * 3, target)) == "reproduced: +0, [0, 0] within ± 0.075"
     # At the margin, whatever rounding makes of 5 %.
     assert judge([1.425] * 3, target).name == judge([1.575] * 3, target).name == "reproduced"
