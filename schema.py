@@ -1,7 +1,7 @@
 """Constraints and marks of the fields of a configuration, declared beside them.
 
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    damping: Annotated[str, OneOf("explicit", "implicit"), MODEL] = "explicit"
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    damping: Annotated[str, OneOf("explicit", "implicit")] = "explicit"
 
 A section that derives from :class:`Section` is checked when it is made; :func:`marked` gives the fields with a mark.
 """
@@ -16,7 +16,6 @@ from annotated_types import Ge, Gt, Le, Lt
 
 __all__ = [
     "LATER",
-    "MODEL",
     "NEUTRAL",
     "REPEAT",
     "Annotated",
@@ -31,8 +30,6 @@ __all__ = [
     "one_line",
 ]
 
-# A setting that makes it another model, or another size of it: not how it is initialised, trained or computed.
-MODEL = "model"
 # A setting that cannot change a number of a run, up to rounding: where it runs, what is kept and shown of it.
 NEUTRAL = "neutral"
 # A setting that came after runs were made without it: its default is what they did, and leaves their identity as it is.

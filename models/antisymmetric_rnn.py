@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le
+from longwave.schema import Annotated, Ge, Gt, Le
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Config(ModelConfig):
     """
 
     name: str = "antisymmetric_rnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    gated: Annotated[bool, MODEL] = False
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    gated: bool = False
     epsilon: Annotated[float, Gt(0), Le(100)] = 0.1
     gamma: Annotated[float, Ge(0), Le(100)] = 0.01
 

@@ -10,7 +10,7 @@ from longwave import kernels
 from longwave.models.irregular import Irregular
 from longwave.models.layer import start_wide
 from longwave.models.network import Group, ModelConfig, Network
-from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, OneOf
+from longwave.schema import LATER, Annotated, Ge, Gt, Le, OneOf
 
 # With explicit damping a velocity is multiplied by 1 - epsilon dt a step. Beyond 2 it grows; a trained one stays below.
 MOST_DAMPING = 1.5
@@ -40,16 +40,16 @@ class Config(ModelConfig):
     """
 
     name: str = "cornn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
     dt: Annotated[float, Gt(0), Le(100)] = 0.042
     gamma: Annotated[float, Ge(0), Le(10**6)] = 1.0
     epsilon: Annotated[float, Ge(0), Le(10**6)] = 1.0
-    parametrisation: Annotated[str, OneOf("concatenated", "separate", "recurrent"), MODEL] = "concatenated"
-    damping: Annotated[str, OneOf("explicit", "implicit"), MODEL] = "explicit"
-    train_dynamics: Annotated[str, OneOf("none", "shared", "unit"), MODEL] = "none"
+    parametrisation: Annotated[str, OneOf("concatenated", "separate", "recurrent")] = "concatenated"
+    damping: Annotated[str, OneOf("explicit", "implicit")] = "explicit"
+    train_dynamics: Annotated[str, OneOf("none", "shared", "unit")] = "none"
     input_initialisation: Annotated[str, OneOf("pytorch", "wide")] = "pytorch"
     recurrent_initialisation: Annotated[str, OneOf("pytorch", "critical")] = "pytorch"
-    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), LATER] = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le
+from longwave.schema import Annotated, Ge, Le
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Config(ModelConfig):
     """
 
     name: str = "eurnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    capacity: Annotated[int | None, Ge(1), Le(65536), MODEL] = None
-    fft: Annotated[bool, MODEL] = False
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    capacity: Annotated[int | None, Ge(1), Le(65536)] = None
+    fft: bool = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import MatrixLayer
 from longwave.models.network import Group, ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
+from longwave.schema import Annotated, Ge, Gt, Le, OneOf
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Config(ModelConfig):
     """
 
     name: str = "exprnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 170
-    mode: Annotated[str, OneOf("exprnn", "dtriv"), MODEL] = "exprnn"
+    hidden: Annotated[int, Ge(1), Le(65536)] = 170
+    mode: Annotated[str, OneOf("exprnn", "dtriv")] = "exprnn"
     period: Annotated[int, Ge(1), Le(10**9)] = 100
     projection_period: Annotated[int, Ge(1), Le(10**9)] = 100
     initialisation: Annotated[str, OneOf("cayley", "henaff")] = "cayley"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import Layer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le
+from longwave.schema import Annotated, Ge, Le
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Config(ModelConfig):
     """
 
     name: str = "fastgrnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    gated: Annotated[bool, MODEL] = True
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    gated: bool = True
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(FastGRNN(inputs, **self.settings()), nn.Linear(self.hidden, outputs))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import CuDNNLayer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le
+from longwave.schema import Annotated, Ge, Le
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Config(ModelConfig):
     """
 
     name: str = "gru"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(GRU(inputs, self.hidden), nn.Linear(self.hidden, outputs))

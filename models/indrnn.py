@@ -11,7 +11,7 @@ from longwave import kernels
 from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import Group, ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
+from longwave.schema import Annotated, Ge, Gt, Le, Lt, OneOf
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Config(ModelConfig):
     """
 
     name: str = "indrnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 2
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    layers: Annotated[int, Ge(1), Le(1000)] = 2
     magnitude: Annotated[float, Gt(0), Le(10**6)] = 1.0
     steps: Annotated[int, Ge(1), Le(10**9)] = 1
     long_memory: bool = False
-    norm: Annotated[str, OneOf("after", "before", "none"), MODEL] = "none"
+    norm: Annotated[str, OneOf("after", "before", "none")] = "none"
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def __post_init__(self):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.irregular import Irregular
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le
+from longwave.schema import LATER, Annotated, Ge, Gt, Le
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Config(ModelConfig):
     """
 
     name: str = "lem"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
     dt: Annotated[float, Gt(0), Le(100)] = 1.0
-    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
+    spacing: Annotated[float | None, Gt(0), Le(1e12), LATER] = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         readout = nn.Linear(self.hidden, outputs)

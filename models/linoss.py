@@ -13,7 +13,7 @@ from longwave import kernels
 from longwave.models.irregular import durations, join, split, untimed
 from longwave.models.layer import Layer, Packing, normalised
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, Lt, OneOf
+from longwave.schema import LATER, Annotated, Ge, Gt, Le, Lt, OneOf
 
 
 @dataclass
@@ -37,15 +37,15 @@ class Config(ModelConfig):
     """
 
     name: str = "linoss"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    state: Annotated[int, Ge(1), Le(65536), MODEL] = 64
-    blocks: Annotated[int, Ge(1), Le(1000), MODEL] = 2
-    discretisation: Annotated[str, OneOf("im", "imex"), MODEL] = "im"
-    learned_step: Annotated[bool, MODEL] = True
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    state: Annotated[int, Ge(1), Le(65536)] = 64
+    blocks: Annotated[int, Ge(1), Le(1000)] = 2
+    discretisation: Annotated[str, OneOf("im", "imex")] = "im"
+    learned_step: bool = True
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
-    pooling: Annotated[str, OneOf("mean", "last"), MODEL] = "mean"
-    block: Annotated[str, OneOf("standard", "released"), MODEL, LATER] = "standard"
-    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
+    pooling: Annotated[str, OneOf("mean", "last")] = "mean"
+    block: Annotated[str, OneOf("standard", "released"), LATER] = "standard"
+    spacing: Annotated[float | None, Gt(0), Le(1e12), LATER] = None
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(LinOSS(inputs, **self.settings()), nn.Linear(self.hidden, outputs))

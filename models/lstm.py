@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from longwave import kernels
 from longwave.models.layer import CuDNNLayer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import LATER, MODEL, Annotated, Ge, Le, OneOf
+from longwave.schema import LATER, Annotated, Ge, Le, OneOf
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Config(ModelConfig):
     """
 
     name: str = "lstm"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
     forget_bias: Annotated[float | None, Ge(-100), Le(100)] = None
     chrono: Annotated[int | None, Ge(3), Le(10**9)] = None
-    readout: Annotated[str, OneOf("hidden", "cell"), MODEL, LATER] = "hidden"
+    readout: Annotated[str, OneOf("hidden", "cell"), LATER] = "hidden"
 
     def __post_init__(self):
         super().__post_init__()

@@ -13,7 +13,7 @@ from longwave import kernels
 from longwave.kernels.nrde.reference import SOLVERS, field
 from longwave.models.layer import Layer
 from longwave.models.network import Group, ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Gt, Le, OneOf
+from longwave.schema import Annotated, Ge, Gt, Le, OneOf
 
 
 @dataclass
@@ -37,14 +37,14 @@ class Config(ModelConfig):
     """
 
     name: str = "nrde"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 32
-    multiplier: Annotated[int, Ge(1), Le(1000), MODEL] = 3
-    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 2
-    depth: Annotated[int, MODEL] = 1
+    hidden: Annotated[int, Ge(1), Le(65536)] = 32
+    multiplier: Annotated[int, Ge(1), Le(1000)] = 3
+    layers: Annotated[int, Ge(1), Le(1000)] = 2
+    depth: int = 1
     solver: Annotated[str, OneOf(*SOLVERS)] = "rk4"
     adjoint: bool = False
-    tied: Annotated[bool, MODEL] = False
-    repeat_last: Annotated[bool, MODEL] = False
+    tied: bool = False
+    repeat_last: bool = False
     readout_lr: Annotated[float, Gt(0), Le(1000)] = 1.0
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import MatrixLayer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le
+from longwave.schema import Annotated, Ge, Le
 
 
 @dataclass
@@ -25,10 +25,10 @@ class Config(ModelConfig):
     """
 
     name: str = "spectral_rnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    reflectors: Annotated[int | None, Ge(1), Le(65536), MODEL] = None
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    reflectors: Annotated[int | None, Ge(1), Le(65536)] = None
     margin: Annotated[float, Ge(0), Le(1)] = 0.01
-    orthogonal: Annotated[bool, MODEL] = False
+    orthogonal: bool = False
     slope: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from longwave import kernels
 from longwave.models.layer import Layer
 from longwave.models.network import ModelConfig, Network
-from longwave.schema import MODEL, Annotated, Ge, Le
+from longwave.schema import Annotated, Ge, Le
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Config(ModelConfig):
     """
 
     name: str = "ugrnn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
 
     def build(self, inputs: int, outputs: int) -> Network:
         return Network(UGRNN(inputs, self.hidden), nn.Linear(self.hidden, outputs))

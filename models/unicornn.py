@@ -12,7 +12,7 @@ from longwave.models.irregular import Irregular, join, split
 from longwave.models.layer import Packing, normalised, start_wide
 from longwave.models.network import ModelConfig, Network
 from longwave.models.stack import Stack, affine, classifier
-from longwave.schema import LATER, MODEL, Annotated, Ge, Gt, Le, Lt, OneOf, shown
+from longwave.schema import LATER, Annotated, Ge, Gt, Le, Lt, OneOf, shown
 
 LARGEST_DT = 100
 # Of dt, where step sizes are spread: sigmoid(c) is below 1.
@@ -47,17 +47,17 @@ class Config(ModelConfig):
     """
 
     name: str = "unicornn"
-    hidden: Annotated[int, Ge(1), Le(65536), MODEL] = 128
-    layers: Annotated[int, Ge(1), Le(1000), MODEL] = 3
+    hidden: Annotated[int, Ge(1), Le(65536)] = 128
+    layers: Annotated[int, Ge(1), Le(1000)] = 3
     dt: Any = 0.046
     alpha: Annotated[float, Ge(0), Le(10**6)] = 10.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
-    residual: Annotated[bool, MODEL] = False
+    residual: bool = False
     anchor: Annotated[int, Ge(0), Le(10**9)] = 256
     dt_spread: Annotated[float, Ge(1), Le(10**9)] = 1.0
     input_initialisation: Annotated[str, OneOf("released", "wide")] = "released"
-    output: Annotated[str, OneOf("position", "deviation"), MODEL] = "position"
-    spacing: Annotated[float | None, Gt(0), Le(1e12), MODEL, LATER] = None
+    output: Annotated[str, OneOf("position", "deviation")] = "position"
+    spacing: Annotated[float | None, Gt(0), Le(1e12), LATER] = None
 
     def __post_init__(self):
         super().__post_init__()

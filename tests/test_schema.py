@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from longwave.schema import MODEL, NEUTRAL, Annotated, Ge, Gt, Le, Lt, OneOf, Section, marked
+from longwave.schema import NEUTRAL, Annotated, Ge, Gt, Le, Lt, OneOf, Section, marked
 
 
 @dataclass
 class Example(Section):
-    size: Annotated[int, Ge(1), Le(8), MODEL] = 2
+    size: Annotated[int, Ge(1), Le(8)] = 2
     rate: Annotated[float, Gt(0), Lt(1)] = 0.5
-    mode: Annotated[str, OneOf("a", "b"), MODEL] = "a"
+    mode: Annotated[str, OneOf("a", "b")] = "a"
     limit: Annotated[int | None, Ge(1), NEUTRAL] = None
     lengths: Annotated[list[int] | None, Ge(1)] = None
     choice: Annotated[str | None, OneOf("x", None)] = None
@@ -51,8 +51,7 @@ def test_what_is_allowed():
 
 
 def test_marks():
-    assert marked(Example, MODEL) == {"size", "mode"}
-    assert marked(Larger, MODEL) == {"size", "mode"}
+    assert marked(Example, NEUTRAL) == {"limit"}
     assert marked(Larger, NEUTRAL) == {"limit", "more"}
     with pytest.raises(ValueError, match="size=0"):
         Larger(size=0)
