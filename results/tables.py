@@ -36,6 +36,7 @@ from longwave.results.verdict import (
     Verdict,
     amount,
     by_ratio,
+    exp,
     judge,
 )
 from longwave.schema import counted, one_line
@@ -487,7 +488,7 @@ def _compared(alike: list[Row], group: list[Row]) -> Table:
     ranks, behind = [], []
 
     def said(difference: float) -> str:
-        return f"{math.exp(difference):.3g}" if ratio else amount(difference, metric)
+        return f"{exp(difference):.3g}" if ratio else amount(difference, metric)
 
     for standing in found:
         ranks.append(str(standing.first) + (f" to {standing.last}" if standing.last > standing.first else ""))

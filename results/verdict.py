@@ -135,11 +135,11 @@ class Verdict:
 
     def _signed(self, value: float, sign: str = "") -> str:
         # A ratio is that of ours to the published one: less is better.
-        return f"{math.exp(-value):.3g}" if self.ratio else amount(value, self.metric, sign)
+        return f"{exp(-value):.3g}" if self.ratio else amount(value, self.metric, sign)
 
     def _size(self) -> str:
         size = abs(self.difference)
-        return f"a factor of {math.exp(size):.3g}" if self.ratio else amount(size, self.metric) + self._unit()
+        return f"a factor of {exp(size):.3g}" if self.ratio else amount(size, self.metric) + self._unit()
 
     def _ends(self) -> str:
         ends = reversed(self.interval) if self.ratio else self.interval
@@ -191,7 +191,7 @@ def judge(
             notes = ("an interval wider than the margin: with seeds that vary so much, little is outside", *notes)
         return Verdict(
             name, **found, standard_error=spread * math.sqrt(1 + 1 / n), notes=notes,
-            interval=(math.exp(low), math.exp(high)) if ratio else (low, high),
+            interval=(exp(low), exp(high)) if ratio else (low, high),
             reason="single runs" if k == 1 else f"the best of {k} runs",
         )  # fmt: skip
     error, radius = _error(spread, n, published)
@@ -305,6 +305,11 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.n is None:
         return ("how many runs are behind the published mean is not known; its own error is left out",)
     return ()
+
+
+def exp(logarithm: float) -> float:
+    """The number itself, or the largest there is."""
+    return math.exp(min(logarithm, math.log(sys.float_info.max)))
 
 
 def amount(value: float, metric: str, sign: str = "") -> str:

@@ -127,6 +127,10 @@ def test_errors_on_generated_sequences_are_compared_by_ratio():
             *seeds("lem", [0.1, 0.1], task="adding", recipe="lem/adding")]  # fmt: skip
     cells, _ = compared(made)
     assert cells["lem/adding"]["times the first [95 %]"].startswith("10 [")
+    made[0]["metrics"]["test"]["mse"] = 0.0
+    made[0]["objective"]["value"] = 0.0
+    cells, _ = compared(made)
+    assert cells["lem/adding"]["times the first [95 %]"].endswith(", 1.8e+308]")
 
 
 def test_ended_by_its_target():

@@ -176,6 +176,8 @@ def test_errors_on_generated_sequences_are_compared_by_ratio():
     found = judge(ours, published(5e-5, "single", "mse", task="adding"))
     assert str(found) == "outside [5.02e-05, 0.000135], where 95 % of single runs lie: falls short by a factor of 1.65"
     assert judge([0.0] * 3, target).name == "exceeds"
+    # A zero among others makes an interval that no number reaches.
+    assert judge([0.0, 1.0, 1.0], published(5e-5, "single", "mse", task="adding")).interval[1] > 1e300
 
 
 def test_a_published_run_is_compared_with_ours():
