@@ -74,7 +74,7 @@ def publish(tracking: Tracking, output: Path, keys: tuple[str, ...] = (), runs: 
                 # A value of the test set; the line is drawn on the split too that ours are watched on.
                 splits = {f"{split}/{record.metric}": record.value for split in ("validation", "test")}
                 run.log(splits, step=step)
-            final = {f"final/test/{record.metric}": record.value}
+            final = {f"final/{record.test}/{record.metric}": record.value}
             run.summary.update({"published/key": key, "published/value": record.value, **final})
             logged.append(str(run.sync_dir) if mode == "offline" else run.url)
         finish(run)

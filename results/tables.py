@@ -14,7 +14,6 @@ import math
 import re
 import shlex
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,9 +37,10 @@ from longwave.results.verdict import (
     by_ratio,
     exp,
     judge,
+    log,
 )
 from longwave.schema import counted, one_line
-from longwave.training.config import CONF, choices, experiment, numbers, recipe_overrides
+from longwave.training.config import CONF, choices, experiment, recipe_overrides
 from longwave.training.errors import UserError
 from longwave.training.files import write_atomic
 from longwave.training.record import Record
@@ -471,7 +471,7 @@ def _comparisons(group: list[Row]) -> list[Table]:
 def _protocol(row: Row) -> dict:
     """The settings of the task, and which weights are tested, of the runs of a row."""
     config = row.runs[0].config
-    task = {f"task.{key}": value for key, value in numbers(config)["task"].items() if key != "fold"}
+    task = {f"task.{key}": value for key, value in experiment(config)["task"].items()}
     return task | {"training.selection": (config.get("training") or {}).get("selection")}
 
 
@@ -479,9 +479,7 @@ def _compared(alike: list[Row], group: list[Row]) -> Table:
     """Rows of a table against each other; errors on generated sequences by the ratio of their geometric means."""
     several = [row for row in alike if len(row.values) > 1]
     metric, ratio = several[0].metric, by_ratio(several[0].metric, several[0].task)
-    values = [
-        [math.log(max(one, sys.float_info.min)) for one in row.values] if ratio else row.values for row in several
-    ]
+    values = [[log(one) for one in row.values] if ratio else row.values for row in several]
     ended = [all(run.stopped == "target" for run in row.runs) for row in several]
     found = compare(values, METRICS.get(metric, False), ended)
     rows = [several[standing.index] for standing in found]

@@ -166,7 +166,7 @@ def judge(
     n, ratio = len(ours), by_ratio(published.metric, published.task)
     values, target = ours, published.value
     if ratio:
-        *values, target = (math.log(max(value, sys.float_info.min)) for value in (*ours, target))
+        *values, target = map(log, (*ours, target))
     mean = statistics.fmean(values)
     difference = mean - target if METRICS[published.metric] else target - mean
     found = {"metric": published.metric, "difference": difference, "ratio": ratio}
@@ -305,6 +305,11 @@ def _notes(ours: Sequence[float], published: Published) -> tuple[str, ...]:
     if published.n is None:
         return ("how many runs are behind the published mean is not known; its own error is left out",)
     return ()
+
+
+def log(error: float) -> float:
+    """The logarithm, also of an error of 0: that of the smallest number there is."""
+    return math.log(max(error, sys.float_info.min))
 
 
 def exp(logarithm: float) -> float:

@@ -45,9 +45,20 @@ def test_offline_twice(save, tmp_path, monkeypatch, capsys):
     assert shown.run.run_id == publish_baselines.identity(KEY, published.get(KEY))
     assert shown.summary["published/value"] == 0.973
     assert shown.config["published"] == KEY
+    assert shown.summary["final/test/accuracy"] == 0.973
     publish_baselines.main(arguments)
     assert "0 logged, 1 was there already" in capsys.readouterr().out
     assert len(list((output / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_a_value_of_a_part_of_the_test_set_stands_beside_ours_on_that_part(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    output = tmp_path / "outputs"
+    publish_baselines.main(["lem/fitzhugh_nagumo", "--mode", "offline", "--output", str(output)])
+    (folder,) = (output / "wandb").glob("offline-run-*-baseline-*")
+    summary = read(folder).summary
+    assert summary["final/test_last_128/rmse"] == 0.0023766
+    assert "final/test/rmse" not in summary
 
 
 def test_online_what_is_there_is_left_alone(tmp_path, monkeypatch):
