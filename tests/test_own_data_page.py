@@ -45,6 +45,6 @@ def test_the_table(train_process):
     table = done.stdout[done.stdout.index("gestures (") :]
     for model in ("cornn", "lstm", "gru", "lem", "linoss"):
         assert re.search(rf"^{model} \(no recipe\) .*± .* \(5\)", table, re.MULTILINE)
-        assert re.search(
-            rf"^{model} \(no recipe\): folds 0: \S+, 1: \S+, 2: \S+, 3: \S+, 4: \S+\.$", table, re.MULTILINE
-        )
+        # Rows with the same values share one note: "cornn (no recipe), gru (no recipe): folds 0: 50, ...".
+        folds = r"folds 0: \S+, 1: \S+, 2: \S+, 3: \S+, 4: \S+\.$"
+        assert re.search(rf"^([^:\n]*, )?{model} \(no recipe\)(, [^:\n]*)?: {folds}", table, re.MULTILINE)
