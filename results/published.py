@@ -56,7 +56,8 @@ class Published(Section):
         deviation: the standard deviation of a run, as published; null where there is none.
         deviation_kind: sample (divided by n - 1), population (by n), or null where that is not known.
         n: number of runs (seeds); null where that is not known.
-        test_samples: size of the test set, where known.
+        test_samples: size of the test set that all runs share, where known; null where each seed has its own split:
+            then the deviation over the seeds is that of their test sets, too.
         protocol: split, permutation, normalisation, and which epoch is tested, as far as known.
         open: settings that the source does not state, where a recipe had to choose them; null for none.
         test: the test set that it is of, by its name in ``metrics`` of a record; another than ``test`` is a part of it.

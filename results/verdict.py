@@ -9,7 +9,8 @@ Let ``d`` be the mean of ours less the published value, signed so that positive 
   known, the term is left out: the value counts as exact;
 - the test set's, for accuracies: ``p (1 - p) / N``, binomial, with ``p`` the published accuracy and ``N`` samples. It
   is counted once: two models tested on the same samples share a part of their luck, and tested on different ones they
-  would have twice this. For other metrics it is not known and left out.
+  would have twice this. Where each seed has a split of its own, ``s`` has it in it, and there is no further term. For
+  other metrics it is not known and left out.
 
 The verdict is that of two one-sided tests at 5 % (TOST): the 90 % interval of ``d``, from Student's distribution with
 the degrees of freedom of Welch and Satterthwaite (a binomial has infinitely many), against the :func:`margin`.

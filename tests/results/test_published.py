@@ -75,7 +75,7 @@ KNOWN = {
     "nrde/bidmc_rr_depth3_step512": (1.49, 0.08, None, 3, "mean", 1193, 222785),
     "nrde/bidmc_hr_depth3_step128": (2.97, 0.45, None, 3, "mean", 1193, 140737),
     "nrde/bidmc_spo2_depth2_step16": (1.98, 0.21, None, 3, "mean", 1193, 123969),
-    "linoss/eigenworms_im": (0.95, 0.044, "population", 5, "mean", 36, 134279),
+    "linoss/eigenworms_im": (0.95, 0.044, "population", 5, "mean", None, 134279),
     "linoss/uea_motor_imex": (0.579, 0.053, "population", 5, "mean", None, None),
     "linoss/ppg_dalia_log_ncde": (0.0956, 0.0059, "population", 5, "mean", None, None),
     "s4/psmnist_ur_gru": (0.9651, None, None, None, "quoted", 10000, None),
