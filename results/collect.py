@@ -1,4 +1,4 @@
-"""Copies the records of finished runs into ``outputs/records``: ``python -m results.collect``.
+"""Copies the records of runs that finished or diverged into ``outputs/records``: ``python -m results.collect``.
 
 ``--publish`` copies them into ``results/runs``, which is committed. It refuses runs of uncommitted
 code, and runs that are no result (trained on one batch, tested on a part of the test set). ``--force`` takes them, and

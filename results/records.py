@@ -182,12 +182,14 @@ def refusals(record: Record) -> list[str]:
 
 
 def unfinished(record: Record) -> list[str]:
-    """Its status and error, where a run is not finished."""
-    return [] if record.status == FINISHED else [record.status + (f" ({record.error})" if record.error else "")]
+    """Its status and error, where a run has neither finished nor diverged: then it has a result."""
+    if record.status == FINISHED or record.diverged:
+        return []
+    return [record.status + (f" ({record.error})" if record.error else "")]
 
 
 def flaws(record: Record) -> list[str]:
-    """What makes a finished run no result."""
+    """What makes a run that has ended no result."""
     reasons = []
     if record.git is None:
         reasons.append("of an unknown commit")

@@ -64,9 +64,13 @@ def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[s
         )
     print(shlex.join(["python", "train.py", *command]), flush=True)
     code = _run([sys.executable, PACKAGE / "train.py", *command])
-    if code:
+    try:
+        now = read(folder_of(config))
+    except FileNotFoundError:
+        now = None
+    if now is None or (code and not (record.diverged and now.diverged)):
         raise UserError(f"the run ended with exit code {code}")
-    return list(compare(record, read(folder_of(config))))
+    return list(compare(record, now))
 
 
 def _run(command: list) -> int:
@@ -110,6 +114,9 @@ def compare(then: Record, now: Record):
     for key, (before, after) in about.items():
         if before != after:
             yield f"{key}: {before} then, {after} now"
+    if then.diverged:
+        end = f"at step {now.failed_step:,}" if now.diverged else "not at all"
+        yield f"diverged: at step {then.failed_step:,} then, {end} now"
     for split, scores in then.metrics.items():
         for key, before in scores.items():
             after = now.metrics.get(split, {}).get(key)

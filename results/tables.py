@@ -266,7 +266,7 @@ def _row(group: Group) -> Row:
         values=values,
         key=key,
         published=target,
-        verdict=judge(values, target, budget(group.runs), differs) if values else Verdict(NOT_FINISHED),
+        verdict=judge(values, target, budget(group.runs), differs) if values else _ended(group),
         steps_in_recipe=any_run.budget.steps_in_recipe,
         parameters=any_run.parameters,
         runs=group.runs,
@@ -279,11 +279,14 @@ def _row(group: Group) -> Row:
         for bounds in any_run.first_passed.values():
             for bound in bounds:
                 row.passed[bound] = [steps[bound] for run in group.runs for steps in run.first_passed.values()]
-    odd = [run.status for run in group.unfinished]
+    odd = [run.status for run in group.unfinished if not run.diverged]
     for run in group.runs:
         flaws = run.forced or records.flaws(run)
         odd += [("collected by force (%s)" if run.forced else "%s") % ", ".join(flaws)] if flaws else []
     odd = [f"{counted(count, 'run')} {what}" for what, count in Counter(odd).items()]
+    if lost := [run for run in group.unfinished if run.diverged]:
+        seeds = ", ".join(f"seed {run.seed} at step {run.failed_step:,}" for run in lost)
+        odd.append(f"{counted(len(lost), 'run')} diverged, not in the mean: {seeds}")
     read = {frozenset((one.file, one.sha256) for one in run.data.files) for run in group.runs if run.data}
     if len(read) > 1:
         names = sorted({file for file, _ in frozenset.union(*read) - frozenset.intersection(*read)})
@@ -293,6 +296,10 @@ def _row(group: Group) -> Row:
     )
     row.notes = [*row.verdict.notes, *chosen, *_other_tests(row, part), *_folds(group.runs, metric), *odd]
     return row
+
+
+def _ended(group: Group) -> Verdict:
+    return Verdict(NOT_FINISHED, reason="diverged" if all(run.diverged for run in group.unfinished) else "")
 
 
 def _other_tests(row: Row, shown: str) -> list[str]:

@@ -204,6 +204,11 @@ class Record(_Part):
         return self
 
     @property
+    def diverged(self) -> bool:
+        """True if a loss, gradient, score or weight that is not finite ended it, at ``failed_step``."""
+        return self.status == FAILED and self.failed_step is not None
+
+    @property
     def far_below_trivial(self) -> bool:
         """True if the trivial prediction is far better: twice the score, or a tenth of the squared error."""
         metric = self.objective.metric.removeprefix("batch_") if self.objective else None

@@ -8,7 +8,7 @@ import pytest
 from longwave import home, train
 from longwave.results import collect, records
 from longwave.training.config import compose_run
-from longwave.training.errors import UserError
+from longwave.training.errors import Diverged, UserError
 from longwave.training.record import Git
 from tests.results.cases import make_record, parsed
 
@@ -167,6 +167,17 @@ def test_only_publishing_touches_the_checkout(folder, tmp_path, monkeypatch, cap
     alter(folder, git=CLEAN)
     collect.main(["--output", str(output), "--publish"])
     assert [path.stem for path in records.FOLDER.iterdir()] == [folder.name]
+
+
+def test_a_run_that_diverged_is_a_result(fit_here, into, tmp_path):
+    with pytest.raises(Diverged, match=r"^the norm of the gradient is inf at step 2"):
+        fit_here(*SMALL, "model=indrnn", "task.T=60", "optimizer.lr=1000")
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    assert collect.collect(folder.parent, into, publish=True)[0] == f"collected {folder.name}"
+    record = records.read(into / f"{folder.name}.json")
+    assert (record.diverged, record.failed_step, record.metrics, record.forced) == (True, 2, {}, [])
+    alter(folder, git={"commit": "c", "dirty": True})
+    assert collect.collect(folder.parent, into, publish=True)[0] == f"refused {folder.name}: from a dirty tree"
 
 
 def test_force_does_not_replace_what_needed_none(folder, into):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from longwave.results import collect, records, repeat
-from longwave.training.errors import UserError
+from longwave.training.errors import Diverged, UserError
 from longwave.training.record import Git
 
 SMALL = (
@@ -47,6 +47,18 @@ def test_what_differs_is_said(record):
     assert lines[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, 0.5 now"
     del now.metrics["test"]
     assert list(repeat.compare(then, now))[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, not there now"
+
+
+def test_a_run_that_diverged(fit_here, tmp_path, capfd):
+    command = (*SMALL, "model=indrnn", "task.T=60", "optimizer.lr=1000")
+    with pytest.raises(Diverged):
+        fit_here(*command)
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    kept = json.loads((folder / "record.json").read_text()) | {"command": "python train.py " + " ".join(command)}
+    (folder / "record.json").write_text(json.dumps(kept))
+    collect.collect(folder.parent, tmp_path / "records")
+    repeat.main([str(tmp_path / "records" / f"{folder.name}.json"), f"output={tmp_path}/again", "tracking=none"])
+    assert "diverged: at step 2 then, at step 2 now\n" in capfd.readouterr().out
 
 
 def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):

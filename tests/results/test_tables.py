@@ -36,7 +36,7 @@ def test_the_page_is_what_the_records_give():
     assert damaged == []
     assert tables.PATH.read_text() == tables.as_markdown(tables.tables(rows_of(ours)))
     for record in ours:
-        assert record.status == "finished"
+        assert not records.refusals(record), record.name
         assert not record.forced, f"{record.name} was collected by force"
 
 
@@ -365,6 +365,20 @@ def test_what_was_forced_or_failed_is_said():
     alone = row_of(rows_of([failed]), "cornn/psmnist")
     assert (alone.values, alone.verdict.name, alone.notes) == ([], "not finished", ["1 run failed"])
     assert "not finished" in tables.as_markdown(tables.tables([alone]))
+
+
+def test_seeds_that_diverged_are_named():
+    lost = [make_record(seed=seed, status="failed", failed_step=1000 + seed, metrics={}) for seed in (3, 4)]
+    for record in lost:
+        for key in ("objective", "stopped", "wall_seconds"):
+            del record[key]
+    row = row_of(rows_of([*seeds(0.97, 0.97, 0.97), *lost]), "cornn/psmnist")
+    assert row.values == [0.97] * 3
+    assert row.notes[-1] == "2 runs diverged, not in the mean: seed 3 at step 1,003, seed 4 at step 1,004"
+    alone = row_of(rows_of(lost), "cornn/psmnist")
+    assert (alone.values, str(alone.verdict)) == ([], "not finished (diverged)")
+    interrupted = lost[1] | {"status": "interrupted"}
+    assert str(row_of(rows_of([lost[0], interrupted]), "cornn/psmnist").verdict) == "not finished"
 
 
 @pytest.mark.parametrize(
