@@ -52,6 +52,8 @@ COMMAND = "python -m results.tables"
 # Settings of how long a run trains. Any other that is not the recipe's makes it another protocol: a published value is
 # judged by the settings that were chosen for it beforehand, not by those that come nearest.
 _BUDGET = ("training.epochs", "training.steps", "training.target", "training.patience")
+# The metric of a run that failed before it had one.
+UNKNOWN = "loss"
 _THREADS = re.compile(r"(\d+) threads?\)$")
 _SETTING = re.compile(r"\$\{([a-z_]+)\.([a-z_]+)\}")
 
@@ -180,6 +182,11 @@ def rows(ours: list[Record], mine: Iterable[Record] = (), open_cells: bool = Tru
                 title, record.model, record.task, record.metric, recipe, key=key, published=record, verdict=verdict
             )
             found.append(row)
+    # What has failed may have nothing that it was selected by: it stands with the other rows of its task.
+    usual = {row.title: row.metric for row in found if row.metric != UNKNOWN}
+    for row in found:
+        if row.metric == UNKNOWN:
+            row.metric = usual.get(row.title, UNKNOWN)
     # Sorted twice, as sorting is stable: the user's own stand behind those of the same settings.
     found.sort(key=lambda row: row.mine)
     return sorted(found, key=lambda row: (_natural(row.title), row.metric, row.model, row.name, str(row.changed)))
@@ -247,8 +254,7 @@ def _row(group: Group) -> Row:
     any_run = group.any
     key = any_run.published.key if any_run.published else None
     target = _published(key)
-    # A failed run may have none that it was selected by.
-    own = any_run.objective.metric if any_run.objective else "loss"
+    own = any_run.objective.metric if any_run.objective else UNKNOWN
     metric = target.metric if target else own
     differs = differences(any_run, key)
     part = target.test if target else "test"
@@ -423,10 +429,12 @@ def _table(group: list[Row]) -> Table:
         "parameters": [f"{row.parameters:,}" if row.parameters else "" for row in group],
     }
     measured = f"{metric}, %" if metric == "accuracy" else metric
+    several = Counter(row.label for row in group)
     about: dict[str, dict[str, None]] = {}
     for row in group:
+        name = row.label + (f" with {changes(row)}" if several[row.label] > 1 and row.changed else "")
         for note in row.notes:
-            about.setdefault(note, {})[row.label] = None
+            about.setdefault(note, {})[name] = None
     notes = [f"{', '.join(labels)}: {note}." for note, labels in about.items()]
     table = _as_table(f"{title}: {measured}", columns, group, notes)
     table.compared = _comparisons(group)

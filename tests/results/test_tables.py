@@ -377,6 +377,10 @@ def test_seeds_that_diverged_are_named():
     assert row.notes[-1] == "2 runs diverged, not in the mean: seed 3 at step 1,003, seed 4 at step 1,004"
     alone = row_of(rows_of(lost), "cornn/psmnist")
     assert (alone.values, str(alone.verdict)) == ([], "not finished (diverged)")
+    # Without a published value they stand with the others of their task.
+    free = [record | {"published": None, "recipe": None} for record in lost]
+    assert row_of(rows_of([*seeds(0.97, 0.97), *free]), None).metric == "accuracy"
+    assert [row.metric for row in tables.rows(list(map(parsed, free)), open_cells=False)] == ["loss"]
     interrupted = lost[1] | {"status": "interrupted"}
     assert str(row_of(rows_of([lost[0], interrupted]), "cornn/psmnist").verdict) == "not finished"
 
