@@ -15,8 +15,8 @@ from longwave import PACKAGE
 from longwave.results import records
 from longwave.training.config import compose_run, numbers
 from longwave.training.errors import UserError
-from longwave.training.record import Record, read
-from longwave.training.run import folder_of
+from longwave.training.record import Record
+from longwave.training.run import Run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,12 +63,12 @@ def repeat(record: Record, overrides: list[str], anyway: bool = False) -> list[s
             "Check that commit out, or add --anyway"
         )
     print(shlex.join(["python", "train.py", *command]), flush=True)
+    run = Run(config, record.command)
+    before = run.earlier()
     code = _run([sys.executable, PACKAGE / "train.py", *command])
-    try:
-        now = read(folder_of(config))
-    except FileNotFoundError:
-        now = None
-    if now is None or (code and not (record.diverged and now.diverged)):
+    now = run.earlier()
+    # A run that diverges fails; one that fails before it trains leaves the record of an earlier repetition.
+    if code and not (record.diverged and now != before and now.diverged):
         raise UserError(f"the run ended with exit code {code}")
     return list(compare(record, now))
 

@@ -262,6 +262,7 @@ def _row(group: Group) -> Row:
         differs.append(f"no {metric} on {part} measured" if part != "test" else f"no {metric} measured")
         metric, part = own, "test"
     values = [run.metrics[part][metric] for run in group.runs]
+    ended = "diverged" if all(run.diverged for run in group.unfinished) else ""
     row = Row(
         title=_title(task_of(any_run), any_run.config["task"]),
         model=any_run.model,
@@ -272,7 +273,7 @@ def _row(group: Group) -> Row:
         values=values,
         key=key,
         published=target,
-        verdict=judge(values, target, budget(group.runs), differs) if values else _ended(group),
+        verdict=judge(values, target, budget(group.runs), differs) if values else Verdict(NOT_FINISHED, reason=ended),
         steps_in_recipe=any_run.budget.steps_in_recipe,
         parameters=any_run.parameters,
         runs=group.runs,
@@ -302,10 +303,6 @@ def _row(group: Group) -> Row:
     )
     row.notes = [*row.verdict.notes, *chosen, *_other_tests(row, part), *_folds(group.runs, metric), *odd]
     return row
-
-
-def _ended(group: Group) -> Verdict:
-    return Verdict(NOT_FINISHED, reason="diverged" if all(run.diverged for run in group.unfinished) else "")
 
 
 def _other_tests(row: Row, shown: str) -> list[str]:

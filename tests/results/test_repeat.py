@@ -49,7 +49,7 @@ def test_what_differs_is_said(record):
     assert list(repeat.compare(then, now))[-1] == f"test mse: {then.metrics['test']['mse']:.6g} then, not there now"
 
 
-def test_a_run_that_diverged(fit_here, tmp_path, capfd):
+def test_a_run_that_diverged(fit_here, tmp_path, capfd, monkeypatch):
     command = (*SMALL, "model=indrnn", "task.T=60", "optimizer.lr=1000")
     with pytest.raises(Diverged):
         fit_here(*command)
@@ -57,8 +57,14 @@ def test_a_run_that_diverged(fit_here, tmp_path, capfd):
     kept = json.loads((folder / "record.json").read_text()) | {"command": "python train.py " + " ".join(command)}
     (folder / "record.json").write_text(json.dumps(kept))
     collect.collect(folder.parent, tmp_path / "records")
-    repeat.main([str(tmp_path / "records" / f"{folder.name}.json"), f"output={tmp_path}/again", "tracking=none"])
+    arguments = [str(tmp_path / "records" / f"{folder.name}.json"), f"output={tmp_path}/again", "tracking=none"]
+    repeat.main(arguments)
     assert "diverged: at step 2 then, at step 2 now\n" in capfd.readouterr().out
+    # Now that there is a record of it, a run that fails before it trains has not diverged again.
+    monkeypatch.setattr(repeat, "_run", lambda _: 1)
+    with pytest.raises(SystemExit):
+        repeat.main(arguments)
+    assert capfd.readouterr().err.endswith("error: the run ended with exit code 1\n")
 
 
 def test_a_command_that_now_means_another_run(record, monkeypatch, capsys):
